@@ -1,0 +1,1 @@
+//! HTTP sidecar: OpenAI and Anthropic JSON to gRPC and back.

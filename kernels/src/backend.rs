@@ -1,0 +1,271 @@
+//! The contract between the worker's executor and a device: opaque buffers and fused ops.
+//!
+//! A backend owns its device memory. The executor allocates everything at start (`alloc`), uploads weights, then
+//! runs ops on buffers; results that the host needs come back through `download` (which waits for the device).
+//! Ops are queued in order on one stream; an op may return before the device has run it. Activations between ops
+//! are F32 on every backend unless an op's documentation says otherwise.
+
+use std::fmt;
+
+use crate::weight::HostLinear;
+
+/// Memory of a backend: a handle, meaningful only to the backend that gave it.
+#[derive(Debug)]
+pub struct Buffer {
+    pub handle: u64,
+    pub bytes: usize,
+}
+
+/// A linear weight on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinearId(pub u32);
+
+/// The experts of one layer that this rank holds, in local order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExpertsId(pub u32);
+
+/// A vector parameter (norm weight, selection bias), kept as F32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VectorId(pub u32);
+
+/// KV cache of one layer: pages of `page_tokens` tokens, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvId(pub u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDtype {
+    Bf16,
+    Fp8E4m3,
+    Fp8E5m2,
+}
+
+/// The tokens of one step on this worker: runs of consecutive positions of one sequence each, laid end to end.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// One id per token; for a decode run resolved by the executor or, on a device, from the last sample.
+    pub ids: Vec<u32>,
+    /// Position of each token in its sequence.
+    pub positions: Vec<u32>,
+    pub runs: Vec<BatchRun>,
+    /// Token indices whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub struct BatchRun {
+    /// First token of the run within the batch.
+    pub first: u32,
+    pub len: u32,
+    /// The sequence's page table: covers position + len tokens.
+    pub pages: Vec<u32>,
+    /// Position of the first token.
+    pub position: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("{op}: {what} is {found}, expected {expected}")]
+    Shape {
+        op: &'static str,
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
+    #[error("{device}: {what} needs {needed} bytes, {free} are free")]
+    OutOfMemory {
+        device: String,
+        what: String,
+        needed: u64,
+        free: u64,
+    },
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("{device}: {what}")]
+    Device { device: String, what: String },
+}
+
+pub type Result<T> = std::result::Result<T, KernelError>;
+
+/// Sampling of one row of logits; see `ops/sample`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleParams {
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: u64,
+    /// So many best log-probabilities besides the sampled one's.
+    pub logprobs: Option<u32>,
+}
+
+/// One row to sample.
+pub struct SampleRow<'a> {
+    pub params: &'a SampleParams,
+    /// Position that the sampled token will have: the counter of the generator, with the seed as key.
+    pub position: u32,
+    /// All tokens so far and where the output begins, if penalties need them (else empty).
+    pub tokens: &'a [u32],
+    pub output_start: usize,
+    /// Allowed tokens, one bit each; `None`: all.
+    pub mask: Option<&'a [u8]>,
+    /// Tokens that may not be chosen now.
+    pub forbidden: &'a [u32],
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    pub token: u32,
+    /// With `SampleParams::logprobs`: of the sampled token, its rank (1 = best) and the best ones.
+    pub logprob: f32,
+    pub rank: u32,
+    pub top: Vec<(u32, f32)>,
+    /// The logits held a NaN or allowed no token: why.
+    pub error: Option<String>,
+}
+
+pub struct AttentionWeights {
+    pub norm: VectorId,
+    pub q: LinearId,
+    pub k: LinearId,
+    pub v: LinearId,
+    pub o: LinearId,
+    pub q_norm: Option<VectorId>,
+    pub k_norm: Option<VectorId>,
+}
+
+/// Experts as the host has them, in local order: gate (w1), up (w3), down (w2).
+pub struct HostExpert {
+    pub gate: HostLinear,
+    pub up: HostLinear,
+    pub down: HostLinear,
+}
+
+/// Which of a row's top-k slots this rank computes: `expert` is local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertRow {
+    /// Row of the input.
+    pub row: u32,
+    pub expert: u32,
+}
+
+/// Shapes that stay the same while the backend lives; buffers are sized from them.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Tokens in one step on this rank.
+    pub max_tokens: usize,
+    /// Rows of logits in one step.
+    pub max_logit_rows: usize,
+    /// Runs in one step.
+    pub max_runs: usize,
+    /// Longest page table.
+    pub max_pages_per_run: usize,
+    /// Rows that the experts of this rank may receive in one layer from all ranks.
+    pub max_expert_rows: usize,
+    pub page_tokens: usize,
+}
+
+/// A device that runs the ops. One thread owns it.
+pub trait Backend: Send + fmt::Debug {
+    /// `cpu (avx512, 2 threads)`, `cuda 0 (NVIDIA H200)`.
+    fn describe(&self) -> String;
+
+    fn alloc(&mut self, bytes: usize, what: &str) -> Result<Buffer>;
+    fn write(&mut self, to: &Buffer, offset: usize, bytes: &[u8]) -> Result<()>;
+    /// Waits for the device.
+    fn read(&mut self, from: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    fn upload_linear(&mut self, weight: &HostLinear) -> Result<LinearId>;
+    fn upload_vector(&mut self, values: &[f32]) -> Result<VectorId>;
+    fn upload_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId>;
+    /// Frees what `upload_experts` gave (placement changed).
+    fn drop_experts(&mut self, experts: ExpertsId);
+    fn alloc_kv(
+        &mut self,
+        pages: usize,
+        page_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: KvDtype,
+    ) -> Result<KvId>;
+
+    /// Takes over a step's batch (ids, positions, page tables); later ops of the step refer to it.
+    fn begin(&mut self, batch: &Batch) -> Result<()>;
+
+    /// `hidden[t] = table[ids[t]]`.
+    fn embed(&mut self, table: LinearId, hidden: &Buffer) -> Result<()>;
+
+    /// `x = rmsnorm(hidden); q,k,v = x W; q,k = rope(qk_norm(q), qk_norm(k))`; k and v go to their pages, q to `q`.
+    fn qkv(
+        &mut self,
+        spec: &conclave_plan::model::AttentionSpec,
+        eps: f32,
+        weights: &AttentionWeights,
+        hidden: &Buffer,
+        kv: KvId,
+        q: &Buffer,
+    ) -> Result<()>;
+
+    /// Causal attention of each token over its sequence's pages up to its own position: `out = softmax(q k / sqrt d) v`.
+    fn attention(
+        &mut self,
+        spec: &conclave_plan::model::AttentionSpec,
+        kv: KvId,
+        q: &Buffer,
+        out: &Buffer,
+    ) -> Result<()>;
+
+    /// `hidden += x W`, for the batch's tokens.
+    fn linear_add(&mut self, weight: LinearId, x: &Buffer, hidden: &Buffer) -> Result<()>;
+
+    /// `x = rmsnorm(hidden)`, `z = x G`, the top-k experts of `score(z) + bias` and their weights.
+    /// Writes `normed` F32 `[tokens, hidden]`, `ids` U32 `[tokens, k]`, `weights` F32 `[tokens, k]`, and, if asked for,
+    /// `router_logits` F32 `[tokens, experts]` (z, before the score).
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one fused op; a struct would only rename the list"
+    )]
+    fn route(
+        &mut self,
+        spec: &conclave_plan::model::MoeSpec,
+        eps: f32,
+        norm: VectorId,
+        gate: LinearId,
+        bias: Option<VectorId>,
+        hidden: &Buffer,
+        normed: &Buffer,
+        ids: &Buffer,
+        weights: &Buffer,
+        router_logits: Option<&Buffer>,
+    ) -> Result<()>;
+
+    /// `out[r] = w2(silu(w1 x) * w3 x)` with `x = input[rows[r].row]` and the weights of expert `rows[r].expert`.
+    /// One call for all experts of the layer on this rank; `out` is F32 `[rows, hidden]`.
+    fn experts(&mut self, experts: ExpertsId, input: &Buffer, rows: &[ExpertRow], out: &Buffer)
+    -> Result<()>;
+
+    /// `hidden[t] += sum over j = 0..k, in this order, of weights[t, j] * y[t * k + j]`; F32.
+    fn combine(&mut self, k: usize, y: &Buffer, weights: &Buffer, hidden: &Buffer) -> Result<()>;
+
+    /// `logits[i] = rmsnorm(hidden[logit_rows[i]]) W`, F32 `[rows, vocab]`.
+    fn head(
+        &mut self,
+        eps: f32,
+        norm: VectorId,
+        head: LinearId,
+        hidden: &Buffer,
+        logits: &Buffer,
+    ) -> Result<()>;
+
+    /// Samples rows `first..` of `logits`, one per entry.
+    fn sample(
+        &mut self,
+        logits: &Buffer,
+        vocab: usize,
+        first: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Sampled>>;
+}

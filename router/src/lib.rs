@@ -1,0 +1,1 @@
+//! The router process around the core: gRPC, text pool, workers' streams, metrics.

@@ -1,0 +1,1 @@
+//! A rank: weights, experts, KV pages; executes the steps it is told to.
