@@ -1,0 +1,42 @@
+//! How unevenly uniform routing loads the ranks: the most loaded rank's share over the mean, which bounds what
+//! expert parallelism can gain at small batches.
+
+use crate::placement::Placement;
+
+/// Mean over `draws` batches of (most loaded rank's tokens) / (mean tokens per rank), each token going to `top_k`
+/// distinct experts of layer 0 drawn uniformly; an expert's first owner takes its tokens. Same inputs, same result.
+pub fn max_over_mean_load(placement: &Placement, top_k: u32, batch: u32, draws: u32) -> f64 {
+    let owners = &placement.layer(0).owners;
+    let mut experts: Vec<usize> = (0..owners.len()).collect();
+    let top_k = (top_k as usize).min(experts.len());
+    let mean = f64::from(batch) * top_k as f64 / f64::from(placement.ranks.max(1));
+    let mut random = SplitMix(0);
+    let mut sum = 0.0;
+    for _ in 0..draws {
+        let mut load = vec![0u32; placement.ranks as usize];
+        for _ in 0..batch {
+            // The first top_k steps of a shuffle: distinct experts.
+            for chosen in 0..top_k {
+                let other = chosen + random.below(experts.len() - chosen);
+                experts.swap(chosen, other);
+                load[owners[experts[chosen]][0] as usize] += 1;
+            }
+        }
+        sum += f64::from(load.iter().copied().max().unwrap_or(0)) / mean;
+    }
+    sum / f64::from(draws.max(1))
+}
+
+/// SplitMix64: a counter through a mixing function.
+struct SplitMix(u64);
+
+impl SplitMix {
+    /// Nearly uniform below `bound` (which is small against 2^32).
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 32) as usize * bound) >> 32
+    }
+}
