@@ -58,7 +58,8 @@ pub struct Submit {
     pub id: SequenceId,
     pub prompt: Arc<[u32]>,
     pub sampling: Arc<Sampling>,
-    /// At least 1; prompt + max_new_tokens is at most the model's length (the shell sees to it).
+    /// At least 1, counted from the prompt's end, `generated` included; prompt + max_new_tokens is at most the
+    /// model's length (the shell sees to it).
     pub max_new_tokens: u32,
     /// Tokens that end the sequence (eos unless ignored, stop_token_ids). The token itself is delivered.
     pub stop_tokens: Arc<[u32]>,
@@ -71,7 +72,8 @@ pub struct Submit {
     pub prompt_logprobs: Option<u32>,
     /// Every sampling step waits for a mask (structured output): see `Event::Mask`.
     pub masked: bool,
-    /// Tokens generated before (re-submitted by a gateway that lost its router): continue after them.
+    /// Tokens generated before (re-submitted by a gateway that lost its router): continue after them. They are
+    /// not delivered again; they count in `Usage::generated_tokens`.
     pub generated: Vec<u32>,
 }
 
@@ -96,7 +98,8 @@ pub enum Event {
         id: SequenceId,
         reason: EndReason,
     },
-    /// The mask for the next token of a masked sequence, one bit per token.
+    /// The mask for the next token of a masked sequence, one bit per token. `position` is the token's place in
+    /// the sequence: prompt tokens + tokens generated before it. Any other position is ignored.
     Mask {
         id: SequenceId,
         position: u32,
@@ -106,7 +109,7 @@ pub enum Event {
         worker: WorkerId,
         info: WorkerInfo,
     },
-    /// It has loaded its experts and is connected to all peers of the epoch.
+    /// It has loaded its experts, is connected to all peers of the epoch and has stopped all work of older ones.
     WorkerReady {
         worker: WorkerId,
         epoch: Epoch,
