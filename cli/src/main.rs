@@ -1,2 +1,53 @@
-//! The one binary.
-fn main() {}
+//! The one binary: `serve`, `router`, `worker`, `gateway`, `generate`, `verify`, `plan`, `bench`.
+//!
+//! This crate reads settings, starts the parts and prints for people. It knows every part's public face and no part's
+//! inside; what the parts do is not decided here.
+
+mod cli;
+mod commands;
+mod demo;
+mod layers;
+mod model_path;
+mod settings;
+mod spelling;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::cli::{Cli, Command};
+use crate::layers::LayerError;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with(layers::PREFIX))
+        .collect();
+    let cli = layers::resolve(&Cli::command(), arguments, &environment)
+        .and_then(|matches| Ok(Cli::from_arg_matches(&matches)?));
+    match cli {
+        Ok(cli) => run(&cli),
+        Err(LayerError::Flags(error)) => error.exit(),
+        Err(error) => fail(&error.into(), 2),
+    }
+}
+
+fn run(cli: &Cli) -> ExitCode {
+    let result = match &cli.command {
+        Command::Plan(settings) => commands::plan::run(settings),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// Prints an error with its causes, each once.
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("conclave: {error:#}");
+    ExitCode::from(code)
+}

@@ -36,6 +36,6 @@ impl FromStr for Gpu {
     fn from_str(name: &str) -> Result<Gpu, String> {
         GPUS.into_iter()
             .find(|gpu| gpu.name == name)
-            .ok_or_else(|| format!("gpu is {name:?}: not known; known: h100, h200"))
+            .ok_or_else(|| "not known; known: h100, h200".to_owned())
     }
 }

@@ -1,0 +1,3 @@
+//! What each subcommand does with its settings.
+
+pub mod plan;

@@ -1,0 +1,91 @@
+//! Finds the checkpoint: the directory given, or the demo model from the repository or from inside the binary.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::demo;
+use crate::settings::ModelSettings;
+
+/// Name under which the demo model is served.
+pub const DEMO_NAME: &str = "conclave-demo";
+
+/// A checkpoint's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundModel {
+    pub path: PathBuf,
+    /// For people: the directory as given, or [`DEMO_NAME`].
+    pub name: String,
+    /// Other names it is served under: the directory's last part.
+    pub short_name: Option<String>,
+}
+
+pub fn find(settings: &ModelSettings) -> Result<FoundModel> {
+    let Some(given) = settings.model_position.as_ref().or(settings.model.as_ref()) else {
+        return Ok(FoundModel {
+            path: repository_demo().map_or_else(demo::unpack, Ok)?,
+            name: DEMO_NAME.into(),
+            short_name: None,
+        });
+    };
+    if !given.exists() {
+        bail!("{}", not_found(given));
+    }
+    let name = given.display().to_string();
+    let last = given
+        .canonicalize()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    Ok(FoundModel {
+        path: given.clone(),
+        short_name: last.filter(|last| *last != name),
+        name,
+    })
+}
+
+fn not_found(given: &Path) -> String {
+    let shown = given.display();
+    let parts = given.components().count();
+    if given.is_relative() && parts == 2 && !given.starts_with(".") {
+        let local = given
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
+        return format!(
+            "model {shown}: there is no such directory, and nothing is downloaded by this program; \
+             run `hf download {shown} --local-dir ./{local}`, then give ./{local}"
+        );
+    }
+    format!("model {shown}: there is no such directory; give the directory of a Hugging Face checkpoint")
+}
+
+/// `models/demo` in a parent of the executable or of the working directory.
+fn repository_demo() -> Option<PathBuf> {
+    let executable = std::env::current_exe().ok();
+    let working = std::env::current_dir().ok();
+    [executable, working]
+        .iter()
+        .flatten()
+        .flat_map(|start| start.ancestors())
+        .map(|parent| parent.join("models/demo"))
+        .find(|demo| demo.join("config.json").is_file() && demo.join("model.safetensors").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::not_found;
+
+    #[test]
+    fn a_hub_name_is_answered_with_the_download_command() {
+        let message = not_found(Path::new("MiniMaxAI/MiniMax-M2.7"));
+        assert!(
+            message.contains("hf download MiniMaxAI/MiniMax-M2.7 --local-dir ./minimax-m2.7"),
+            "{message}"
+        );
+        assert!(!not_found(Path::new("./minimax-m2-7")).contains("hf download"));
+        assert!(!not_found(Path::new("/models/x")).contains("hf download"));
+    }
+}
