@@ -34,6 +34,8 @@ pub struct KvId(pub u32);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDtype {
+    /// Exact; for comparing with a reference. CPU only.
+    F32,
     Bf16,
     Fp8E4m3,
     Fp8E5m2,

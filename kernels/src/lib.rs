@@ -9,4 +9,7 @@
 //! - shapes are checked once, before any op runs on them; an op never reads or writes out of bounds.
 
 pub mod backend;
+pub mod cpu;
+mod ops;
+mod simd;
 pub mod weight;

@@ -1,0 +1,97 @@
+//! The KV cache of one layer.
+//!
+//! Keys and values apart, each `[page][kv head][token of the page][padded head]` in the cache's type. A head is
+//! padded with zeros to whole chunks of its type (16 F32, 32 BF16, 64 e4m3, 16 e5m2), so that kernels read whole vectors.
+//! Must stay true: padding is never written, so it stays 0.
+
+use crate::backend::{KernelError, KvDtype, Result};
+use crate::cpu::float8::{f32_to_e4m3, f32_to_e5m2};
+use crate::cpu::memory::Memory;
+
+/// Pages of one layer.
+pub(crate) struct KvCache {
+    pub(crate) pages: usize,
+    pub(crate) page_tokens: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) dtype: KvDtype,
+    pub(crate) keys: Memory,
+    pub(crate) values: Memory,
+}
+
+impl KvCache {
+    pub(crate) fn new(
+        pages: usize,
+        page_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: KvDtype,
+    ) -> Result<KvCache> {
+        if [pages, page_tokens, kv_heads, head_dim].contains(&0) {
+            return Err(KernelError::Shape {
+                op: "alloc_kv",
+                what: "[pages, page tokens, kv heads, head dim]",
+                found: format!("[{pages}, {page_tokens}, {kv_heads}, {head_dim}]"),
+                expected: "no zero".into(),
+            });
+        }
+        let row = row_bytes(dtype, head_dim);
+        let bytes = [page_tokens, kv_heads, row]
+            .into_iter()
+            .try_fold(pages, |product, factor| product.checked_mul(factor))
+            .unwrap_or(usize::MAX);
+        Ok(KvCache {
+            pages,
+            page_tokens,
+            kv_heads,
+            head_dim,
+            dtype,
+            keys: Memory::new(bytes, "keys of the KV cache")?,
+            values: Memory::new(bytes, "values of the KV cache")?,
+        })
+    }
+
+    /// Bytes of one head of one token.
+    pub(crate) fn row_bytes(&self) -> usize {
+        row_bytes(self.dtype, self.head_dim)
+    }
+
+    /// Where the row of `head` of the token at `position` begins, in keys and in values.
+    pub(crate) fn row(&self, pages: &[u32], position: usize, head: usize) -> usize {
+        let page = pages[position / self.page_tokens] as usize;
+        ((page * self.kv_heads + head) * self.page_tokens + position % self.page_tokens) * self.row_bytes()
+    }
+
+    /// Rounds one head of one token into its place.
+    pub(crate) fn write(dtype: KvDtype, values: &[f32], to: &mut [u8]) {
+        match dtype {
+            KvDtype::F32 => {
+                for (value, to) in values.iter().zip(to.as_chunks_mut::<4>().0) {
+                    *to = value.to_le_bytes();
+                }
+            }
+            KvDtype::Bf16 => {
+                for (value, to) in values.iter().zip(to.as_chunks_mut::<2>().0) {
+                    *to = half::bf16::from_f32(*value).to_le_bytes();
+                }
+            }
+            KvDtype::Fp8E4m3 => values
+                .iter()
+                .zip(to)
+                .for_each(|(value, to)| *to = f32_to_e4m3(*value)),
+            KvDtype::Fp8E5m2 => values
+                .iter()
+                .zip(to)
+                .for_each(|(value, to)| *to = f32_to_e5m2(*value)),
+        }
+    }
+}
+
+fn row_bytes(dtype: KvDtype, head_dim: usize) -> usize {
+    match dtype {
+        KvDtype::F32 => head_dim.next_multiple_of(16).saturating_mul(4),
+        KvDtype::Bf16 => head_dim.next_multiple_of(32).saturating_mul(2),
+        KvDtype::Fp8E4m3 => head_dim.next_multiple_of(64),
+        KvDtype::Fp8E5m2 => head_dim.next_multiple_of(16),
+    }
+}

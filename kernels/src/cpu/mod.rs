@@ -1,0 +1,80 @@
+//! The CPU backend: the definition of correct for every op, and the fast path on machines without a GPU.
+//!
+//! May touch: memory it allocated at start and the weights' bytes. Must stay true: every output element has the one
+//! reduction order that its op's formula names (invariant K1); no op allocates; every buffer, weight and batch is
+//! checked before a kernel reads it.
+
+mod backend;
+pub(crate) mod batch;
+mod buffers;
+pub(crate) mod float8;
+pub(crate) mod kv;
+pub(crate) mod memory;
+pub(crate) mod weights;
+pub(crate) mod workspace;
+
+use std::fmt;
+
+use crate::backend::{KernelError, Limits, Result};
+use crate::cpu::batch::Step;
+use crate::cpu::buffers::Buffers;
+use crate::cpu::kv::KvCache;
+use crate::cpu::weights::CpuLinear;
+use crate::cpu::workspace::Workspace;
+use crate::ops::experts::CpuExpert;
+pub use crate::simd::Isa;
+
+/// A [`crate::backend::Backend`] on this machine's CPUs.
+pub struct CpuBackend {
+    isa: Isa,
+    threads: usize,
+    buffers: Buffers,
+    linears: Vec<CpuLinear>,
+    vectors: Vec<Box<[f32]>>,
+    experts: Vec<Option<Box<[CpuExpert]>>>,
+    caches: Vec<KvCache>,
+    step: Step,
+    workspace: Workspace,
+    /// Width of the hidden state, from the last `route`.
+    width: usize,
+}
+
+impl CpuBackend {
+    /// A backend of `threads` threads (the caller's is one of them); `isa`: the best of the machine if `None`.
+    /// `Unsupported` if the machine lacks the instruction set, `Shape` if `threads` is 0.
+    pub fn new(limits: Limits, threads: usize, isa: Option<Isa>) -> Result<CpuBackend> {
+        let isa = isa.unwrap_or_else(Isa::detect);
+        if !isa.is_available() {
+            return Err(KernelError::Unsupported(format!(
+                "this CPU does not run {}; leave the choice of instruction set open",
+                isa.name()
+            )));
+        }
+        if threads == 0 {
+            return Err(KernelError::Shape {
+                op: "cpu backend",
+                what: "threads",
+                found: "0".into(),
+                expected: "1 or more".into(),
+            });
+        }
+        Ok(CpuBackend {
+            isa,
+            threads,
+            buffers: Buffers::default(),
+            linears: Vec::new(),
+            vectors: Vec::new(),
+            experts: Vec::new(),
+            caches: Vec::new(),
+            step: Step::new(&limits),
+            workspace: Workspace::new(&limits)?,
+            width: 0,
+        })
+    }
+}
+
+impl fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cpu ({}, {} threads)", self.isa.name(), self.threads)
+    }
+}

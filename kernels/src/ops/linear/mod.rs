@@ -1,0 +1,26 @@
+//! Linear: `y[t, o] = sum over k of x[t, k] * w[o, k]`, w in its stored format.
+//!
+//! The one order of a sum (invariant K1). Inputs are cut into chunks; within a chunk each of 16 lanes owns some
+//! of the inputs and adds their products by fused multiply-add in ascending chunk order; the lanes are added by
+//! the tree of `Simd::sum`. Inputs past the end of the row count as 0.
+//!
+//! | format | chunk | lane of input k of the chunk | product |
+//! |---|---|---|---|
+//! | F32, F16 | 16 | k | x * w |
+//! | BF16 | 32 | k / 2 | x * w |
+//! | FP8 | 64 | 4 (k / 16) + k % 8 / 2 | (x * (scale * 256)) * (w / 256), the first product rounded |
+//! | INT4 | 128 | k / 8 | see below |
+//!
+//! INT4: the inputs of a chunk are rounded to 16-bit integers, `x = xi * sx` with `sx = max |x| / 32767` (error
+//! below 2^-16 of the chunk's largest input); each lane's `sum of (q - zero) * xi` over its 8 inputs is an exact
+//! integer, converted to F32 exactly, and added to the lane by fused multiply-add with `scale * sx` (rounded).
+//! A chunk that holds a NaN or an infinity has `sx = NaN`.
+
+mod dot;
+mod pack;
+
+pub(crate) use dot::{Sink, linear};
+pub(crate) use pack::Packed;
+
+/// One row of a weight as F32, for `embed`.
+pub(crate) use dot::dequantize_row;

@@ -1,0 +1,125 @@
+//! Sixteen lanes in plain Rust: the definition the other instruction sets must equal.
+
+use super::{LANES, Simd};
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, value: Self::F, to: &mut [f32; LANES]) {
+        *to = value;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn scale(self, value: Self::F, magic: Self::F) -> Self::F {
+        let one = 1f32.to_bits();
+        zip(value, magic, |value, magic| {
+            value * f32::from_bits((magic.to_bits() << 23).wrapping_add(one))
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        let a: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
+        let a: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+
+    #[inline(always)]
+    fn f32x16(self, from: &[u8; 64]) -> Self::F {
+        let (values, _) = from.as_chunks::<4>();
+        std::array::from_fn(|i| f32::from_le_bytes(values[i]))
+    }
+
+    #[inline(always)]
+    fn f16x16(self, from: &[u8; 32]) -> Self::F {
+        let (values, _) = from.as_chunks::<2>();
+        std::array::from_fn(|i| half::f16::from_le_bytes(values[i]).to_f32())
+    }
+
+    #[inline(always)]
+    fn bf16x32(self, from: &[u8; 64]) -> [Self::F; 2] {
+        let (values, _) = from.as_chunks::<2>();
+        let value = |i: usize| f32::from_bits(u32::from(u16::from_le_bytes(values[i])) << 16);
+        [
+            std::array::from_fn(|i| value(2 * i)),
+            std::array::from_fn(|i| value(2 * i + 1)),
+        ]
+    }
+
+    #[inline(always)]
+    fn e4m3x64(self, from: &[u8; 64]) -> [Self::F; 4] {
+        [0, 1, 8, 9].map(|first| {
+            std::array::from_fn(|lane| {
+                // As f16 bits: sign at the top, exponent and mantissa below it, which is the value times 2^-8.
+                let code = u16::from(from[16 * (lane / 4) + 2 * (lane % 4) + first]);
+                let bits = (code & 0x80) << 8 | (code & 0x7f) << 7;
+                half::f16::from_bits(bits).to_f32()
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn int4x128(self, q: &[u8; 64], zero: &[i32; LANES], x: &[i16; 128]) -> Self::F {
+        std::array::from_fn(|d| {
+            let sum: i32 = (8 * d..8 * d + 8)
+                .map(|k| (i32::from(q[k / 2] >> (4 * (k % 2)) & 15) - zero[d]) * i32::from(x[k]))
+                .sum();
+            sum as f32
+        })
+    }
+}

@@ -1,0 +1,330 @@
+//! A MiniMax-M2 forward pass straight on a backend: one sequence, no worker, no router. Used to compare the ops
+//! with the reference checkpoints.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use conclave_kernels::backend::*;
+use conclave_kernels::weight::{HostInt4, HostLinear, HostWeight};
+use conclave_plan::model::{AttentionSpec, MoeSpec, QkNorm, Scoring};
+use safetensors::{Dtype, SafeTensors};
+
+pub const PAGE_TOKENS: usize = 16;
+const MAX_TOKENS: usize = 256;
+
+struct Layer {
+    attention: AttentionWeights,
+    moe_norm: VectorId,
+    gate: LinearId,
+    bias: VectorId,
+    experts: ExpertsId,
+    kv: KvId,
+}
+
+pub struct Model {
+    backend: Box<dyn Backend>,
+    attention: AttentionSpec,
+    moe: MoeSpec,
+    eps: f32,
+    vocab: usize,
+    embedding: LinearId,
+    layers: Vec<Layer>,
+    norm: VectorId,
+    head: LinearId,
+    hidden: Buffer,
+    normed: Buffer,
+    q: Buffer,
+    attended: Buffer,
+    ids: Buffer,
+    weights: Buffer,
+    router_logits: Buffer,
+    rows: Buffer,
+    logits: Buffer,
+}
+
+/// Logits of every token, and the router's logits of each layer.
+pub struct Output {
+    pub logits: Vec<f32>,
+    pub router: Vec<Vec<f32>>,
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        max_tokens: MAX_TOKENS,
+        max_logit_rows: MAX_TOKENS,
+        max_runs: 4,
+        max_pages_per_run: MAX_TOKENS / PAGE_TOKENS,
+        max_expert_rows: MAX_TOKENS * 8,
+        page_tokens: PAGE_TOKENS,
+    }
+}
+
+pub fn tensor_f32(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).unwrap();
+    let data = tensor.data();
+    match tensor.dtype() {
+        Dtype::F32 => data
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect(),
+        Dtype::BF16 => data
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+            .collect(),
+        Dtype::F16 => data
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|b| half::f16::from_le_bytes(*b).to_f32())
+            .collect(),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+fn linear(file: &SafeTensors<'_>, name: &str) -> HostLinear {
+    let bytes = |name: &str| Arc::new(file.tensor(name).unwrap().data().to_vec());
+    if let Ok(packed) = file.tensor(&format!("{name}.weight_packed")) {
+        let scales = tensor_f32(file, &format!("{name}.weight_scale"));
+        let (out, columns) = (packed.shape()[0], packed.shape()[1] * 8);
+        let group = columns * out / scales.len();
+        let packed = bytes(&format!("{name}.weight_packed"));
+        let int4 = HostInt4 {
+            packed,
+            scales,
+            zeros: None,
+            group,
+        };
+        return HostLinear {
+            out_features: out,
+            in_features: columns,
+            data: HostWeight::Int4(int4),
+        };
+    }
+    let weight = file.tensor(&format!("{name}.weight")).unwrap();
+    let data = bytes(&format!("{name}.weight"));
+    let data = match weight.dtype() {
+        Dtype::F32 => HostWeight::F32(data),
+        Dtype::F16 => HostWeight::F16(data),
+        Dtype::BF16 => HostWeight::Bf16(data),
+        Dtype::F8_E4M3 => {
+            let scales = tensor_f32(file, &format!("{name}.weight_scale_inv"));
+            HostWeight::Fp8Block { data, scales }
+        }
+        other => panic!("{name}: {other:?}"),
+    };
+    HostLinear {
+        out_features: weight.shape()[0],
+        in_features: weight.shape()[1],
+        data,
+    }
+}
+
+impl Model {
+    pub fn load(dir: &Path, mut backend: Box<dyn Backend>, kv: KvDtype) -> Model {
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        let number = |key: &str| config[key].as_u64().unwrap() as usize;
+        let attention = AttentionSpec {
+            heads: number("num_attention_heads"),
+            kv_heads: number("num_key_value_heads"),
+            head_dim: number("head_dim"),
+            rotary_dim: number("rotary_dim"),
+            rope_theta: config["rope_theta"].as_f64().unwrap(),
+            qk_norm: QkNorm::WholeProjection,
+        };
+        let moe = MoeSpec {
+            experts: number("num_local_experts"),
+            top_k: number("num_experts_per_tok"),
+            intermediate: number("intermediate_size"),
+            scoring: Scoring::Sigmoid,
+            selection_bias: true,
+            renormalize: true,
+        };
+        let (width, vocab) = (number("hidden_size"), number("vocab_size"));
+        let data = std::fs::read(dir.join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&data).unwrap();
+        let b = &mut backend;
+        let mut layers = Vec::new();
+        for l in 0..number("num_hidden_layers") {
+            let name = |rest: &str| format!("model.layers.{l}.{rest}");
+            let mut matrix = |rest: &str| b.upload_linear(&linear(&file, &name(rest))).unwrap();
+            let (q, k) = (matrix("self_attn.q_proj"), matrix("self_attn.k_proj"));
+            let (v, o) = (matrix("self_attn.v_proj"), matrix("self_attn.o_proj"));
+            let gate = matrix("block_sparse_moe.gate");
+            let mut vector = |rest: &str| b.upload_vector(&tensor_f32(&file, &name(rest))).unwrap();
+            let attention_weights = AttentionWeights {
+                norm: vector("input_layernorm.weight"),
+                q,
+                k,
+                v,
+                o,
+                q_norm: Some(vector("self_attn.q_norm.weight")),
+                k_norm: Some(vector("self_attn.k_norm.weight")),
+            };
+            let moe_norm = vector("post_attention_layernorm.weight");
+            let bias = vector("block_sparse_moe.e_score_correction_bias");
+            let expert =
+                |e: usize, part: &str| linear(&file, &name(&format!("block_sparse_moe.experts.{e}.{part}")));
+            let experts: Vec<HostExpert> = (0..moe.experts)
+                .map(|e| HostExpert {
+                    gate: expert(e, "w1"),
+                    up: expert(e, "w3"),
+                    down: expert(e, "w2"),
+                })
+                .collect();
+            let experts = b.upload_experts(&experts).unwrap();
+            let pages = MAX_TOKENS / PAGE_TOKENS + 3;
+            let kv = b
+                .alloc_kv(pages, PAGE_TOKENS, attention.kv_heads, attention.head_dim, kv)
+                .unwrap();
+            layers.push(Layer {
+                attention: attention_weights,
+                moe_norm,
+                gate,
+                bias,
+                experts,
+                kv,
+            });
+        }
+        let embedding = b.upload_linear(&linear(&file, "model.embed_tokens")).unwrap();
+        let head = b.upload_linear(&linear(&file, "lm_head")).unwrap();
+        let norm = b.upload_vector(&tensor_f32(&file, "model.norm.weight")).unwrap();
+        let mut alloc = |columns: usize| b.alloc(MAX_TOKENS * columns * 4, "test").unwrap();
+        Model {
+            hidden: alloc(width),
+            normed: alloc(width),
+            q: alloc(attention.q_width()),
+            attended: alloc(attention.q_width()),
+            ids: alloc(moe.top_k),
+            weights: alloc(moe.top_k),
+            router_logits: alloc(moe.experts),
+            rows: alloc(width * moe.top_k),
+            logits: alloc(vocab),
+            eps: config["rms_norm_eps"].as_f64().unwrap() as f32,
+            backend,
+            attention,
+            moe,
+            vocab,
+            embedding,
+            layers,
+            norm,
+            head,
+        }
+    }
+
+    /// Runs `ids` from `position` on; the pages are a fixed, shuffled table.
+    pub fn step(&mut self, ids: &[u32], position: usize) -> Output {
+        let tokens = ids.len();
+        let pages = MAX_TOKENS / PAGE_TOKENS;
+        let pages = (0..pages).map(|i| ((i * 7 + 3) % (pages + 3)) as u32).collect();
+        let positions = (position as u32..).take(tokens).collect();
+        let run = BatchRun {
+            first: 0,
+            len: tokens as u32,
+            pages,
+            position: position as u32,
+        };
+        let logit_rows = (0..tokens as u32).collect();
+        let b = &mut self.backend;
+        b.begin(&Batch {
+            ids: ids.to_vec(),
+            positions,
+            runs: vec![run],
+            logit_rows,
+        })
+        .unwrap();
+        b.embed(self.embedding, &self.hidden).unwrap();
+        let mut router = Vec::new();
+        for layer in &self.layers {
+            b.qkv(
+                &self.attention,
+                self.eps,
+                &layer.attention,
+                &self.hidden,
+                layer.kv,
+                &self.q,
+            )
+            .unwrap();
+            b.attention(&self.attention, layer.kv, &self.q, &self.attended)
+                .unwrap();
+            b.linear_add(layer.attention.o, &self.attended, &self.hidden)
+                .unwrap();
+            b.route(
+                &self.moe,
+                self.eps,
+                layer.moe_norm,
+                layer.gate,
+                Some(layer.bias),
+                &self.hidden,
+                &self.normed,
+                &self.ids,
+                &self.weights,
+                Some(&self.router_logits),
+            )
+            .unwrap();
+            router.push(download(&mut **b, &self.router_logits, tokens * self.moe.experts));
+            let chosen = download(&mut **b, &self.ids, tokens * self.moe.top_k);
+            let rows: Vec<ExpertRow> = chosen
+                .iter()
+                .enumerate()
+                .map(|(i, id)| ExpertRow {
+                    row: (i / self.moe.top_k) as u32,
+                    expert: id.to_bits(),
+                })
+                .collect();
+            b.experts(layer.experts, &self.normed, &rows, &self.rows).unwrap();
+            b.combine(self.moe.top_k, &self.rows, &self.weights, &self.hidden)
+                .unwrap();
+        }
+        b.head(self.eps, self.norm, self.head, &self.hidden, &self.logits)
+            .unwrap();
+        let logits = download(&mut **b, &self.logits, tokens * self.vocab);
+        Output { logits, router }
+    }
+
+    /// The greedy token of row `row` of the last step.
+    pub fn greedy(&mut self, row: usize) -> u32 {
+        let params = SampleParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        };
+        let row_to_sample = SampleRow {
+            params: &params,
+            position: 0,
+            tokens: &[],
+            output_start: 0,
+            mask: None,
+            forbidden: &[],
+        };
+        let sampled = self
+            .backend
+            .sample(&self.logits, self.vocab, row, &[row_to_sample])
+            .unwrap();
+        sampled[0].token
+    }
+}
+
+fn download(backend: &mut dyn Backend, buffer: &Buffer, words: usize) -> Vec<f32> {
+    let mut bytes = vec![0; words * 4];
+    backend.read(buffer, 0, &mut bytes).unwrap();
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
+}
