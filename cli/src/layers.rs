@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -79,17 +79,19 @@ pub fn resolve(
         problem: error.to_string(),
     })?;
 
+    let by_flag = |id: &str| {
+        given.try_contains_id(id).is_ok() && given.value_source(id) == Some(ValueSource::CommandLine)
+    };
     let mut layered = Vec::new();
     for (key, value) in &values {
         let known = subcommand
             .get_arguments()
             .find(|argument| argument.get_id() == key.as_str());
-        let by_flag =
-            given.try_contains_id(key).is_ok() && given.value_source(key) == Some(ValueSource::CommandLine);
-        if let (Some(argument), false) = (known, by_flag) {
-            let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
-            let origin = || origin(&figment, key);
-            layered.extend(as_flags(key, value, is_switch, origin)?);
+        let Some(argument) = known else { continue };
+        // A flag wins over a layered value, also over that of a setting it excludes.
+        let rivals = subcommand.get_arg_conflicts_with(argument);
+        if !by_flag(key) && !rivals.iter().any(|rival| by_flag(rival.get_id().as_str())) {
+            layered.extend(as_flags(key, value));
         }
     }
     let place = arguments
@@ -253,32 +255,15 @@ fn origin(figment: &Figment, key: &str) -> String {
 }
 
 /// A value as the flags that would give it.
-fn as_flags(
-    key: &str,
-    value: &Value,
-    is_switch: bool,
-    origin: impl Fn() -> String,
-) -> Result<Vec<String>, LayerError> {
+fn as_flags(key: &str, value: &Value) -> Vec<String> {
     let flag = format!("--{}", key.replace('_', "-"));
-    if is_switch {
-        return match plain(value).as_str() {
-            "true" | "1" => Ok(vec![flag]),
-            "false" | "0" => Ok(Vec::new()),
-            other => Err(LayerError::BadValue {
-                origin: origin(),
-                key: key.to_owned(),
-                value: other.to_owned(),
-                problem: "it must be true or false".into(),
-            }),
-        };
-    }
-    Ok(match value {
+    match value {
         Value::Array(_, list) => list
             .iter()
             .map(|entry| format!("{flag}={}", plain(entry)))
             .collect(),
         value => vec![format!("{flag}={}", plain(value))],
-    })
+    }
 }
 
 /// A value as one would write it on a command line; tables become JSON.
@@ -302,7 +287,7 @@ fn blame(error: clap::Error, figment: &Figment) -> LayerError {
     let Some(argument) = text(ContextKind::InvalidArg) else {
         return LayerError::Flags(error);
     };
-    let flag = argument.split([' ', '=']).next().unwrap_or_default();
+    let flag = argument.split([' ', '=', '[']).next().unwrap_or_default();
     let key = flag.trim_start_matches('-').replace('-', "_");
     if figment.find_value(&key).is_err() {
         return LayerError::Flags(error);

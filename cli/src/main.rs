@@ -10,10 +10,12 @@ mod layers;
 mod model_path;
 mod settings;
 mod spelling;
+mod telemetry;
 mod units;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
@@ -39,10 +41,23 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Plan(settings) => commands::plan::run(settings),
+        command => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(run_async(command))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
+    }
+}
+
+async fn run_async(command: &Command) -> Result<()> {
+    let _telemetry = telemetry::start(command.log(), command.process())?;
+    match command {
+        Command::Generate(settings) => commands::generate::run(settings).await,
+        Command::Plan(settings) => commands::plan::run(settings),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Spellings that vLLM's and SGLang's users have in their hands, brought to ours before the command line is parsed.
 //!
-//! Underscores in flag names become dashes, multi-letter short flags become long ones, and a flag that has no
+//! Underscores in flag names become dashes, multi-letter short flags become long ones, `--no-x` becomes `--x=false`, and a flag that has no
 //! counterpart is refused with the reason. Flags whose value is mapped are ordinary arguments of `settings`.
 
 /// Short flags of vLLM.
@@ -11,6 +11,9 @@ const SHORT: &[(&str, &str)] = &[
     ("-ep", "--enable-expert-parallel"),
     ("-q", "--quantization"),
 ];
+
+/// Switches that another program has only in the negative.
+const NEGATIVE: &[(&str, &str)] = &[("--disable-radix-cache", "--enable-prefix-caching")];
 
 /// Flags that exist elsewhere and are refused here: the flag and why. docs/from-vllm.md repeats this table.
 pub const REFUSED: &[(&str, &str)] = &[
@@ -88,9 +91,15 @@ pub fn normalise(arguments: Vec<String>) -> Result<Vec<String>, Refused> {
         if let Some((_, reason)) = REFUSED.iter().find(|(flag, _)| *flag == name) {
             return Err(Refused { flag: name, reason });
         }
-        rewritten.push(match value {
-            Some(value) => format!("{name}={value}"),
-            None => name,
+        let negated = NEGATIVE
+            .iter()
+            .find(|(negative, _)| *negative == name)
+            .map(|(_, ours)| (*ours).to_owned());
+        let negated = negated.or_else(|| name.strip_prefix("--no-").map(|rest| format!("--{rest}")));
+        rewritten.push(match (value, negated) {
+            (Some(value), _) => format!("{name}={value}"),
+            (None, Some(ours)) => format!("{ours}=false"),
+            (None, None) => name,
         });
     }
     Ok(rewritten)
@@ -114,9 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn negatives_become_values() {
+        let line = words("serve --no-enable-prefix-caching --disable-radix-cache");
+        let ours = words("serve --enable-prefix-caching=false --enable-prefix-caching=false");
+        assert_eq!(normalise(line), Ok(ours));
+    }
+
+    #[test]
     fn what_has_no_counterpart_is_refused_with_the_reason() {
         for (flag, reason) in REFUSED {
-            let error = normalise(words(&format!("serve {}=4", flag.replacen('-', "_", 0)))).expect_err(flag);
+            let error = normalise(words(&format!("serve {flag}=4"))).expect_err(flag);
             assert_eq!((error.flag.as_str(), error.reason), (*flag, *reason));
         }
         let error = normalise(words("serve --swap_space 4"))

@@ -1,3 +1,4 @@
 //! What each subcommand does with its settings.
 
+pub mod generate;
 pub mod plan;

@@ -3,18 +3,29 @@
 //! A field's name is its key everywhere: `max_model_len` in a file, `CONCLAVE_MAX_MODEL_LEN` in the environment,
 //! `--max-model-len` on the command line (see [`layers`](crate::layers)).
 
+mod device;
+mod engine;
+mod gateway;
+mod generate;
+mod http;
 mod log;
 mod model;
+mod parallel;
 mod plan;
+mod router;
+mod serve;
+mod values;
+mod worker;
 
+pub use device::DeviceSettings;
+pub use engine::{ClusterSettings, EngineSettings, GenerationConfig, Transport};
+pub use gateway::GatewaySettings;
+pub use generate::GenerateSettings;
+pub use http::{DrainSettings, HttpSettings};
 pub use log::{LogFormat, LogSettings};
 pub use model::{KvCacheDtype, LoadFormat, ModelSettings};
+pub use parallel::ParallelSettings;
 pub use plan::PlanSettings;
-
-/// A number above 0 and at most 1.
-fn fraction(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("it must be a number above 0 and at most 1".into()),
-    }
-}
+pub use router::RouterSettings;
+pub use serve::ServeSettings;
+pub use worker::WorkerSettings;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
@@ -32,7 +33,7 @@ pub struct ModelSettings {
     #[arg(long, value_name = "METHOD")]
     pub quantization: Option<String>,
     /// Accepted for vLLM's sake: nothing in a checkpoint is ever executed.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub trust_remote_code: bool,
 }
 

@@ -1,6 +1,7 @@
 //! `conclave plan`.
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use conclave_plan::gpu::{Gpu, H200};
 
 use super::{LogSettings, ModelSettings};
@@ -16,10 +17,10 @@ pub struct PlanSettings {
     #[arg(long, default_value = H200.name)]
     pub gpu: Gpu,
     /// Share of the device's memory to use.
-    #[arg(long, default_value_t = 1.0, value_parser = super::fraction)]
+    #[arg(long, default_value_t = 1.0, value_parser = super::values::fraction)]
     pub gpu_memory_utilization: f64,
     /// Print JSON instead of tables.
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub json: bool,
     #[command(flatten)]
     pub log: LogSettings,
