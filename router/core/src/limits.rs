@@ -1,0 +1,50 @@
+//! The core's own bounds, each with its reason. What an operator may set is in `CoreConfig`.
+
+/// How long a sequence must wait to pass one that came later with a priority one higher.
+pub const AGING_US_PER_LEVEL: i64 = 30_000_000;
+
+/// Priorities beyond this count as this. With the aging above it bounds overtaking: nobody is passed by a sequence
+/// that came more than `2 * PRIORITY_LEVELS_MAX * AGING_US_PER_LEVEL` later.
+pub const PRIORITY_LEVELS_MAX: i32 = 32;
+
+/// Waiting sequences looked at per step: those that wait for a prefix in the making are passed over, up to here.
+pub const ADMISSION_SCAN_MAX: usize = 64;
+
+/// Load of one running sequence, in prompt tokens: a shorter shared prefix is computed again rather than followed
+/// to a busier worker.
+pub const SEQUENCE_LOAD_TOKENS: u64 = 256;
+
+/// Attention over so many tokens of context costs a decode step about as much as one prompt token.
+pub const CONTEXT_LOAD_DIVISOR: u64 = 16;
+
+/// Free pages kept per running sequence when another is admitted, so that it does not push out at its next page
+/// those that run.
+pub const HEADROOM_PAGES_PER_SEQUENCE: u64 = 1;
+
+/// A worker that broke so many epochs (named by its peers, or failing steps itself) is dismissed.
+pub const SUSPICIONS_MAX: u32 = 3;
+
+/// So many steps completed in a row clear a worker of suspicion.
+pub const SUSPICION_CLEARED_STEPS: u64 = 1_000;
+
+/// An epoch must be ready within this (a full-size checkpoint read from a slow disk takes minutes).
+pub const FORMING_LIMIT_US: u64 = 900_000_000;
+
+/// A worker's own deadlines should have ended a step long before this many collective deadlines.
+pub const STALL_DEADLINES: u64 = 20;
+
+/// An epoch serves at least so long before a newcomer changes it, so that a flapping worker cannot stop the others.
+pub const JOIN_SPACING_US: u64 = 500_000;
+
+/// Step times kept for the 99th percentile.
+pub const STEP_TIMES_KEPT: usize = 256;
+
+/// Collective deadline over the 99th percentile of step times.
+pub const DEADLINE_OVER_P99: u64 = 20;
+
+/// Range of the retry hint.
+pub const RETRY_AFTER_MS_MIN: u64 = 100;
+pub const RETRY_AFTER_MS_MAX: u64 = 60_000;
+
+/// The retry hint is the time in which this fraction of the queue is served.
+pub const RETRY_QUEUE_DIVISOR: u64 = 4;

@@ -1,0 +1,11 @@
+//! A seeded simulator of a whole cluster around the core: model workers whose tokens depend on every KV page, clients
+//! that know which tokens they must get, a network with delays, and faults drawn from the seed. The core is audited
+//! after every event. Everything about a run follows from its seed.
+
+mod clients;
+mod group;
+mod model;
+mod random;
+mod scripted;
+mod worker;
+mod world;
