@@ -2,7 +2,6 @@
 
 /// One deliberate mistake, at the place that asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "planted by tests only"))]
 pub(crate) enum Bug {
     /// Pages of a failed step stay in the tree.
     TrustUnprovenPages,
