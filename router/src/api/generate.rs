@@ -1,0 +1,219 @@
+//! Generate: check, tokenize, submit, stream.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use conclave_proto::v1 as pb;
+use conclave_router_core::api::{Sampling, SequenceId, Submit};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tonic::{Request, Status};
+use tracing::Instrument;
+
+use super::prompt::{self, Prompt};
+use super::validate::{self, Checked};
+use super::{Context, errors};
+use crate::sequencer::Submission;
+use crate::stream::{CancelOnDrop, Choice, RequestSpec, ResponseStream};
+
+/// How long a request waits for the sequencer to look at it, which takes microseconds unless it is flooded.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// When to try again after such a flood.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Serves one call up to the point where its responses stream.
+pub async fn generate(
+    context: &Arc<Context>,
+    request: Request<pb::GenerateRequest>,
+) -> Result<ResponseStream, Status> {
+    let arrived = Instant::now();
+    if context.sequencer.view.borrow().draining {
+        return Err(errors::draining());
+    }
+    let span = crate::trace::request_span(request.metadata());
+    let checked = validate::check(request.into_inner(), &context.model, false)?;
+    span.record("request_id", &checked.request_id);
+    run(context, checked, arrived, span.clone())
+        .instrument(span)
+        .await
+}
+
+async fn run(
+    context: &Arc<Context>,
+    mut checked: Checked,
+    arrived: Instant,
+    span: tracing::Span,
+) -> Result<ResponseStream, Status> {
+    let prompt = prompt::prepare(context, &mut checked).await?;
+    let max_new_tokens = room(context, &checked, prompt.tokens.len())?;
+    let (guard, submission, admitted) = submission(context, checked, prompt, max_new_tokens, arrived, span)?;
+    // `admitted` is dropped before `guard` if the client goes away meanwhile: the sequencer either has not seen the
+    // submission, and finds it abandoned, or has, and learns of the end.
+    let admitted = admitted;
+    let submissions = &context.sequencer.submissions;
+    match timeout(SUBMIT_TIMEOUT, submissions.send(submission)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Err(errors::draining()),
+        Err(_) => {
+            let message = format!("the sequencer took no request for {SUBMIT_TIMEOUT:?}; try again later");
+            return Err(errors::exhausted(message, RETRY_AFTER));
+        }
+    }
+    match admitted.await {
+        Ok(Ok(())) => Ok(ResponseStream::new(
+            guard,
+            context.sequencer.view.clone(),
+            context.keep_alive_interval,
+        )),
+        Ok(Err(rejection)) => {
+            guard.withdraw();
+            Err(errors::rejected(&rejection))
+        }
+        Err(_) => Err(errors::draining()),
+    }
+}
+
+/// How many tokens may be generated: as asked for, and within the model's length.
+fn room(context: &Context, checked: &Checked, prompt: usize) -> Result<u32, Status> {
+    let longest = context.model.max_model_len;
+    let left = u32::try_from(prompt)
+        .ok()
+        .and_then(|prompt| longest.checked_sub(prompt));
+    let Some(left) = left.filter(|&left| left > 0) else {
+        return Err(errors::invalid(
+            "prompt",
+            format_args!("{prompt} tokens"),
+            format!(
+                "the model's length is {longest} tokens, of which at least one must be left for the answer"
+            ),
+        ));
+    };
+    match checked.max_tokens {
+        Some(asked) if asked > left => Err(errors::invalid(
+            "sampling.max_tokens",
+            asked,
+            format!("the prompt has {prompt} of the model's {longest} tokens: at most {left} are left"),
+        )),
+        Some(asked) => Ok(asked),
+        None => Ok(context
+            .model
+            .defaults
+            .max_new_tokens
+            .map_or(left, |limit| limit.min(left))),
+    }
+}
+
+type Admission = oneshot::Receiver<Result<(), conclave_router_core::api::Rejection>>;
+
+fn submission(
+    context: &Arc<Context>,
+    checked: Checked,
+    prompt: Prompt,
+    max_new_tokens: u32,
+    arrived: Instant,
+    span: tracing::Span,
+) -> Result<(CancelOnDrop, Submission, Admission), Status> {
+    let stop_tokens: Arc<[u32]> = checked.stop_tokens.into();
+    let eos: Arc<[u32]> = context.model.eos.as_slice().into();
+    let salt = salt(&checked.cache_salt);
+    let mut sequences = Vec::new();
+    let mut permits = Vec::new();
+    let mut choices = Vec::new();
+    for index in 0..checked.n {
+        let id = SequenceId(context.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let permit = context.sequencer.ends.clone().try_reserve_owned().map_err(|_| {
+            errors::exhausted(
+                "all sequences that may be alive at once are; try again later",
+                RETRY_AFTER,
+            )
+        })?;
+        permits.push((id, permit));
+        choices.push(Choice::new(index, eos.clone()));
+        sequences.push(Submit {
+            id,
+            prompt: prompt.tokens.clone(),
+            sampling: Arc::new(Sampling {
+                seed: choice_seed(checked.seed, index),
+                bad_words: prompt.bad_words.clone(),
+                ..checked.sampling.clone()
+            }),
+            max_new_tokens,
+            stop_tokens: stop_tokens.clone(),
+            min_new_tokens: checked.min_tokens.min(max_new_tokens),
+            priority: checked.priority,
+            cache_salt: salt,
+            // One choice's are enough: the prompt is the same.
+            prompt_logprobs: checked.output.prompt_logprobs.filter(|_| index == 0),
+            masked: false,
+            generated: Vec::new(),
+        });
+    }
+    let trace_parent = crate::trace::parent_of_steps(&span);
+    let spec = RequestSpec {
+        request_id: checked.request_id,
+        model: context.model.name().to_owned(),
+        prompt: prompt.tokens,
+        prompt_logprobs: checked.output.prompt_logprobs.is_some(),
+        arrived,
+        span,
+    };
+    let request = crate::stream::Request::new(
+        spec,
+        choices,
+        permits,
+        context.pool.clone(),
+        context.metrics.clone(),
+    );
+    let (reply, admitted) = oneshot::channel();
+    let submission = Submission {
+        sequences,
+        sink: request.clone(),
+        trace_parent,
+        reply,
+    };
+    Ok((CancelOnDrop::new(request), submission, admitted))
+}
+
+/// Choices differ, and the same seed gives the same choices. SplitMix64's finaliser.
+fn choice_seed(seed: u64, choice: u32) -> u64 {
+    let mut z = seed.wrapping_add(
+        u64::from(choice)
+            .wrapping_add(1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15),
+    );
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Salts as the core knows them. Keyed by this process, so that no client can find two salts of one number.
+fn salt(salt: &str) -> u64 {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    if salt.is_empty() {
+        return 0;
+    }
+    KEYS.hash_one(salt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_choices_differ_and_are_repeatable() {
+        let seeds: std::collections::HashSet<u64> = (0..4)
+            .flat_map(|seed| (0..128).map(move |i| choice_seed(seed, i)))
+            .collect();
+        assert_eq!(seeds.len(), 4 * 128);
+        assert_eq!(choice_seed(7, 3), choice_seed(7, 3));
+    }
+
+    #[test]
+    fn salts_tell_tenants_apart() {
+        assert_eq!(salt(""), 0);
+        assert_eq!(salt("a"), salt("a"));
+        assert_ne!(salt("a"), salt("b"));
+    }
+}

@@ -1,0 +1,30 @@
+//! The bounds of a request, each with its reason.
+
+/// Longer ids would fill logs and headers.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
+/// vLLM's and OpenAI's largest `n`.
+pub const MAX_N: u32 = 128;
+/// Everything above is noise; a larger value is nearly always a mistake in units.
+pub const MAX_TEMPERATURE: f32 = 100.0;
+/// OpenAI's range is -2 to 2.
+pub const MAX_PENALTY: f32 = 2.0;
+/// Above, the first repeated token would already be impossible.
+pub const MAX_REPETITION_PENALTY: f32 = 100.0;
+/// OpenAI's range is -100 to 100.
+pub const MAX_BIAS: f32 = 100.0;
+/// Each entry travels to a worker with the sequence.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+/// Each is searched for in every new piece of text.
+pub const MAX_STOP_STRINGS: usize = 64;
+/// Text is held back for as long as a stop string may still be completed.
+pub const MAX_STOP_BYTES: usize = 1024;
+pub const MAX_STOP_TOKENS: usize = 128;
+/// Each is compared with the last tokens at every step.
+pub const MAX_BAD_WORDS: usize = 128;
+pub const MAX_BAD_WORD_BYTES: usize = 256;
+/// OpenAI's largest `top_logprobs`.
+pub const MAX_LOGPROBS: u32 = crate::cluster::translate::MAX_LOGPROBS as u32;
+pub const MAX_SALT_BYTES: usize = 256;
+/// A grammar, schema or regex as text.
+pub const MAX_GRAMMAR_BYTES: usize = 1 << 20;
+pub const MAX_CHOICES: usize = 4096;

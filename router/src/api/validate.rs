@@ -1,0 +1,402 @@
+//! A Generate request, checked field by field against the table in `limits`. Nothing here tokenizes or allocates
+//! in proportion to anything but the request itself.
+//!
+//! Must stay true: what leaves here as [`Checked`] cannot make a worker or the core fail.
+
+use std::fmt::Display;
+
+use conclave_proto::v1::generate_request::Prompt;
+use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams, StructuredOutput};
+use conclave_router_core::api::Sampling;
+use tonic::Status;
+
+use super::errors::{Violations, unknown_model};
+use super::limits::*;
+use crate::model::Model;
+
+/// A request whose fields are all within their ranges. Lengths in tokens are checked when they are known.
+pub struct Checked {
+    pub request_id: String,
+    pub prompt: Input,
+    pub n: u32,
+    pub seed: u64,
+    /// Without seed and bad words, which are filled in per choice and by the text pool.
+    pub sampling: Sampling,
+    pub bad_words: Vec<String>,
+    /// As asked for; the model's length limits it further.
+    pub max_tokens: Option<u32>,
+    pub min_tokens: u32,
+    pub stop: Vec<String>,
+    /// Tokens that end a sequence: eos unless ignored, then the client's.
+    pub stop_tokens: Vec<u32>,
+    pub priority: i32,
+    pub cache_salt: String,
+    /// Keep only so many of the prompt's last tokens.
+    pub truncate: Option<u32>,
+    pub structured: Option<StructuredOutput>,
+    pub output: OutputSpec,
+}
+
+/// What the prompt is given as.
+pub enum Input {
+    Text { text: String, add_special_tokens: bool },
+    Ids(Vec<u32>),
+    Chat(Chat),
+}
+
+/// What the client wants to see.
+#[derive(Clone, Debug)]
+pub struct OutputSpec {
+    pub logprobs: Option<u32>,
+    pub prompt_logprobs: Option<u32>,
+    pub echo: bool,
+    pub skip_special_tokens: bool,
+    pub include_stop: bool,
+    /// False: token ids only.
+    pub text: bool,
+}
+
+/// Checks a request; lists everything that is wrong with it.
+pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Result<Checked, Status> {
+    if !model.serves(&request.model) {
+        return Err(unknown_model(&request.model, &model.names));
+    }
+    let mut v = Violations::default();
+    let id_is_plain = request.request_id.bytes().all(|b| b.is_ascii_graphic());
+    if request.request_id.len() > MAX_REQUEST_ID_BYTES || !id_is_plain {
+        let problem = format!("must be printable ASCII of at most {MAX_REQUEST_ID_BYTES} bytes");
+        v.add("request_id", &request.request_id, problem);
+    }
+    if request.n > MAX_N {
+        v.add("n", request.n, format!("must be between 1 and {MAX_N}"));
+    }
+    if request.cache_salt.len() > MAX_SALT_BYTES {
+        let problem = format!("must have at most {MAX_SALT_BYTES} bytes");
+        v.add("cache_salt", &request.cache_salt, problem);
+    }
+    let truncate = truncation(&mut v, request.truncate_prompt_tokens, model);
+    let output = output(&mut v, request.output.unwrap_or_default(), has_tokenizer);
+    let params = request.sampling.unwrap_or_default();
+    let mut sampling = sampling(&mut v, &params, model);
+    sampling.logprobs = output.logprobs;
+    let lengths = lengths(&mut v, &params, model);
+    let stop_tokens = stop_tokens(&mut v, &params, model);
+    strings(
+        &mut v,
+        "sampling.stop",
+        &params.stop,
+        MAX_STOP_STRINGS,
+        MAX_STOP_BYTES,
+    );
+    strings(
+        &mut v,
+        "sampling.bad_words",
+        &params.bad_words,
+        MAX_BAD_WORDS,
+        MAX_BAD_WORD_BYTES,
+    );
+    if !params.stop.is_empty() && !output.text {
+        v.add(
+            "sampling.stop",
+            &params.stop[0],
+            needs_text(has_tokenizer, "use stop_token_ids"),
+        );
+    }
+    if !params.bad_words.is_empty() && !has_tokenizer {
+        v.add(
+            "sampling.bad_words",
+            &params.bad_words[0],
+            needs_text(false, "use logit_bias"),
+        );
+    }
+    let structured = request.structured.filter(|structured| structured.kind.is_some());
+    if structured.is_some() && !has_tokenizer {
+        v.add("structured", "set", needs_text(false, "leave it out"));
+    }
+    let prompt = input(
+        &mut v,
+        request.prompt,
+        request.add_special_tokens,
+        model,
+        has_tokenizer,
+    );
+    v.finish()?;
+    let Some(prompt) = prompt else {
+        return Err(super::errors::invalid(
+            "prompt",
+            "unset",
+            "give text, token_ids or chat",
+        ));
+    };
+    Ok(Checked {
+        request_id: if request.request_id.is_empty() {
+            crate::random::request_id()
+        } else {
+            request.request_id
+        },
+        prompt,
+        n: request.n.max(1),
+        seed: params.seed.unwrap_or_else(crate::random::u64),
+        sampling,
+        bad_words: params.bad_words,
+        max_tokens: lengths.0,
+        min_tokens: lengths.1,
+        stop: params.stop,
+        stop_tokens,
+        priority: request.priority,
+        cache_salt: request.cache_salt,
+        truncate,
+        structured,
+        output,
+    })
+}
+
+fn needs_text(has_tokenizer: bool, instead: &str) -> String {
+    let why = if has_tokenizer {
+        "needs text, but skip_detokenize is set"
+    } else {
+        "needs a tokenizer, and this router runs without one (--skip-tokenizer-init)"
+    };
+    format!("{why}; {instead}")
+}
+
+fn input(
+    v: &mut Violations,
+    prompt: Option<Prompt>,
+    add_special_tokens: Option<bool>,
+    model: &Model,
+    has_tokenizer: bool,
+) -> Option<Input> {
+    let kind = |v: &mut Violations, field: &str| {
+        if !has_tokenizer {
+            v.add(field, "text", needs_text(false, "give token ids"));
+        }
+    };
+    match prompt {
+        None => {
+            v.add("prompt", "unset", "give text, token_ids or chat");
+            None
+        }
+        Some(Prompt::Text(text)) => {
+            kind(v, "prompt");
+            if text.is_empty() {
+                v.add("prompt", "\"\"", "empty; give at least one character");
+            }
+            Some(Input::Text {
+                text,
+                add_special_tokens: add_special_tokens.unwrap_or(true),
+            })
+        }
+        Some(Prompt::TokenIds(ids)) => {
+            check_ids(v, "prompt", &ids.ids, model);
+            Some(Input::Ids(ids.ids))
+        }
+        Some(Prompt::Chat(chat)) => {
+            kind(v, "chat");
+            if chat.messages.is_empty() {
+                v.add("chat.messages", "[]", "empty; give at least one message");
+            }
+            Some(Input::Chat(chat))
+        }
+    }
+}
+
+/// Token ids of a client, as a prompt or to be decoded.
+fn check_ids(v: &mut Violations, field: &str, ids: &[u32], model: &Model) {
+    if ids.is_empty() {
+        v.add(field, "[]", "empty; give at least one token id");
+    }
+    if let Some((i, id)) = (0..).zip(ids).find(|&(_, &id): &(usize, _)| id >= model.vocab) {
+        let problem = format!("token id out of range; the vocabulary has {} tokens", model.vocab);
+        v.add(format!("{field}[{i}]"), id, problem);
+    }
+}
+
+fn truncation(v: &mut Violations, asked: Option<i64>, model: &Model) -> Option<u32> {
+    match asked {
+        None => None,
+        Some(-1) => Some(model.max_model_len.saturating_sub(1)),
+        Some(n) => {
+            let kept = u32::try_from(n)
+                .ok()
+                .filter(|&n| n >= 1 && n < model.max_model_len);
+            if kept.is_none() {
+                let problem = format!("must be -1, or between 1 and {}", model.max_model_len - 1);
+                v.add("truncate_prompt_tokens", n, problem);
+            }
+            kept
+        }
+    }
+}
+
+fn output(v: &mut Violations, output: OutputOptions, has_tokenizer: bool) -> OutputSpec {
+    let counts = [
+        ("output.logprobs", output.logprobs),
+        ("output.prompt_logprobs", output.prompt_logprobs),
+    ];
+    for (field, count) in counts {
+        if let Some(count) = count.filter(|&count| count > MAX_LOGPROBS) {
+            v.add(field, count, format!("must be between 0 and {MAX_LOGPROBS}"));
+        }
+    }
+    OutputSpec {
+        logprobs: output.logprobs,
+        prompt_logprobs: output.prompt_logprobs,
+        echo: output.echo,
+        skip_special_tokens: output.skip_special_tokens.unwrap_or(true),
+        include_stop: output.include_stop_str_in_output,
+        text: has_tokenizer && !output.skip_detokenize,
+    }
+}
+
+fn sampling(v: &mut Violations, params: &SamplingParams, model: &Model) -> Sampling {
+    let defaults = &model.defaults;
+    let repetition = params.repetition_penalty.unwrap_or(defaults.repetition_penalty);
+    let top_p = params.top_p.unwrap_or(defaults.top_p);
+    let top_k = params.top_k.unwrap_or(defaults.top_k);
+    // NaN is in no range.
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        v.add("sampling.top_p", top_p, "must be above 0 and at most 1");
+    }
+    if !(repetition > 0.0 && repetition <= MAX_REPETITION_PENALTY) {
+        let problem = format!("must be above 0 and at most {MAX_REPETITION_PENALTY}; 1 is neutral");
+        v.add("sampling.repetition_penalty", repetition, problem);
+    }
+    if top_k < -1 {
+        v.add(
+            "sampling.top_k",
+            top_k,
+            "must be 0 or -1 for all tokens, or a positive number",
+        );
+    }
+    Sampling {
+        temperature: within(
+            v,
+            "sampling.temperature",
+            params.temperature.unwrap_or(defaults.temperature),
+            0.0,
+            MAX_TEMPERATURE,
+        ),
+        top_k: u32::try_from(top_k).unwrap_or(0),
+        top_p,
+        min_p: within(
+            v,
+            "sampling.min_p",
+            params.min_p.unwrap_or(defaults.min_p),
+            0.0,
+            1.0,
+        ),
+        repetition_penalty: repetition,
+        presence_penalty: within(
+            v,
+            "sampling.presence_penalty",
+            params.presence_penalty.unwrap_or(0.0),
+            -MAX_PENALTY,
+            MAX_PENALTY,
+        ),
+        frequency_penalty: within(
+            v,
+            "sampling.frequency_penalty",
+            params.frequency_penalty.unwrap_or(0.0),
+            -MAX_PENALTY,
+            MAX_PENALTY,
+        ),
+        logit_bias: logit_bias(v, params, model),
+        seed: 0,
+        logprobs: None,
+        bad_words: Vec::new(),
+    }
+}
+
+fn logit_bias(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec<(u32, f32)> {
+    let mut entries: Vec<(u32, f32)> = params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+    // The map of the wire has no order; the same request must give the same message.
+    entries.sort_unstable_by_key(|&(id, _)| id);
+    if entries.len() > MAX_LOGIT_BIAS {
+        let problem = format!("entries; at most {MAX_LOGIT_BIAS} are allowed");
+        v.add("sampling.logit_bias", entries.len(), problem);
+        return Vec::new();
+    }
+    for &(id, bias) in &entries {
+        if id >= model.vocab {
+            let problem = format!("token id out of range; the vocabulary has {} tokens", model.vocab);
+            v.add("sampling.logit_bias", id, problem);
+        }
+        within(
+            v,
+            &format!("sampling.logit_bias[{id}]"),
+            bias,
+            -MAX_BIAS,
+            MAX_BIAS,
+        );
+    }
+    entries
+}
+
+/// `max_tokens` and `min_tokens`.
+fn lengths(v: &mut Violations, params: &SamplingParams, model: &Model) -> (Option<u32>, u32) {
+    let longest = model.max_model_len;
+    let max_tokens = params.max_tokens.map(|n| {
+        let checked = u32::try_from(n).ok().filter(|&n| n >= 1 && n <= longest);
+        if checked.is_none() {
+            let problem = format!("must be between 1 and the model's length, {longest}");
+            v.add("sampling.max_tokens", n, problem);
+        }
+        checked.unwrap_or(1)
+    });
+    let most = max_tokens.unwrap_or(longest);
+    let min_tokens = u32::try_from(params.min_tokens).ok().filter(|&n| n <= most);
+    if min_tokens.is_none() {
+        let problem = format!("must be between 0 and max_tokens, {most}");
+        v.add("sampling.min_tokens", params.min_tokens, problem);
+    }
+    (max_tokens, min_tokens.unwrap_or(0))
+}
+
+fn stop_tokens(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec<u32> {
+    let asked = &params.stop_token_ids;
+    let mut tokens = if params.ignore_eos {
+        Vec::new()
+    } else {
+        model.eos.clone()
+    };
+    if asked.len() > MAX_STOP_TOKENS {
+        let problem = format!("entries; at most {MAX_STOP_TOKENS} are allowed");
+        v.add("sampling.stop_token_ids", asked.len(), problem);
+        return tokens;
+    }
+    for &id in asked {
+        if id >= model.vocab {
+            let problem = format!("token id out of range; the vocabulary has {} tokens", model.vocab);
+            v.add("sampling.stop_token_ids", id, problem);
+        } else if !tokens.contains(&id) {
+            tokens.push(id);
+        }
+    }
+    tokens
+}
+
+fn strings(v: &mut Violations, field: &str, list: &[String], most: usize, longest: usize) {
+    if list.len() > most {
+        v.add(field, list.len(), format!("entries; at most {most} are allowed"));
+        return;
+    }
+    for (i, text) in list.iter().enumerate() {
+        if text.is_empty() || text.len() > longest {
+            let problem = format!("must have 1 to {longest} bytes");
+            v.add(format!("{field}[{i}]"), format_args!("{text:?}"), problem);
+        }
+    }
+}
+
+fn within(v: &mut Violations, field: &str, value: f32, low: f32, high: f32) -> f32 {
+    // NaN is in no range.
+    if !(value >= low && value <= high) {
+        v.add(field, value, range(low, high));
+    }
+    value
+}
+
+fn range(low: impl Display, high: impl Display) -> String {
+    format!("must be a number between {low} and {high}")
+}

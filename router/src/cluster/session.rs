@@ -1,0 +1,228 @@
+//! One worker's session: Hello, then everything it says until it falls silent, leaves, or breaks a rule.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use conclave_proto::cluster::v1 as pb;
+use conclave_proto::cluster::v1::from_worker::Message;
+use conclave_proto::cluster::v1::to_worker;
+use conclave_router_core::api::{Epoch, Event, Rank, StepId, WorkerId};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tonic::{Status, Streaming};
+
+use super::translate::{self, Bounds};
+use super::{Shared, registry::Membership};
+use crate::sequencer::{Input, Outbox};
+
+/// A connection that has not said Hello by then is closed.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages of one worker in one second: a hundred steps with heartbeats are far below.
+pub const MAX_MESSAGES_PER_SECOND: u32 = 20_000;
+/// If the silence ended so much later than it should have, this process stood still, not the worker.
+const OWN_STALL: Duration = Duration::from_millis(500);
+/// A notice further ahead than this is as good as none.
+const MAX_NOTICE_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// What sessions must keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub heartbeat_timeout: Duration,
+    pub vocab: u32,
+    pub max_model_len: u32,
+}
+
+/// Serves one worker. Returns when it is gone, and the sequencer knows.
+pub(super) async fn run(
+    shared: &Shared,
+    mut inbound: Streaming<pb::FromWorker>,
+    outbox: Outbox,
+    remote: Option<SocketAddr>,
+) {
+    let membership = match hello(shared, &mut inbound).await {
+        Ok(membership) => membership,
+        Err(status) => {
+            tracing::warn!(?remote, reason = status.message(), "worker refused");
+            // It may have hung up already.
+            let _ = outbox.send(Err(status)).await;
+            return;
+        }
+    };
+    let welcome = pb::ToWorker {
+        message: Some(to_worker::Message::Welcome(pb::Welcome {
+            heartbeat_interval_ms: millis(shared.heartbeat_interval),
+            expected_workers: shared.expected_workers,
+        })),
+    };
+    if outbox.send(Ok(welcome)).await.is_err() {
+        return;
+    }
+    tracing::info!(worker = %membership.identity.worker_id, ?remote, number = membership.worker.0, "worker attached");
+    let (open, mut given_up) = oneshot::channel();
+    let attached = Input::Attached {
+        worker: membership.worker,
+        info: membership.info.clone(),
+        identity: membership.identity.clone(),
+        outbox,
+        open,
+    };
+    if shared.inputs.send(attached).await.is_err() {
+        return; // the router is shutting down
+    }
+    let status = tokio::select! {
+        _ = &mut given_up => None,
+        status = listen(shared, &membership, &mut inbound) => status,
+    };
+    let lost = Input::Lost {
+        worker: membership.worker,
+        status,
+    };
+    if shared.inputs.send(lost).await.is_err() {
+        tracing::debug!("a worker left after the sequencer had ended");
+    }
+}
+
+async fn hello(shared: &Shared, inbound: &mut Streaming<pb::FromWorker>) -> Result<Membership, Status> {
+    let first = timeout(HELLO_TIMEOUT, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded(format!("no Hello within {HELLO_TIMEOUT:?}")))??;
+    match first.and_then(|first| first.message) {
+        Some(Message::Hello(hello)) => shared.registry.admit(hello),
+        _ => Err(Status::invalid_argument("the first message must be Hello")),
+    }
+}
+
+/// Listens until the worker is lost; says why if it should be told.
+async fn listen(
+    shared: &Shared,
+    membership: &Membership,
+    inbound: &mut Streaming<pb::FromWorker>,
+) -> Option<Status> {
+    let bounds = Bounds {
+        vocab: shared.limits.vocab,
+        max_slots: membership.info.max_slots,
+        max_batched_tokens: membership.info.max_batched_tokens,
+        max_model_len: shared.limits.max_model_len,
+    };
+    let mut second = Instant::now();
+    let mut messages = 0;
+    loop {
+        let message = match next(inbound, shared.limits.heartbeat_timeout).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return None,
+            Err(status) => return Some(status),
+        };
+        if second.elapsed() >= Duration::from_secs(1) {
+            second = Instant::now();
+            messages = 0;
+        }
+        messages += 1;
+        if messages > MAX_MESSAGES_PER_SECOND {
+            return Some(Status::resource_exhausted(format!(
+                "more than {MAX_MESSAGES_PER_SECOND} messages in a second"
+            )));
+        }
+        let event = match event(shared, membership.worker, message, &bounds) {
+            Ok(Some(event)) => event,
+            Ok(None) => continue,
+            Err(violation) => return Some(Status::invalid_argument(violation)),
+        };
+        if shared.inputs.send(Input::Event(event)).await.is_err() {
+            return None;
+        }
+    }
+}
+
+/// The next message; silence is an error.
+async fn next(
+    inbound: &mut Streaming<pb::FromWorker>,
+    silence: Duration,
+) -> Result<Option<pb::FromWorker>, Status> {
+    loop {
+        let asked = Instant::now();
+        match timeout(silence, inbound.message()).await {
+            Ok(Ok(message)) => return Ok(message),
+            // A broken connection: there is nobody to tell.
+            Ok(Err(status)) => {
+                tracing::debug!(reason = status.message(), "a worker's stream broke");
+                return Ok(None);
+            }
+            Err(_) if asked.elapsed() > silence + OWN_STALL => {
+                tracing::warn!(stalled = ?asked.elapsed(), "this process stood still; listening again");
+            }
+            Err(_) => {
+                return Err(Status::deadline_exceeded(format!(
+                    "no heartbeat within {silence:?}; the worker is taken to be lost"
+                )));
+            }
+        }
+    }
+}
+
+fn event(
+    shared: &Shared,
+    worker: WorkerId,
+    message: pb::FromWorker,
+    bounds: &Bounds,
+) -> Result<Option<Event>, translate::Violation> {
+    let Some(message) = message.message else {
+        return Err("a message without content".into());
+    };
+    Ok(Some(match message {
+        Message::Hello(_) => return Err("a second Hello on one stream".into()),
+        Message::Heartbeat(_) => return Ok(None),
+        Message::LoadProgress(progress) => {
+            shared
+                .registry
+                .progress(worker, progress.bytes_done, progress.bytes_total);
+            return Ok(None);
+        }
+        Message::EpochReady(ready) => {
+            tracing::info!(
+                worker = worker.0,
+                epoch = ready.epoch,
+                weight_bytes = ready.weight_bytes,
+                seconds = ready.load_seconds,
+                "worker ready"
+            );
+            Event::WorkerReady {
+                worker,
+                epoch: Epoch(ready.epoch),
+            }
+        }
+        Message::StepResult(result) => Event::StepDone {
+            worker,
+            epoch: Epoch(result.epoch),
+            step: StepId(result.step),
+            result: translate::step_result(result, bounds)?,
+        },
+        Message::StepFailed(failed) => {
+            let reason = translate::clipped(&failed.reason);
+            tracing::warn!(worker = worker.0, step = failed.step, reason, "step failed");
+            Event::StepFailed {
+                worker,
+                epoch: Epoch(failed.epoch),
+                step: StepId(failed.step),
+                suspect: failed.suspect_rank.map(Rank),
+            }
+        }
+        Message::Notice(notice) => {
+            let reason = translate::clipped(&notice.reason);
+            tracing::info!(
+                worker = worker.0,
+                deadline_ms = notice.deadline_ms,
+                reason,
+                "worker will leave"
+            );
+            let after = Duration::from_millis(notice.deadline_ms.min(MAX_NOTICE_MS));
+            Event::Notice {
+                worker,
+                deadline: shared.clock.deadline(after),
+            }
+        }
+    }))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,421 @@
+//! The loop around the core: inputs become events, commands become messages. See the module above for what must
+//! stay true.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::cluster::v1 as pb;
+use conclave_proto::cluster::v1::to_worker::Message;
+use conclave_router_core::Core;
+use conclave_router_core::api::{
+    ClusterState, Command, CoreConfig, EndReason, Epoch, EpochPlan, Event, FinishReason, Rejection,
+    SequenceId, StepPlan, Usage, WorkerId,
+};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::Status;
+
+use super::peer::Peer;
+use super::{Channels, End, Input, Inspection, Output, Sink, Submission, View, wire};
+use crate::clock::Clock;
+use crate::cluster::transport;
+use crate::metrics::Metrics;
+
+/// The core wants to hear of time at least this often while it has something to time.
+const TICK: Duration = Duration::from_millis(50);
+/// Ticks go on for so long after the last event: steps may still be on their way.
+const TICKS_AFTER: Duration = Duration::from_secs(2);
+/// Most trace parents in one step: spans are for looking at single requests.
+const MAX_TRACE_PARENTS: usize = 16;
+
+/// A live sequence's place outside of the core.
+struct Stream {
+    sink: Arc<dyn Sink>,
+    choice: u32,
+    started: bool,
+    trace_parent: Option<Arc<str>>,
+}
+
+/// What the shell adds to the core.
+pub struct Machine {
+    core: Core,
+    clock: Clock,
+    layers: u32,
+    transport: String,
+    metrics: Arc<Metrics>,
+    channels: Channels,
+    peers: HashMap<WorkerId, Peer>,
+    streams: HashMap<SequenceId, Stream>,
+    view: View,
+    secret: (Epoch, Bytes),
+    drained: Vec<oneshot::Sender<()>>,
+    /// Sequences are alive, or steps on their way.
+    busy: bool,
+    /// Events that follow from carrying out a command (a worker that does not read is lost).
+    pending: VecDeque<Event>,
+    /// Sequences refused while their submission is being handled.
+    refused: Option<Rejection>,
+}
+
+impl Machine {
+    pub fn new(
+        config: CoreConfig,
+        layers: u32,
+        transport: String,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        channels: Channels,
+    ) -> Machine {
+        Machine {
+            core: Core::new(config),
+            clock,
+            layers,
+            transport,
+            metrics,
+            channels,
+            peers: HashMap::new(),
+            streams: HashMap::new(),
+            view: View::default(),
+            secret: (Epoch(0), Bytes::new()),
+            drained: Vec::new(),
+            busy: false,
+            pending: VecDeque::new(),
+            refused: None,
+        }
+    }
+
+    /// Runs until told to stop, or until all senders are gone.
+    pub async fn run(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_event = Instant::now();
+        loop {
+            let timed = self.has_something_to_time(last_event);
+            let mut tick = false;
+            tokio::select! {
+                Some(input) = self.channels.inputs.recv() => {
+                    if let Input::Stop { reason } = input {
+                        return self.stop(&reason);
+                    }
+                    self.input(input);
+                }
+                Some(End { id, reason }) = self.channels.ends.recv() => self.handle(Event::End { id, reason }),
+                Some(submission) = self.channels.submissions.recv() => self.submit(submission),
+                _ = ticks.tick(), if timed => {
+                    tick = true;
+                    self.handle(Event::Tick);
+                }
+                else => return self.stop("the router ended"),
+            }
+            if !tick {
+                last_event = Instant::now();
+            }
+            self.publish();
+        }
+    }
+
+    fn has_something_to_time(&self, last_event: Instant) -> bool {
+        self.busy
+            || !self.drained.is_empty()
+            || matches!(self.view.state, ClusterState::Forming { .. })
+            || (!self.peers.is_empty() && last_event.elapsed() < TICKS_AFTER)
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Attached {
+                worker,
+                info,
+                identity,
+                outbox,
+                open,
+            } => {
+                self.peers.insert(worker, Peer::new(identity, outbox, open));
+                self.handle(Event::WorkerAttached { worker, info });
+            }
+            Input::Event(event) => self.handle(event),
+            Input::Inspect(reply) => {
+                let name = |(&worker, peer): (&WorkerId, &Peer)| (worker, peer.identity.worker_id.clone());
+                let inspection = Inspection {
+                    core: self.core.snapshot(),
+                    worker_ids: self.peers.iter().map(name).collect(),
+                };
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(inspection);
+            }
+            Input::Lost { worker, status } => {
+                self.lose(worker, status);
+                self.settle();
+            }
+            Input::Drain(reply) => {
+                self.view.draining = true;
+                self.drained.push(reply);
+                self.handle(Event::Drain);
+            }
+            Input::Stop { .. } => {}
+        }
+    }
+
+    /// Feeds one event to the core, carries out what it asks for, and goes on with what follows from that.
+    fn handle(&mut self, event: Event) {
+        self.pending.push_back(event);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        while let Some(event) = self.pending.pop_front() {
+            // A worker that was given up has nothing more to say.
+            let from = match &event {
+                Event::WorkerReady { worker, .. }
+                | Event::StepDone { worker, .. }
+                | Event::StepFailed { worker, .. }
+                | Event::Notice { worker, .. } => Some(worker),
+                _ => None,
+            };
+            if from.is_some_and(|worker| !self.peers.contains_key(worker)) {
+                continue;
+            }
+            for command in self.core.handle(self.clock.now(), event) {
+                self.execute(command);
+            }
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Step { worker, plan } => self.step(worker, plan),
+            Command::StartEpoch { worker, plan } => self.start_epoch(worker, &plan),
+            Command::AbortEpoch {
+                worker,
+                epoch,
+                reason,
+            } => {
+                tracing::info!(worker = worker.0, epoch = epoch.0, reason, "epoch aborted");
+                let abort = Message::EpochAbort(pb::EpochAbort {
+                    epoch: epoch.0,
+                    reason,
+                });
+                self.send(worker, wire::to_worker(abort));
+            }
+            Command::Dismiss { worker, reason } => {
+                if let Some(peer) = self.peers.remove(&worker) {
+                    tracing::warn!(worker = %peer.identity.worker_id, reason, "worker dismissed");
+                    peer.close(Status::aborted(reason));
+                }
+            }
+            Command::Deliver { id, tokens } => self.output(id, Output::Tokens(tokens)),
+            Command::PromptLogprobs {
+                id,
+                position,
+                entries,
+            } => self.output(id, Output::PromptLogprobs { position, entries }),
+            Command::Finish { id, reason, usage } => self.finish(id, reason, usage),
+            Command::Reject { id, error } => {
+                self.streams.remove(&id);
+                self.refused.get_or_insert(error);
+            }
+            Command::State(state) => self.state(state),
+            Command::Drained => {
+                for reply in self.drained.drain(..) {
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.send(());
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission {
+            sequences,
+            sink,
+            trace_parent,
+            reply,
+        } = submission;
+        if reply.is_closed() {
+            return; // the client went away while its request was on its way here
+        }
+        let ids: Vec<SequenceId> = sequences.iter().map(|sequence| sequence.id).collect();
+        self.refused = None;
+        for (choice, sequence) in (0..).zip(sequences) {
+            let stream = Stream {
+                sink: sink.clone(),
+                choice,
+                started: false,
+                trace_parent: trace_parent.clone(),
+            };
+            self.streams.insert(sequence.id, stream);
+            self.handle(Event::Submit(sequence));
+            if self.refused.is_some() {
+                break;
+            }
+        }
+        let answer = match self.refused.take() {
+            None => Ok(()),
+            Some(rejection) => {
+                for id in ids {
+                    if self.streams.remove(&id).is_some() {
+                        self.handle(Event::End {
+                            id,
+                            reason: EndReason::Cancelled,
+                        });
+                    }
+                }
+                Err(rejection)
+            }
+        };
+        // A client that went away just now tells so by its end permits.
+        let _ = reply.send(answer);
+    }
+
+    fn step(&mut self, worker: WorkerId, plan: StepPlan) {
+        let Some(peer) = self.peers.get_mut(&worker) else {
+            return;
+        };
+        let streams = &mut self.streams;
+        peer.apply(&plan, |id| {
+            if let Some(stream) = streams.get_mut(&id)
+                && !std::mem::replace(&mut stream.started, true)
+            {
+                Arc::clone(&stream.sink).push(stream.choice, Output::Running);
+            }
+        });
+        let trace_parents = trace_parents(peer, streams, &plan);
+        let message = wire::step(plan, self.layers, trace_parents);
+        self.send(worker, message);
+    }
+
+    fn start_epoch(&mut self, worker: WorkerId, plan: &EpochPlan) {
+        let members: Vec<_> = plan.workers.iter().filter_map(|w| self.peers.get(w)).collect();
+        if members.len() != plan.workers.len() {
+            return; // one of them was lost a moment ago: the core hears of it next
+        }
+        let transport = match transport::choose(&self.transport, members.iter().map(|peer| &peer.identity)) {
+            Ok(transport) => transport,
+            Err(problem) => {
+                tracing::error!(worker = worker.0, problem, "no transport for the epoch");
+                return self.lose(worker, Some(Status::failed_precondition(problem)));
+            }
+        };
+        let peers = (0..).zip(&members).map(|(rank, peer)| pb::Peer {
+            rank,
+            worker_id: peer.identity.worker_id.to_string(),
+            peer_address: peer.identity.peer_address.to_string(),
+        });
+        let peers = peers.collect();
+        if self.secret.0 != plan.epoch || self.secret.1.is_empty() {
+            self.secret = (plan.epoch, Bytes::from(crate::random::bytes::<32>().to_vec()));
+        }
+        let message = wire::epoch_start(
+            plan,
+            wire::EpochWire {
+                peers,
+                transport,
+                peer_secret: self.secret.1.clone(),
+            },
+        );
+        if let Some(peer) = self.peers.get_mut(&worker) {
+            peer.reset_slots();
+        }
+        self.send(worker, message);
+    }
+
+    fn send(&mut self, worker: WorkerId, message: pb::ToWorker) {
+        if self.peers.get(&worker).is_some_and(|peer| !peer.send(message)) {
+            let problem = format!("the worker read none of the last {} messages", super::OUTBOX);
+            self.lose(worker, Some(Status::resource_exhausted(problem)));
+        }
+    }
+
+    /// The core hears of it when the command at hand has been carried out.
+    fn lose(&mut self, worker: WorkerId, status: Option<Status>) {
+        let Some(peer) = self.peers.remove(&worker) else {
+            return;
+        };
+        let why = status
+            .as_ref()
+            .map_or("its stream closed", |status| status.message());
+        tracing::warn!(worker = %peer.identity.worker_id, why, "worker lost");
+        if let Some(status) = status {
+            peer.close(status);
+        }
+        self.metrics.workers_lost.inc();
+        self.pending.push_back(Event::WorkerLost { worker });
+    }
+
+    fn output(&mut self, id: SequenceId, output: Output) {
+        if let Some(stream) = self.streams.get(&id) {
+            Arc::clone(&stream.sink).push(stream.choice, output);
+        }
+    }
+
+    fn finish(&mut self, id: SequenceId, reason: FinishReason, usage: Usage) {
+        if let Some(stream) = self.streams.remove(&id) {
+            Arc::clone(&stream.sink).push(stream.choice, Output::Finish { reason, usage });
+        }
+    }
+
+    fn state(&mut self, state: ClusterState) {
+        tracing::info!(?state, workers = self.peers.len(), "cluster");
+        if let ClusterState::Forming { epoch } | ClusterState::Serving { epoch, .. } = state {
+            self.view.epoch = epoch;
+        }
+        self.view.has_served |= matches!(state, ClusterState::Serving { .. });
+        self.view.state = state;
+    }
+
+    /// Shows the state of things to whoever watches.
+    fn publish(&mut self) {
+        let core = self.core.snapshot();
+        self.view.workers = count(self.peers.len());
+        self.view.running = count(core.running);
+        self.view.waiting = count(core.waiting);
+        self.busy = core.running + core.waiting + core.steps_in_flight > 0;
+        let view = &self.view;
+        self.channels.view.send_if_modified(|old| {
+            let changed = old != view;
+            if changed {
+                old.clone_from(view);
+            }
+            changed
+        });
+    }
+
+    /// Ends every sequence that is left, and says goodbye to the workers.
+    fn stop(mut self, reason: &str) {
+        let left: Vec<SequenceId> = self.streams.keys().copied().collect();
+        for id in left {
+            let error = FinishReason::Error(format!("the router shut down: {reason}"));
+            self.finish(id, error, Usage::default());
+        }
+        for (_, peer) in self.peers.drain() {
+            let shutdown = Message::Shutdown(pb::Shutdown {
+                reason: reason.into(),
+            });
+            if !peer.send(wire::to_worker(shutdown)) {
+                tracing::debug!(worker = %peer.identity.worker_id, "gone before it was told to shut down");
+            }
+        }
+    }
+}
+
+/// The sampled requests among the sequences of a step.
+fn trace_parents(peer: &Peer, streams: &HashMap<SequenceId, Stream>, plan: &StepPlan) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut parents = Vec::new();
+    for run in &plan.runs {
+        let stream = peer.sequence(run.slot).and_then(|id| streams.get(&id));
+        if let Some(parent) = stream.and_then(|stream| stream.trace_parent.as_ref())
+            && parents.len() < MAX_TRACE_PARENTS
+            && seen.insert(parent.clone())
+        {
+            parents.push(parent.to_string());
+        }
+    }
+    parents
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,10 @@
+//! From a sequence's tokens to a client's responses: the request's inbox, its choices, and what is not read yet.
+
+mod choice;
+mod queue;
+mod request;
+mod response;
+
+pub use choice::Choice;
+pub use request::{Request, RequestSpec};
+pub use response::{CancelOnDrop, ResponseStream};

@@ -1,0 +1,154 @@
+//! Generate over the wire, with a scripted worker: token ids in and out.
+
+mod support;
+
+use std::time::Duration;
+
+use conclave_proto::v1 as pb;
+use support::{Answer, Cluster, Script, config, expected, request};
+
+#[tokio::test]
+async fn tokens_are_streamed_in_order_with_usage() {
+    let (cluster, worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let prompt: Vec<u32> = (10..50).collect();
+    let answer = Answer::read(cluster.generate(request(&prompt, 20)).await.unwrap()).await;
+    let started = answer.started.as_ref().unwrap();
+    assert_eq!(started.prompt_token_ids, prompt);
+    assert_eq!(started.model, "tiny");
+    assert!(started.request_id.starts_with("req-"));
+    assert_eq!(answer.tokens, [expected(&prompt, 20)]);
+    assert_eq!(answer.reason(0), pb::FinishReason::Length);
+    let usage = answer.usage.unwrap();
+    assert_eq!(
+        (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
+        (40, 20, 0)
+    );
+    assert!(answer.error.is_none());
+
+    let again = Answer::read(cluster.generate(request(&prompt, 20)).await.unwrap()).await;
+    assert_eq!(again.tokens, answer.tokens);
+    assert_eq!(again.usage.unwrap().cached_tokens, 32, "whole pages of 16 tokens");
+    assert_eq!(worker.seen.borrow().transport, "local");
+    assert_eq!(cluster.metric("vllm:generation_tokens_total").await, 40.0);
+    assert_eq!(cluster.metric("vllm:prefix_cache_hits_total").await, 32.0);
+    assert_eq!(
+        cluster.metric("vllm:time_to_first_token_seconds_count").await,
+        2.0
+    );
+    assert_eq!(cluster.metric("vllm:request_success_total").await, 2.0);
+    assert_eq!(cluster.metric("vllm:num_requests_running").await, 0.0);
+    assert!(cluster.metric("conclave:worker_busy_seconds_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_each_get_their_own_tokens() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let mut streams = Vec::new();
+    for i in 0..40 {
+        let prompt: Vec<u32> = (0..i + 1).map(|k| 3 + (k * 7 + i) % 300).collect();
+        let stream = cluster.generate(request(&prompt, 30)).await.unwrap();
+        streams.push((prompt, stream));
+    }
+    for (prompt, stream) in streams {
+        let answer = Answer::read(stream).await;
+        assert_eq!(answer.tokens, [expected(&prompt, 30)]);
+    }
+}
+
+#[tokio::test]
+async fn choices_are_numbered_and_each_ends_once() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let mut three = request(&[5, 6, 7], 9);
+    three.n = 3;
+    let answer = Answer::read(cluster.generate(three).await.unwrap()).await;
+    assert_eq!(answer.tokens, vec![expected(&[5, 6, 7], 9); 3]);
+    assert_eq!(answer.finished.iter().flatten().count(), 3);
+    assert_eq!(answer.usage.unwrap().completion_tokens, 27);
+}
+
+#[tokio::test]
+async fn a_stop_token_ends_a_choice_and_is_named() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let prompt = [9, 8, 7];
+    let tokens = expected(&prompt, 10);
+    let mut stopping = request(&prompt, 10);
+    stopping.sampling.as_mut().unwrap().stop_token_ids = vec![tokens[4]];
+    let answer = Answer::read(cluster.generate(stopping).await.unwrap()).await;
+    assert_eq!(answer.tokens, [&tokens[..5]]);
+    assert_eq!(answer.reason(0), pb::FinishReason::Stop);
+    assert_eq!(
+        answer.finished[0].as_ref().unwrap().stop_reason,
+        tokens[4].to_string()
+    );
+}
+
+#[tokio::test]
+async fn log_probabilities_of_prompt_and_answer() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let prompt: Vec<u32> = (3..43).collect();
+    let mut wanted = request(&prompt, 5);
+    wanted.output = Some(pb::OutputOptions {
+        logprobs: Some(2),
+        prompt_logprobs: Some(3),
+        ..Default::default()
+    });
+    wanted.n = 2;
+    let answer = Answer::read(cluster.generate(wanted).await.unwrap()).await;
+    let of_prompt = answer.started.unwrap().prompt_logprobs;
+    assert_eq!(of_prompt.len(), prompt.len());
+    assert!(of_prompt[0].sampled.is_none(), "nothing predicts the first token");
+    for (entry, &token) in of_prompt.iter().zip(&prompt).skip(1) {
+        assert_eq!(entry.sampled.as_ref().unwrap().token_id, token);
+        assert_eq!(entry.top.len(), 3);
+    }
+    for choice in 0..2 {
+        assert_eq!(answer.logprobs[choice].len(), 5);
+        for (entry, &token) in answer.logprobs[choice].iter().zip(&answer.tokens[choice]) {
+            let sampled = entry.sampled.as_ref().unwrap();
+            assert_eq!((sampled.token_id, sampled.rank), (token, 1));
+            assert_eq!(entry.top.len(), 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_fails_ends_its_request_alone() {
+    let mut script = Script::new("a");
+    script.error_at = Some(12);
+    let (cluster, _worker) = Cluster::with_worker(config(), script).await;
+    let failing = cluster.generate(request(&[5; 8], 20)).await.unwrap();
+    let healthy = cluster.generate(request(&[6; 20], 20)).await.unwrap();
+    let failed = Answer::read(failing).await;
+    assert_eq!(failed.reason(0), pb::FinishReason::Error);
+    assert!(
+        failed.finished[0].as_ref().unwrap().error.contains("NaN"),
+        "{failed:?}"
+    );
+    let answer = Answer::read(healthy).await;
+    assert_eq!(answer.tokens, [expected(&[6; 20], 20)]);
+}
+
+#[tokio::test]
+async fn without_workers_requests_wait_with_keep_alives() {
+    let mut config = config();
+    config.keep_alive_interval = Duration::from_millis(50);
+    let cluster = Cluster::start(config).await;
+    let stream = cluster.generate(request(&[7, 8], 3)).await.unwrap();
+    let reading = tokio::spawn(Answer::read(stream));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let _worker = cluster.attach(Script::new("late")).await;
+    let answer = reading.await.unwrap();
+    assert!(answer.keep_alives >= 3, "{answer:?}");
+    assert_eq!(answer.tokens, [expected(&[7, 8], 3)]);
+}
+
+#[tokio::test]
+async fn the_prompt_may_be_cut_to_its_last_tokens() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let prompt: Vec<u32> = (3..100).collect();
+    let mut cut = request(&prompt, 4);
+    cut.truncate_prompt_tokens = Some(10);
+    let answer = Answer::read(cluster.generate(cut).await.unwrap()).await;
+    assert_eq!(answer.started.unwrap().prompt_token_ids, prompt[87..]);
+    assert_eq!(answer.tokens, [expected(&prompt[87..], 4)]);
+}
