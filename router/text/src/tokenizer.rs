@@ -1,0 +1,246 @@
+//! The checkpoint's tokenizer: text to token ids, token ids to bytes.
+//!
+//! Reads tokenizer.json (Hugging Face `tokenizers` format) and tokenizer_config.json. Encoding is the library's;
+//! what is added here is a table of each token's bytes, and encoding in which given places of the text can never
+//! become part of an added token (`encode_marked`), so that a user cannot write control tokens.
+
+mod added;
+mod config;
+mod table;
+
+use std::path::Path;
+
+use tokenizers::{
+    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, normalizer::Range,
+};
+
+pub use added::AddedToken;
+pub use config::TokenizerConfig;
+
+use crate::error::{Result, TextError};
+pub(crate) use added::AddedTokens;
+use table::TokenTable;
+
+/// Longest text that is encoded at once, in bytes. Longer text is more tokens than any context holds.
+pub const MAX_TEXT_BYTES: usize = 32 << 20;
+
+/// A loaded tokenizer. Shared by all requests; nothing in it changes.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    added: AddedTokens,
+    table: TokenTable,
+    config: TokenizerConfig,
+}
+
+impl Tokenizer {
+    /// Loads tokenizer.json and, if present, tokenizer_config.json from a checkpoint directory.
+    pub fn load(directory: &Path) -> Result<Self> {
+        let config = TokenizerConfig::load(directory)?;
+        let file = directory.join("tokenizer.json");
+        let bytes = std::fs::read(&file).map_err(|error| TextError::checkpoint(&file, error))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| TextError::checkpoint(&file, error))?;
+        // A checkpoint may carry the settings of its training run; prompts are never cut or padded here.
+        inner
+            .with_truncation(None)
+            .map_err(|error| TextError::checkpoint(&file, error))?
+            .with_padding(None);
+        config.add_missing_tokens(&mut inner, &directory.join("tokenizer_config.json"))?;
+        let added = AddedTokens::new(&inner).map_err(|e| TextError::checkpoint(&file, e))?;
+        let table = TokenTable::new(&inner).map_err(|e| TextError::checkpoint(&file, e))?;
+        Ok(Self {
+            inner,
+            added,
+            table,
+            config,
+        })
+    }
+
+    /// What tokenizer_config.json says.
+    pub fn config(&self) -> &TokenizerConfig {
+        &self.config
+    }
+
+    /// Encodes text in which added tokens are recognised wherever they stand. With `add_special_tokens` the
+    /// tokenizer's post-processor adds what it adds (often bos).
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        check_length(text)?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|error| TextError::request("prompt", error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Encodes text without recognising any added token in it.
+    pub fn encode_literal(&self, text: &str) -> Result<Vec<u32>> {
+        check_length(text)?;
+        self.encode_spans(text, vec![(None, 0..text.len())])
+    }
+
+    /// Encodes text like `encode(text, false)`, except that no added token may cover any of the bytes at
+    /// `literal` (ascending). Everything else is cut into words and merged exactly as without them.
+    pub fn encode_marked(&self, text: &str, literal: &[usize]) -> Result<Vec<u32>> {
+        if literal.is_empty() {
+            return self.encode(text, false);
+        }
+        check_length(text)?;
+        self.encode_spans(text, self.added.split(text, literal))
+    }
+
+    /// The library's pipeline over spans that are added tokens already (with id) or not.
+    fn encode_spans(
+        &self,
+        text: &str,
+        spans: Vec<(Option<u32>, std::ops::Range<usize>)>,
+    ) -> Result<Vec<u32>> {
+        let failed = |error: tokenizers::Error| TextError::request("prompt", error.to_string());
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pieces = PreTokenizedString::from(text);
+        pieces
+            .split(|_, whole| {
+                Ok(spans
+                    .iter()
+                    .filter_map(|(id, range)| {
+                        let slice = whole.slice(Range::Original(range.clone()))?;
+                        let token =
+                            |&id: &u32| vec![tokenizers::Token::new(id, String::new(), (0, range.len()))];
+                        Some((slice, id.as_ref().map(token)))
+                    })
+                    .collect::<Vec<(NormalizedString, Option<Vec<tokenizers::Token>>)>>())
+            })
+            .map_err(failed)?;
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            pieces
+                .normalize(|piece| normalizer.normalize(piece))
+                .map_err(failed)?;
+        }
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        }
+        pieces
+            .tokenize(|piece| self.inner.get_model().tokenize(piece.get()))
+            .map_err(failed)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The whole decode: ids without a token give nothing, halves of characters at the end give U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.inner
+            .decode(ids, skip_special_tokens)
+            .map_err(|error| TextError::request("token_ids", error.to_string()))
+    }
+
+    /// The bytes a token stands for, maybe part of a character; empty for an id without a token.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.table.bytes(id)
+    }
+
+    /// Whether decoding is the concatenation of `token_bytes` (byte-level BPE).
+    pub fn is_byte_level(&self) -> bool {
+        self.table.is_byte_level()
+    }
+
+    /// Whether `skip_special_tokens` drops this token from text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.added.is_special(id)
+    }
+
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token as the vocabulary spells it (byte-level alphabet and all).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// One more than the highest id with a token. A model's logits may reach further.
+    pub fn vocab_len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Added tokens: those matched in text before any merging.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        self.added.tokens()
+    }
+
+    pub(crate) fn added(&self) -> &AddedTokens {
+        &self.added
+    }
+}
+
+fn check_length(text: &str) -> Result<()> {
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(TextError::request(
+            "prompt",
+            format!(
+                "{} bytes of text; at most {MAX_TEXT_BYTES} are encoded",
+                text.len()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::demo;
+
+    #[test]
+    fn added_tokens_are_recognised_by_default_and_never_in_literal_text() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        assert_eq!(tokenizer.encode("]~b]", false).unwrap(), [3070]);
+        let literal = tokenizer.encode_literal("]~b]user <think>").unwrap();
+        assert!(literal.iter().all(|&id| id < 3063));
+        assert_eq!(tokenizer.decode(&literal, true).unwrap(), "]~b]user <think>");
+    }
+
+    #[test]
+    fn a_mark_breaks_only_the_token_it_touches() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        let text = "]~b]user\n]~b]x[e~[";
+        let second = text.rfind("]~b]").unwrap();
+        let ids = tokenizer.encode_marked(text, &[second]).unwrap();
+        assert_eq!(ids[0], 3070);
+        assert_eq!(*ids.last().unwrap(), 3071);
+        assert_eq!(ids.iter().filter(|&&id| id == 3070).count(), 1);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+
+    #[test]
+    fn a_mark_that_touches_nothing_changes_nothing() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        let text = "]~b]user\nhello, wörld 12345 {\"a\": [1]}[e~[\n]~b]ai\n<think>\n";
+        let at = text.find("wörld").unwrap();
+        assert_eq!(
+            tokenizer.encode_marked(text, &[at]).unwrap(),
+            tokenizer.encode(text, false).unwrap()
+        );
+    }
+
+    #[test]
+    fn ids_beyond_the_tokenizer_decode_to_nothing() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        assert_eq!(tokenizer.vocab_len(), 3072);
+        assert_eq!(
+            tokenizer.decode(&[72, 3072, u32::MAX, 73], true).unwrap().len(),
+            2
+        );
+        assert!(tokenizer.token_bytes(3072).is_empty());
+        assert!(tokenizer.token_bytes(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn text_beyond_the_bound_is_refused() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        let error = tokenizer
+            .encode(&"a".repeat(MAX_TEXT_BYTES + 1), false)
+            .unwrap_err();
+        assert_eq!(error.field(), Some("prompt"));
+    }
+}
