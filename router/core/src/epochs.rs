@@ -30,7 +30,7 @@ use std::sync::Arc;
 use conclave_plan::placement::Placement;
 
 use crate::api::{Command, Epoch, EpochPlan, Micros, Rank, StepPlan, WorkerId, WorkerInfo};
-use crate::limits::{FORMING_LIMIT_US, JOIN_SPACING_US, STALL_DEADLINES, SUSPICIONS_MAX};
+use crate::limits::{FORMING_LIMIT_US, JOIN_SPACING_US, STALL_DEADLINES, STALL_US_MIN, SUSPICIONS_MAX};
 use crate::member::{Attached, Member, Slots};
 use crate::ranks::assign_ranks;
 use crate::sequencer::{Core, Phase};
@@ -121,7 +121,7 @@ impl Core {
                 let Some(oldest) = self.in_flight.front() else {
                     return;
                 };
-                let limit = self.deadline.0.saturating_mul(STALL_DEADLINES);
+                let limit = self.deadline.0.saturating_mul(STALL_DEADLINES).max(STALL_US_MIN);
                 if self.now.0 - oldest.since.0 > limit {
                     let done = oldest.serial - self.first_serial;
                     let silent = self.members.iter().filter(|member| member.done <= done);

@@ -30,8 +30,10 @@ pub const SUSPICION_CLEARED_STEPS: u64 = 1_000;
 /// An epoch must be ready within this (a full-size checkpoint read from a slow disk takes minutes).
 pub const FORMING_LIMIT_US: u64 = 900_000_000;
 
-/// A worker's own deadlines should have ended a step long before this many collective deadlines.
-pub const STALL_DEADLINES: u64 = 20;
+/// A worker's own deadlines should have ended a step long before this many collective deadlines, and before this time
+/// (a CPU worker alone may take long over a large chunk).
+pub const STALL_DEADLINES: u64 = 4;
+pub const STALL_US_MIN: u64 = 60_000_000;
 
 /// An epoch serves at least so long before a newcomer changes it, so that a flapping worker cannot stop the others.
 pub const JOIN_SPACING_US: u64 = 500_000;
@@ -41,6 +43,9 @@ pub const STEP_TIMES_KEPT: usize = 256;
 
 /// Collective deadline over the 99th percentile of step times.
 pub const DEADLINE_OVER_P99: u64 = 20;
+
+/// The deadline that step times alone may lead to: a few steps that hung must not make the next epoch wait for minutes.
+pub const DEADLINE_US_MAX: u64 = 30_000_000;
 
 /// Range of the retry hint.
 pub const RETRY_AFTER_MS_MIN: u64 = 100;

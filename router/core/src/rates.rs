@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 
 use crate::api::Micros;
 use crate::limits::{
-    DEADLINE_OVER_P99, RETRY_AFTER_MS_MAX, RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR, STEP_TIMES_KEPT,
+    DEADLINE_OVER_P99, DEADLINE_US_MAX, RETRY_AFTER_MS_MAX, RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR,
+    STEP_TIMES_KEPT,
 };
 
 /// Time between the ends of sequences, smoothed over about eight of them.
@@ -53,7 +54,7 @@ impl StepTimes {
         let mut sorted: Vec<u64> = self.latest.iter().copied().collect();
         sorted.sort_unstable();
         let p99 = sorted.get(sorted.len() * 99 / 100).copied().unwrap_or(0);
-        floor.max(Micros(p99.saturating_mul(DEADLINE_OVER_P99)))
+        floor.max(Micros(p99.saturating_mul(DEADLINE_OVER_P99).min(DEADLINE_US_MAX)))
     }
 }
 
@@ -84,5 +85,9 @@ mod tests {
             times.add(100_000);
         }
         assert_eq!(times.deadline(floor), Micros(2_000_000));
+        for _ in 0..STEP_TIMES_KEPT {
+            times.add(60_000_000);
+        }
+        assert_eq!(times.deadline(floor), Micros(DEADLINE_US_MAX));
     }
 }

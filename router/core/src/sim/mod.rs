@@ -6,6 +6,8 @@ mod clients;
 mod group;
 mod model;
 mod random;
+mod scenario;
 mod scripted;
+mod seeds;
 mod worker;
 mod world;

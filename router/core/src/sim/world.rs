@@ -74,6 +74,15 @@ pub(crate) enum Action {
     Tick,
 }
 
+impl Action {
+    fn is_from_outside(&self) -> bool {
+        matches!(
+            self,
+            Action::Submit(_) | Action::Attach(_) | Action::Crash(_) | Action::Notice(..) | Action::Calm
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Victim {
     This(WorkerId),
@@ -92,6 +101,8 @@ pub(crate) struct World {
     page_tokens: u32,
     agenda: BTreeMap<(u64, u64), Action>,
     scheduled: u64,
+    /// Requests and faults that are still to come.
+    to_come: u64,
     workers: u64,
     /// Streams that the router holds open.
     open: BTreeSet<WorkerId>,
@@ -132,6 +143,7 @@ impl World {
             random,
             agenda: BTreeMap::new(),
             scheduled: 0,
+            to_come: 0,
             workers: 0,
             open: BTreeSet::new(),
             last_sent: BTreeMap::new(),
@@ -144,12 +156,14 @@ impl World {
 
     pub(crate) fn at(&mut self, time: u64, action: Action) {
         self.scheduled += 1;
+        self.to_come += u64::from(action.is_from_outside());
         self.agenda.insert((time.max(self.now), self.scheduled), action);
     }
 
-    /// Runs until every client has its outcome and nothing but ticks is left to happen, or until `limit`.
+    /// Runs until every client has its outcome and a second more; fails if that takes until `limit`.
     pub(crate) fn run(&mut self, limit: u64) -> Result<(), String> {
         self.at(self.now, Action::Tick);
+        let mut quiet_ticks = 0;
         while let Some(((time, _), action)) = self.agenda.pop_first() {
             self.now = time;
             if time > limit {
@@ -160,11 +174,15 @@ impl World {
                 ));
             }
             if matches!(action, Action::Tick) {
-                if self.agenda.is_empty() && self.clients.open() == 0 {
+                let core_is_idle = self.core.snapshot().steps_in_flight == 0;
+                let quiet = self.to_come == 0 && self.clients.open() == 0 && core_is_idle;
+                quiet_ticks = if quiet { quiet_ticks + 1 } else { 0 };
+                if quiet_ticks > 20 {
                     return Ok(());
                 }
                 self.at(self.now + 50_000, Action::Tick);
             }
+            self.to_come -= u64::from(action.is_from_outside());
             self.act(action)?;
         }
         Ok(())
