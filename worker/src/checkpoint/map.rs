@@ -1,0 +1,123 @@
+//! Memory maps of checkpoint files, and slices of them that keep the map alive.
+//!
+//! May touch: the files, read-only. Must stay true: a slice lies inside its map. A file that another process
+//! truncates while it is mapped ends this process with SIGBUS; loading populates its pages with a call that reports
+//! the error instead, so only later reads are exposed.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use conclave_kernels::weight::Bytes;
+use memmap2::{Advice, Mmap};
+
+use super::error::{CheckpointError, DOWNLOAD_AGAIN, Result};
+
+/// One mapped file.
+#[derive(Debug)]
+pub struct MappedFile {
+    pub path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    pub fn open(path: &Path) -> Result<MappedFile> {
+        let failed = |error: std::io::Error| CheckpointError::file(path, error.to_string(), DOWNLOAD_AGAIN);
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(CheckpointError::file(
+                path,
+                "it is not a regular file",
+                DOWNLOAD_AGAIN,
+            ));
+        }
+        if metadata.len() == 0 {
+            return Err(CheckpointError::file(path, "it is empty", DOWNLOAD_AGAIN));
+        }
+        // SAFETY: the map is read-only and private to this process; that no other process truncates the file is a
+        // condition of operation (see the head of this file).
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        Ok(MappedFile {
+            path: path.to_owned(),
+            map,
+        })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Asks the system to read `range` soon; a refusal only costs speed.
+    pub fn will_need(&self, start: usize, len: usize) {
+        let _ = self.map.advise_range(Advice::WillNeed, start, len);
+    }
+
+    /// Reads `range` into memory and maps its pages. Errors of the disk are reported here and not as SIGBUS.
+    pub fn populate(&self, start: usize, len: usize) -> Result<()> {
+        let Err(error) = self.populate_pages(start, len) else {
+            return Ok(());
+        };
+        // Kernels before 5.14 and other systems do not know the call: touch each page instead.
+        if matches!(
+            error.kind(),
+            std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported
+        ) {
+            const PAGE_BYTES: usize = 4096;
+            let touched = self.bytes()[start..start + len].iter().step_by(PAGE_BYTES);
+            std::hint::black_box(touched.fold(0u8, |sum, byte| sum ^ byte));
+            return Ok(());
+        }
+        let problem = format!("bytes {start} to {} cannot be read: {error}", start + len);
+        Err(CheckpointError::file(
+            &self.path,
+            problem,
+            "check the disk, and that nothing changes the file",
+        ))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn populate_pages(&self, start: usize, len: usize) -> std::io::Result<()> {
+        self.map.advise_range(Advice::PopulateRead, start, len)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn populate_pages(&self, _: usize, _: usize) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A part of a mapped file.
+#[derive(Clone, Debug)]
+pub struct MappedSlice {
+    file: Arc<MappedFile>,
+    start: usize,
+    len: usize,
+}
+
+impl MappedSlice {
+    /// `None` if the range does not lie inside the file.
+    pub fn new(file: &Arc<MappedFile>, start: usize, len: usize) -> Option<MappedSlice> {
+        let end = start.checked_add(len)?;
+        (end <= file.bytes().len()).then(|| MappedSlice {
+            file: Arc::clone(file),
+            start,
+            len,
+        })
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.file.bytes()[self.start..self.start + self.len]
+    }
+
+    /// As weights hold them.
+    pub fn into_shared(self) -> Bytes {
+        Arc::new(self)
+    }
+}
+
+impl AsRef<[u8]> for MappedSlice {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}

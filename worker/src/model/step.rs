@@ -1,0 +1,190 @@
+//! One step: embed, then for each layer attention and experts, then the head and the sampler.
+
+use conclave_kernels::backend::{Batch, KernelError, SampleRow, Sampled};
+
+use super::{Executor, ModelError, Result};
+use crate::transport::{Input, Tokens, Transport};
+
+/// What to run, and which tokens to sample.
+#[derive(Clone, Copy)]
+pub struct StepInput<'a> {
+    pub step: u64,
+    pub batch: &'a Batch,
+    /// Lists of rows to sample; within each, ascending in `row`.
+    pub sampling: &'a [Vec<RowSampling<'a>>],
+}
+
+/// One row to sample.
+pub struct RowSampling<'a> {
+    /// Index into `batch.logit_rows`.
+    pub row: usize,
+    pub how: SampleRow<'a>,
+}
+
+/// What was sampled, in the lists of [`StepInput::sampling`].
+pub type StepOutput = Vec<Vec<Sampled>>;
+
+/// Looks at values inside a step, to compare them with a reference. Costs copies; absent in serving.
+pub trait Tap {
+    /// Whether anybody looks; if not, nothing is copied.
+    fn looks(&self) -> bool {
+        true
+    }
+    /// `[tokens, experts]`.
+    fn router_logits(&mut self, layer: usize, values: &[f32]);
+    /// `[rows, vocab]`, rows of `batch.logit_rows` from `first_row` on.
+    fn logits(&mut self, first_row: usize, values: &[f32]);
+}
+
+/// Nobody looks.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTap;
+
+impl Tap for NoTap {
+    fn looks(&self) -> bool {
+        false
+    }
+
+    fn router_logits(&mut self, _: usize, _: &[f32]) {}
+
+    fn logits(&mut self, _: usize, _: &[f32]) {}
+}
+
+impl Executor {
+    /// Runs one step. With no tokens it still takes part in every layer's exchange.
+    pub fn step(
+        &mut self,
+        transport: &mut dyn Transport,
+        input: StepInput<'_>,
+        tap: &mut dyn Tap,
+    ) -> Result<StepOutput> {
+        if self.resident.is_none() {
+            return Err(ModelError::NotLoaded);
+        }
+        if tap.looks() {
+            self.buffers
+                .router_logits(self.backend.as_mut(), &self.spec, &self.limits)?;
+        }
+        transport.begin_step(input.step)?;
+        let rows = input.batch.logit_rows.len().min(self.limits.max_logit_rows);
+        self.begin(input.batch, 0..rows)?;
+        let tokens = input.batch.ids.len();
+        self.embed(tokens)?;
+        for layer in 0..self.spec.layers.len() {
+            self.attention(layer, tokens)?;
+            self.route(layer, tokens, tap)?;
+            self.exchange(layer, tokens, transport)?;
+        }
+        self.sample(input, tap)
+    }
+
+    /// Takes over the batch with a part of its logit rows.
+    pub(super) fn begin(&mut self, batch: &Batch, rows: std::ops::Range<usize>) -> Result<()> {
+        if rows.len() == batch.logit_rows.len() {
+            return Ok(self.backend.begin(batch)?);
+        }
+        let part = Batch {
+            logit_rows: batch.logit_rows[rows].to_vec(),
+            ..batch.clone()
+        };
+        Ok(self.backend.begin(&part)?)
+    }
+
+    fn embed(&mut self, tokens: usize) -> Result<()> {
+        match &self.resident {
+            Some(resident) if tokens > 0 => {
+                Ok(self.backend.embed(resident.embedding, &self.buffers.hidden)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn attention(&mut self, layer: usize, tokens: usize) -> Result<()> {
+        let Some(resident) = self.resident.as_ref().filter(|_| tokens > 0) else {
+            return Ok(());
+        };
+        let (spec, kv, buffers) = (&self.spec.layers[layer].attention, self.kv[layer], &self.buffers);
+        let weights = &resident.layers[layer].attention;
+        self.backend
+            .qkv(spec, self.spec.rms_eps, weights, &buffers.hidden, kv, &buffers.q)?;
+        self.backend.attention(spec, kv, &buffers.q, &buffers.attention)?;
+        Ok(self
+            .backend
+            .linear_add(weights.o, &buffers.attention, &buffers.hidden)?)
+    }
+
+    fn route(&mut self, layer: usize, tokens: usize, tap: &mut dyn Tap) -> Result<()> {
+        let Some(resident) = self.resident.as_ref().filter(|_| tokens > 0) else {
+            return Ok(());
+        };
+        let (spec, weights, buffers) = (
+            &self.spec.layers[layer].moe,
+            &resident.layers[layer],
+            &self.buffers,
+        );
+        let router_logits = buffers.router_logits.as_ref().filter(|_| tap.looks());
+        self.backend.route(
+            spec,
+            self.spec.rms_eps,
+            weights.moe_norm,
+            weights.gate,
+            weights.selection_bias,
+            &buffers.hidden,
+            &buffers.normed,
+            &buffers.ids,
+            &buffers.weights,
+            router_logits,
+        )?;
+        if let Some(buffer) = router_logits {
+            let mut bytes = vec![0; tokens * spec.experts * 4];
+            self.backend.read(buffer, 0, &mut bytes)?;
+            tap.router_logits(layer, &floats(&bytes));
+        }
+        Ok(())
+    }
+
+    /// Dispatch, experts, combine.
+    fn exchange(&mut self, layer: usize, tokens: usize, transport: &mut dyn Transport) -> Result<()> {
+        let (backend, buffers) = (self.backend.as_mut(), &self.buffers);
+        let top_k = self.spec.layers[layer].moe.top_k;
+        transport.dispatch(
+            backend,
+            Tokens {
+                layer,
+                count: tokens,
+                top_k,
+                rows: &buffers.normed,
+                experts: &buffers.ids,
+            },
+        )?;
+        while let Some(work) = transport.next(backend, &buffers.staging)? {
+            let experts = self.experts.device(layer).ok_or_else(|| {
+                KernelError::Unsupported(format!(
+                    "layer {layer}: rows came for experts, but none are loaded"
+                ))
+            })?;
+            match work.input {
+                Input::Own => backend.experts(experts, &buffers.normed, work.rows, &buffers.y)?,
+                Input::Staged => {
+                    backend.experts(experts, &buffers.staging, work.rows, &buffers.staged_out)?;
+                    transport.give(backend, &buffers.staged_out)?;
+                }
+            }
+        }
+        transport.combine(backend, &buffers.y)?;
+        if tokens > 0 {
+            backend.combine(top_k, &buffers.y, &buffers.weights, &buffers.hidden)?;
+        }
+        Ok(())
+    }
+}
+
+/// Little-endian bytes as F32.
+pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&value| f32::from_le_bytes(value))
+        .collect()
+}

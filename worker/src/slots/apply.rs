@@ -1,0 +1,283 @@
+//! A step message against the slots: end, start, pages, then runs.
+
+use std::collections::HashSet;
+
+use conclave_kernels::backend::BatchRun;
+use conclave_proto::cluster::v1 as wire;
+
+use super::prepared::{Prepared, PromptWant, SampleWant};
+use super::{Result, Slot, SlotLimits, StepError, sampling};
+
+/// All slots of this rank.
+#[derive(Debug)]
+pub struct Slots {
+    limits: SlotLimits,
+    slots: Vec<Option<Slot>>,
+}
+
+impl Slots {
+    pub fn new(limits: SlotLimits) -> Slots {
+        Slots {
+            slots: vec![None; limits.max_slots],
+            limits,
+        }
+    }
+
+    /// Frees all slots: an epoch begins.
+    pub fn reset(&mut self) {
+        self.slots.fill(None);
+    }
+
+    pub fn get(&self, slot: u32) -> Option<&Slot> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// Slots in use.
+    pub fn running(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Applies a step's changes and says what to run. On an error the slots are in an unknown state and good only
+    /// for `reset`.
+    pub fn apply(&mut self, step: wire::Step) -> Result<Prepared> {
+        let layers = self.limits.layers as u32;
+        // An end of 0 means all, as an unset field does.
+        if step.layer_begin != 0 || (step.layer_end != 0 && step.layer_end != layers) {
+            let problem = format!(
+                "{}..{}: a step runs all {layers} layers",
+                step.layer_begin, step.layer_end
+            );
+            return Err(StepError::new("layer_begin..layer_end", problem));
+        }
+        for (index, &slot) in step.end_slots.iter().enumerate() {
+            let field = || format!("end_slots[{index}]");
+            match self.slots.get_mut(slot as usize) {
+                None => return Err(out_of_range(&field(), slot, self.limits.max_slots)),
+                Some(None) => return Err(StepError::new(field(), format!("slot {slot} is not in use"))),
+                Some(slot) => *slot = None,
+            }
+        }
+        for (index, start) in step.start_slots.into_iter().enumerate() {
+            self.start(&format!("start_slots[{index}]"), start)?;
+        }
+        for (index, append) in step.append_pages.into_iter().enumerate() {
+            let field = format!("append_pages[{index}]");
+            self.check_pages(&field, &append.pages)?;
+            let most = self.limits.max_pages_per_slot();
+            let slot = self.running_slot(&field, append.slot)?;
+            if slot.pages.len() + append.pages.len() > most {
+                let problem = format!("slot {} would have more than {most} pages", append.slot);
+                return Err(StepError::new(field, problem));
+            }
+            slot.pages.extend(append.pages);
+        }
+        self.runs(step.runs)
+    }
+
+    fn start(&mut self, field: &str, start: wire::SlotStart) -> Result<()> {
+        let limits = self.limits;
+        let wrong = |name: &str, problem: String| Err(StepError::new(format!("{field}.{name}"), problem));
+        match self.slots.get(start.slot as usize) {
+            None => {
+                return Err(out_of_range(
+                    &format!("{field}.slot"),
+                    start.slot,
+                    limits.max_slots,
+                ));
+            }
+            Some(Some(_)) => return wrong("slot", format!("slot {} is in use", start.slot)),
+            Some(None) => {}
+        }
+        let Some(message) = start.sampling else {
+            return wrong("sampling", "it is not set".into());
+        };
+        let sampling = sampling::check(&format!("{field}.sampling"), message, limits.vocab)?;
+        self.check_pages(&format!("{field}.pages"), &start.pages)?;
+        if start.pages.len() > limits.max_pages_per_slot() {
+            let most = limits.max_pages_per_slot();
+            return wrong(
+                "pages",
+                format!("{} pages, a slot has at most {most}", start.pages.len()),
+            );
+        }
+        let (cached, covered) = (
+            start.cached_tokens as usize,
+            start.pages.len() * limits.page_tokens,
+        );
+        if cached > covered.min(limits.max_position) {
+            return wrong(
+                "cached_tokens",
+                format!("{cached} do not fit the {} pages given", start.pages.len()),
+            );
+        }
+        if start.prompt_tokens as usize > limits.max_position {
+            let most = limits.max_position;
+            return wrong(
+                "prompt_tokens",
+                format!("{} is above the model's {most}", start.prompt_tokens),
+            );
+        }
+        let known = if sampling.needs_tokens { cached } else { 0 };
+        if start.history.len() != known && start.history.len() != cached {
+            return wrong(
+                "history",
+                format!("{} tokens, {known} are needed", start.history.len()),
+            );
+        }
+        if let Some(token) = start
+            .history
+            .iter()
+            .find(|&&token| token as usize >= limits.vocab)
+        {
+            return wrong("history", format!("token {token} is not below {}", limits.vocab));
+        }
+        self.slots[start.slot as usize] = Some(Slot {
+            tokens: if sampling.needs_tokens {
+                start.history
+            } else {
+                Vec::new()
+            },
+            sampling,
+            pages: start.pages,
+            prompt_tokens: start.prompt_tokens,
+            position: start.cached_tokens,
+            last_sampled: None,
+        });
+        Ok(())
+    }
+
+    fn runs(&mut self, runs: Vec<wire::Run>) -> Result<Prepared> {
+        let mut prepared = Prepared::default();
+        let mut seen = HashSet::new();
+        for (index, run) in runs.into_iter().enumerate() {
+            let field = format!("runs[{index}]");
+            if !seen.insert(run.slot) {
+                return Err(StepError::new(
+                    field,
+                    format!("slot {} runs twice in one step", run.slot),
+                ));
+            }
+            self.run(&field, run, &mut prepared)?;
+        }
+        Ok(prepared)
+    }
+
+    fn run(&mut self, field: &str, run: wire::Run, prepared: &mut Prepared) -> Result<()> {
+        let limits = self.limits;
+        let wrong = |name: &str, problem: String| Err(StepError::new(format!("{field}.{name}"), problem));
+        let slot = self.running_slot(field, run.slot)?;
+        if run.position != slot.position {
+            return wrong(
+                "position",
+                format!("{}, the slot is at {}", run.position, slot.position),
+            );
+        }
+        let sampled = slot.last_sampled;
+        let tokens = match (run.tokens.is_empty(), sampled) {
+            (false, _) => run.tokens,
+            (true, Some(token)) => vec![token],
+            (true, None) => return wrong("tokens", "none are given, and the slot has sampled none".into()),
+        };
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= limits.vocab) {
+            return wrong("tokens", format!("token {token} is not below {}", limits.vocab));
+        }
+        let batch = &mut prepared.batch;
+        if batch.ids.len() + tokens.len() > limits.max_tokens {
+            let sum = batch.ids.len() + tokens.len();
+            return wrong(
+                "tokens",
+                format!(
+                    "the step has {sum} tokens or more, at most {} fit",
+                    limits.max_tokens
+                ),
+            );
+        }
+        let end = run.position as usize + tokens.len();
+        if end > limits.max_position {
+            return wrong(
+                "tokens",
+                format!("they end at {end}, the model at {}", limits.max_position),
+            );
+        }
+        if end > slot.pages.len() * limits.page_tokens {
+            return wrong(
+                "tokens",
+                format!("they end at {end}, the slot's {} pages before", slot.pages.len()),
+            );
+        }
+        let mask_bytes = limits.vocab.div_ceil(8)..=limits.vocab.div_ceil(32) * 4;
+        if !run.mask.is_empty() && !mask_bytes.contains(&run.mask.len()) {
+            return wrong(
+                "mask",
+                format!("{} bytes for a vocabulary of {}", run.mask.len(), limits.vocab),
+            );
+        }
+        if run
+            .next_prompt_token
+            .is_some_and(|token| token as usize >= limits.vocab)
+        {
+            return wrong(
+                "next_prompt_token",
+                format!("{:?} is not below {}", run.next_prompt_token, limits.vocab),
+            );
+        }
+        let first = batch.ids.len() as u32;
+        if let Some(best) = run.prompt_logprobs {
+            let following = tokens[1..].iter().copied().chain(run.next_prompt_token);
+            prepared.prompts.push(PromptWant {
+                slot: run.slot,
+                position: run.position + 1,
+                best: best.min(limits.vocab as u32),
+                tokens: following.collect(),
+                first,
+            });
+        }
+        batch.positions.extend(run.position..end as u32);
+        batch.runs.push(BatchRun {
+            first,
+            len: tokens.len() as u32,
+            pages: slot.pages[..end.div_ceil(limits.page_tokens)].to_vec(),
+            position: run.position,
+        });
+        slot.advance(&tokens);
+        batch.ids.extend(tokens);
+        if run.sample {
+            prepared.samples.push(SampleWant {
+                slot: run.slot,
+                token_index: batch.ids.len() as u32 - 1,
+                mask: run.mask,
+            });
+        }
+        Ok(())
+    }
+
+    fn running_slot(&mut self, field: &str, slot: u32) -> Result<&mut Slot> {
+        let most = self.limits.max_slots;
+        match self.slots.get_mut(slot as usize) {
+            None => Err(out_of_range(&format!("{field}.slot"), slot, most)),
+            Some(None) => Err(StepError::new(
+                format!("{field}.slot"),
+                format!("slot {slot} is not in use"),
+            )),
+            Some(Some(slot)) => Ok(slot),
+        }
+    }
+
+    fn check_pages(&self, field: &str, pages: &[u32]) -> Result<()> {
+        match pages.iter().find(|&&page| page as usize >= self.limits.kv_pages) {
+            None => Ok(()),
+            Some(page) => Err(StepError::new(
+                field,
+                format!("page {page} is not below {}", self.limits.kv_pages),
+            )),
+        }
+    }
+}
+
+fn out_of_range(field: &str, slot: u32, max_slots: usize) -> StepError {
+    StepError::new(field, format!("slot {slot} is not below {max_slots}"))
+}

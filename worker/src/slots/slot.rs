@@ -1,0 +1,52 @@
+//! One sequence on this rank.
+
+use super::sampling::SlotSampling;
+
+/// State of a running sequence.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub(super) sampling: SlotSampling,
+    pub(super) pages: Vec<u32>,
+    /// All tokens up to `position`; empty unless sampling looks at them.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_tokens: u32,
+    /// Position of the next token to run.
+    pub(super) position: u32,
+    /// Sampled, and not run yet.
+    pub(super) last_sampled: Option<u32>,
+}
+
+impl Slot {
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
+    pub fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// Takes in the tokens of a run.
+    pub(super) fn advance(&mut self, tokens: &[u32]) {
+        if self.sampling.needs_tokens {
+            self.tokens.extend_from_slice(tokens);
+        }
+        self.position += tokens.len() as u32;
+        self.last_sampled = None;
+    }
+
+    /// Tokens that may not be sampled at `position`, the next one.
+    pub(super) fn forbidden(&self) -> Vec<u32> {
+        let mut forbidden = Vec::new();
+        if self.position < self.sampling.suppress_until {
+            forbidden.extend_from_slice(&self.sampling.suppress);
+        }
+        for word in &self.sampling.bad_words {
+            if let Some((last, before)) = word.split_last()
+                && self.tokens.ends_with(before)
+            {
+                forbidden.push(*last);
+            }
+        }
+        forbidden
+    }
+}

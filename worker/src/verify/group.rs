@@ -1,0 +1,329 @@
+//! A whole group of ranks in one process, one thread each, connected over TCP on loopback: the real executor, slots
+//! and transport, without a router. For `conclave verify` and for tests.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use conclave_kernels::backend::{KvDtype, Limits};
+use conclave_kernels::cpu::CpuBackend;
+use conclave_plan::placement::Placement;
+use conclave_proto::cluster::v1 as wire;
+
+use crate::device::Rank;
+use crate::model::{Executor, KvShape, Tap};
+use crate::slots::SlotLimits;
+use crate::transport::routing::Routes;
+use crate::transport::tcp::{self, PeerAddress, TcpTransport};
+use crate::transport::{Abort, LocalTransport, Transport};
+use crate::weights::{Progress, WeightSource};
+
+/// How the ranks of a group are made.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    pub ranks: u32,
+    /// Per rank.
+    pub threads: usize,
+    pub kv_dtype: KvDtype,
+    pub kv_pages: usize,
+    pub page_tokens: usize,
+    pub max_slots: usize,
+    pub max_tokens: usize,
+    /// `None`: even.
+    pub placement: Option<Placement>,
+    pub deadline: Duration,
+}
+
+impl GroupConfig {
+    /// Enough for a few sequences of a small model.
+    pub fn new(ranks: u32) -> GroupConfig {
+        GroupConfig {
+            ranks,
+            threads: 1,
+            kv_dtype: KvDtype::F32,
+            kv_pages: 256,
+            page_tokens: 16,
+            max_slots: 16,
+            max_tokens: 512,
+            placement: None,
+            deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What one rank has to say after a step.
+#[derive(Clone, Debug, Default)]
+pub struct RankOutput {
+    pub result: wire::StepResult,
+    /// If they were asked for: `[logit rows, vocab]`.
+    pub logits: Vec<f32>,
+    /// If they were asked for: by layer `[tokens, experts]`.
+    pub router_logits: Vec<Vec<f32>>,
+}
+
+/// A message says everything that is known: the threads are gone when it is read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("rank {rank}: {problem}")]
+pub struct GroupError {
+    pub rank: u32,
+    pub problem: String,
+}
+
+struct Member {
+    steps: SyncSender<(wire::Step, bool)>,
+    outputs: Receiver<Result<RankOutput, String>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Ranks that run and wait for steps.
+pub struct LocalGroup {
+    members: Vec<Member>,
+    step: u64,
+}
+
+impl LocalGroup {
+    /// Loads the model on every rank and connects them.
+    pub fn start(source: &Arc<WeightSource>, config: &GroupConfig) -> Result<LocalGroup, GroupError> {
+        let failed = |problem: std::io::Error| GroupError {
+            rank: 0,
+            problem: problem.to_string(),
+        };
+        let listeners = (0..config.ranks)
+            .map(|_| std::net::TcpListener::bind("127.0.0.1:0"))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        let addresses = listeners
+            .iter()
+            .map(|listener| listener.local_addr().map(|address| address.to_string()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        let mut members = Vec::new();
+        for (rank, listener) in (0..config.ranks).zip(listeners) {
+            let (steps, step_queue) = sync_channel(1);
+            let (output, outputs) = sync_channel(1);
+            let (source, config, addresses) = (Arc::clone(source), config.clone(), addresses.clone());
+            let thread = std::thread::spawn(move || {
+                let mut member = match start_rank(&source, &config, rank, listener, addresses) {
+                    Ok(member) => member,
+                    Err(problem) => {
+                        // Nobody listens if another rank failed first.
+                        let _ = output.send(Err(problem));
+                        return;
+                    }
+                };
+                let _ = output.send(Ok(RankOutput::default()));
+                for (step, taps) in step_queue {
+                    let _ = output.send(run(&mut member, step, taps));
+                }
+            });
+            members.push(Member {
+                steps,
+                outputs,
+                thread: Some(thread),
+            });
+        }
+        let mut group = LocalGroup { members, step: 0 };
+        group.collect()?;
+        Ok(group)
+    }
+
+    pub fn ranks(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Runs one step on every rank; `steps[r]` is rank r's share. Epoch and number are filled in.
+    pub fn step(&mut self, steps: Vec<wire::Step>, taps: bool) -> Result<Vec<RankOutput>, GroupError> {
+        for (member, step) in self.members.iter().zip(steps) {
+            let step = wire::Step {
+                epoch: 1,
+                step: self.step,
+                ..step
+            };
+            // A rank that is gone says why in its outputs.
+            let _ = member.steps.send((step, taps));
+        }
+        self.step += 1;
+        self.collect()
+    }
+
+    /// One answer of every rank. Of several errors the one that does not blame another rank is the cause.
+    fn collect(&mut self) -> Result<Vec<RankOutput>, GroupError> {
+        let answers: Vec<Result<RankOutput, String>> = self
+            .members
+            .iter()
+            .map(|member| {
+                member
+                    .outputs
+                    .recv()
+                    .unwrap_or_else(|_| Err("its thread is gone".into()))
+            })
+            .collect();
+        let mut outputs = Vec::with_capacity(answers.len());
+        let mut errors = Vec::new();
+        for (rank, answer) in (0u32..).zip(answers) {
+            match answer {
+                Ok(output) => outputs.push(output),
+                Err(problem) => errors.push(GroupError { rank, problem }),
+            }
+        }
+        let secondary = |error: &&GroupError| {
+            error.problem.starts_with("connection to rank") || error.problem.contains("left the epoch")
+        };
+        match errors.iter().find(|error| !secondary(error)).or(errors.first()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(outputs),
+        }
+    }
+}
+
+impl Drop for LocalGroup {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            // Closing the queue ends the thread's loop.
+            member.steps = sync_channel(0).0;
+        }
+        for member in &mut self.members {
+            if let Some(thread) = member.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn start_rank(
+    source: &WeightSource,
+    config: &GroupConfig,
+    rank: u32,
+    listener: std::net::TcpListener,
+    addresses: Vec<String>,
+) -> Result<Rank, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let spec = source.spec().clone();
+    let slot_limits = SlotLimits {
+        max_slots: config.max_slots,
+        max_tokens: config.max_tokens,
+        kv_pages: config.kv_pages,
+        page_tokens: config.page_tokens,
+        vocab: spec.vocab,
+        max_position: spec.max_position,
+        layers: spec.layers.len(),
+    };
+    let limits = Limits {
+        max_tokens: config.max_tokens,
+        max_logit_rows: config.max_slots,
+        max_runs: config.max_slots,
+        max_pages_per_run: slot_limits.max_pages_per_slot(),
+        max_expert_rows: config.max_tokens
+            * spec.layers.iter().map(|layer| layer.moe.top_k).max().unwrap_or(1),
+        page_tokens: config.page_tokens,
+    };
+    let kv = KvShape {
+        pages: config.kv_pages,
+        page_tokens: config.page_tokens,
+        dtype: config.kv_dtype,
+    };
+    let backend = CpuBackend::new(limits.clone(), config.threads, None).map_err(|error| text(&error))?;
+    let mut executor = Executor::new(Box::new(backend), spec, limits, kv).map_err(|error| text(&error))?;
+    let progress = Progress::new();
+    let experts = executor
+        .spec()
+        .layers
+        .iter()
+        .map(|layer| layer.moe.experts)
+        .max()
+        .unwrap_or(0) as u32;
+    let placement = config
+        .placement
+        .clone()
+        .unwrap_or_else(|| Placement::even(experts, config.ranks));
+    placement
+        .check(executor.spec().layers.len())
+        .map_err(|error| text(&error))?;
+    executor
+        .load_replicated(source, config.threads, &progress)
+        .map_err(|error| text(&error))?;
+    executor
+        .load_experts(source, &placement, rank, config.threads, &progress)
+        .map_err(|error| text(&error))?;
+    let routes = Routes::new(&placement, rank, executor.spec().layers.len());
+    let transport: Box<dyn Transport> = if config.ranks == 1 {
+        Box::new(LocalTransport::new(routes))
+    } else {
+        let group = tcp::Group {
+            epoch: 1,
+            rank,
+            peers: (0u32..)
+                .zip(addresses)
+                .filter(|&(peer, _)| peer != rank)
+                .map(|(rank, address)| PeerAddress { rank, address })
+                .collect(),
+            secret: b"one process".to_vec(),
+        };
+        let streams = connect(listener, &group, config.deadline)?;
+        let transport = TcpTransport::new(
+            routes,
+            executor.capacity(),
+            streams,
+            config.deadline,
+            Abort::new(),
+        );
+        Box::new(transport.map_err(|error| text(&error))?)
+    };
+    let mut rank = Rank::new(executor, slot_limits);
+    rank.begin_epoch(transport);
+    Ok(rank)
+}
+
+/// The handshake is async; a thread of its own needs a runtime of its own.
+fn connect(
+    listener: std::net::TcpListener,
+    group: &tcp::Group,
+    deadline: Duration,
+) -> Result<Vec<Option<std::net::TcpStream>>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        listener
+            .set_nonblocking(true)
+            .map_err(|error| error.to_string())?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        tcp::connect(&listener, group, deadline)
+            .await
+            .map_err(|error| error.to_string())
+    })
+}
+
+fn run(rank: &mut Rank, step: wire::Step, taps: bool) -> Result<RankOutput, String> {
+    let mut recorder = Recorder {
+        on: taps,
+        output: RankOutput::default(),
+    };
+    let result = rank
+        .step(step, &mut recorder)
+        .map_err(|error| error.to_string())?;
+    recorder.output.result = result;
+    Ok(recorder.output)
+}
+
+/// Keeps what it sees.
+struct Recorder {
+    on: bool,
+    output: RankOutput,
+}
+
+impl Tap for Recorder {
+    fn looks(&self) -> bool {
+        self.on
+    }
+
+    fn router_logits(&mut self, layer: usize, values: &[f32]) {
+        let layers = &mut self.output.router_logits;
+        layers.resize_with(layers.len().max(layer + 1), Vec::new);
+        layers[layer].extend_from_slice(values);
+    }
+
+    fn logits(&mut self, _: usize, values: &[f32]) {
+        self.output.logits.extend_from_slice(values);
+    }
+}

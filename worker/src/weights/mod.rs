@@ -1,0 +1,161 @@
+//! Weights of a model as the host has them, before a backend takes them over.
+//!
+//! A [`WeightSource`] is a checkpoint or a seed; both give the same modules in the same forms. May touch: the files
+//! of the checkpoint, read-only. Must stay true: only what is asked for is read; what comes out has the shape the
+//! model says and holds no NaN.
+
+mod awq;
+mod dense;
+mod fp8;
+mod gptq;
+pub mod modules;
+mod pack_quantized;
+pub(crate) mod parallel;
+mod read_in;
+mod reader;
+mod transpose;
+
+use std::path::Path;
+
+use conclave_kernels::backend::HostExpert;
+use conclave_kernels::weight::HostLinear;
+use conclave_plan::config::Config;
+use conclave_plan::model::ModelSpec;
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, Result, Tensor};
+use modules::{LayerModules, LinearModule, VectorModule};
+pub use read_in::Progress;
+
+/// Where weights come from.
+#[derive(Debug)]
+pub enum WeightSource {
+    Checkpoint(Checkpoint),
+}
+
+/// What a rank wants in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Embedding, head, final norm and everything of every layer but its experts.
+    Replicated,
+    Expert {
+        layer: u32,
+        expert: u32,
+    },
+}
+
+impl WeightSource {
+    /// `--load-format auto` or `safetensors`.
+    pub fn open(directory: &Path, overrides: Option<&Value>) -> Result<WeightSource> {
+        Ok(WeightSource::Checkpoint(Checkpoint::open(directory, overrides)?))
+    }
+
+    pub fn config(&self) -> &Config {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => &checkpoint.config,
+        }
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.config().spec
+    }
+
+    /// All ranks of a cluster must have the same.
+    pub fn id(&self) -> &str {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => checkpoint.id(),
+        }
+    }
+
+    pub fn linear(&self, module: &LinearModule) -> Result<HostLinear> {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => reader::linear(checkpoint, module),
+        }
+    }
+
+    pub fn vector(&self, module: &VectorModule) -> Result<Vec<f32>> {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => reader::vector(checkpoint, module),
+        }
+    }
+
+    pub fn expert(&self, layer: u32, expert: u32) -> Result<HostExpert> {
+        let modules = modules::expert(self.spec(), layer as usize, expert as usize);
+        Ok(HostExpert {
+            gate: self.linear(&modules.gate)?,
+            up: self.linear(&modules.up)?,
+            down: self.linear(&modules.down)?,
+        })
+    }
+
+    /// Brings the bytes of `parts` into memory and looks at each once, so that what follows does not wait for the
+    /// disk and an unreadable or spoilt tensor is known before anything of it is on the device.
+    pub fn read_in(&self, parts: &[Part], threads: usize, progress: &Progress) -> Result<()> {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => {
+                let tensors = parts
+                    .iter()
+                    .flat_map(|part| tensors_of(checkpoint, part))
+                    .collect::<Vec<_>>();
+                read_in::read_in(&tensors, threads, progress)
+            }
+        }
+    }
+
+    /// Bytes of `parts` as stored.
+    pub fn stored_bytes(&self, parts: &[Part]) -> u64 {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => {
+                let tensors = parts.iter().flat_map(|part| tensors_of(checkpoint, part));
+                tensors.map(|(_, tensor)| tensor.len as u64).sum()
+            }
+        }
+    }
+}
+
+/// The tensors of `part` that are there; what is missing is found when the module is read.
+fn tensors_of<'a>(checkpoint: &'a Checkpoint, part: &Part) -> Vec<(String, &'a Tensor)> {
+    let (linears, vectors) = modules_of(&checkpoint.config.spec, part);
+    let linears = linears
+        .iter()
+        .flat_map(|module| reader::tensors(checkpoint, &module.name));
+    let vectors = vectors.iter().filter_map(|module| {
+        let tensor = checkpoint.tensor(&module.name)?;
+        Some((module.name.clone(), tensor))
+    });
+    linears.chain(vectors).collect()
+}
+
+fn modules_of(spec: &ModelSpec, part: &Part) -> (Vec<LinearModule>, Vec<VectorModule>) {
+    match *part {
+        Part::Expert { layer, expert } => {
+            let expert = modules::expert(spec, layer as usize, expert as usize);
+            (vec![expert.gate, expert.up, expert.down], Vec::new())
+        }
+        Part::Replicated => {
+            let mut linears = vec![modules::embedding(spec)];
+            if modules::head(spec) != linears[0] {
+                linears.push(modules::head(spec));
+            }
+            let mut vectors = vec![modules::final_norm(spec)];
+            for layer in 0..spec.layers.len() {
+                let LayerModules {
+                    attention_norm,
+                    moe_norm,
+                    q,
+                    k,
+                    v,
+                    o,
+                    q_norm,
+                    k_norm,
+                    gate,
+                    selection_bias,
+                } = modules::layer(spec, layer);
+                linears.extend([q, k, v, o, gate]);
+                vectors.extend([attention_norm, moe_norm]);
+                vectors.extend([q_norm, k_norm, selection_bias].into_iter().flatten());
+            }
+            (linears, vectors)
+        }
+    }
+}

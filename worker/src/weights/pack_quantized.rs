@@ -1,0 +1,63 @@
+//! compressed-tensors `pack-quantized`, symmetric: `weight_packed` I32 `[out, in / 8]`, nibble n of a word is input
+//! 8c + n and holds q + 8; `weight_scale` `[out, in / group]`; `weight_shape` I64 `[2]` is `[out, in]`.
+//!
+//! The order of nibbles is [`HostInt4`]'s, so the packed bytes stay where they are. The group follows from the
+//! shape of the scales.
+
+use conclave_kernels::weight::{HostInt4, HostWeight};
+use safetensors::Dtype;
+
+use super::dense;
+use super::modules::LinearModule;
+use super::reader::{Named, required};
+use crate::checkpoint::{Checkpoint, Result};
+
+pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostWeight> {
+    let (out, input) = (module.out_features, module.in_features);
+    let (name, tensor) = required(checkpoint, module, "weight_shape")?;
+    let shape = Named { name: &name, tensor };
+    shape.expect(Dtype::I64, &[2])?;
+    let sides: Vec<i64> = tensor
+        .bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&side| i64::from_le_bytes(side))
+        .collect();
+    if sides != [out as i64, input as i64] {
+        return Err(shape.error(format!("it says {sides:?}, the model [{out}, {input}]")));
+    }
+    let (name, packed) = required(checkpoint, module, "weight_packed")?;
+    Named {
+        name: &name,
+        tensor: packed,
+    }
+    .expect(Dtype::I32, &[out, input.div_ceil(8)])?;
+    let (name, tensor) = required(checkpoint, module, "weight_scale")?;
+    let scales = Named { name: &name, tensor };
+    let group = match tensor.shape.as_slice() {
+        &[rows, groups] if rows == out => group_of(scales, input, groups)?,
+        _ => {
+            return Err(scales.error(format!(
+                "its shape is {:?}, expected [{out}, groups]",
+                tensor.shape
+            )));
+        }
+    };
+    Ok(HostWeight::Int4(HostInt4 {
+        packed: packed.slice().into_shared(),
+        scales: dense::to_f32(scales)?,
+        zeros: None,
+        group,
+    }))
+}
+
+/// Inputs per group if `groups` of them make `input`; a multiple of 8, so that a word lies in one group.
+pub(super) fn group_of(scales: Named<'_>, input: usize, groups: usize) -> Result<usize> {
+    if groups == 0 || !input.is_multiple_of(groups) || !(input / groups).is_multiple_of(8) {
+        return Err(scales.error(format!(
+            "{groups} groups do not divide {input} inputs into multiples of 8"
+        )));
+    }
+    Ok(input / groups)
+}
