@@ -1,6 +1,10 @@
 //! The batch of a step, checked and copied into memory that was allocated at start.
 
-use crate::backend::{Batch, KernelError, Limits, Result};
+use std::ops::Range;
+
+use crate::backend::{Batch, Limits, Result};
+use crate::cpu::check::mismatch;
+use crate::ops::attention::TASK_TOKENS;
 
 /// One run; its pages are `pages[first_page..first_page + page_count]` of the step.
 #[derive(Clone, Copy, Debug)]
@@ -10,6 +14,8 @@ pub(crate) struct Run {
     pub(crate) position: usize,
     pub(crate) first_page: usize,
     pub(crate) page_count: usize,
+    /// Attention tasks (of `TASK_TOKENS` tokens) of the runs before it.
+    first_task: usize,
 }
 
 /// The step that ops refer to.
@@ -17,8 +23,10 @@ pub(crate) struct Step {
     limits: Limits,
     pub(crate) ids: Vec<u32>,
     pub(crate) positions: Vec<u32>,
-    pub(crate) runs: Vec<Run>,
-    pub(crate) pages: Vec<u32>,
+    runs: Vec<Run>,
+    /// Run of each token.
+    run_of: Vec<u32>,
+    pages: Vec<u32>,
     pub(crate) logit_rows: Vec<u32>,
     /// Largest page number of the step: checked against each layer's cache.
     pub(crate) largest_page: u32,
@@ -32,6 +40,7 @@ impl Step {
             ids: Vec::with_capacity(limits.max_tokens),
             positions: Vec::with_capacity(limits.max_tokens),
             runs: Vec::with_capacity(limits.max_runs),
+            run_of: Vec::with_capacity(limits.max_tokens),
             pages: Vec::with_capacity(pages),
             logit_rows: Vec::with_capacity(limits.max_logit_rows),
             largest_page: 0,
@@ -46,23 +55,48 @@ impl Step {
         self.limits.page_tokens
     }
 
+    /// Page table of a token's run.
+    pub(crate) fn pages_of(&self, token: usize) -> &[u32] {
+        let run = &self.runs[self.run_of[token] as usize];
+        &self.pages[run.first_page..][..run.page_count]
+    }
+
+    /// Attention tasks of the step, per KV head.
+    pub(crate) fn task_count(&self) -> usize {
+        let last = self.runs.last();
+        last.map_or(0, |run| run.first_task + run.len.div_ceil(TASK_TOKENS))
+    }
+
+    /// The run and the tokens of an attention task.
+    pub(crate) fn task(&self, task: usize) -> (&Run, Range<usize>) {
+        let run = &self.runs[self.runs.partition_point(|run| run.first_task <= task) - 1];
+        let first = run.first + (task - run.first_task) * TASK_TOKENS;
+        (run, first..(run.first + run.len).min(first + TASK_TOKENS))
+    }
+
     /// Takes over `batch`; on an error the step is empty.
     pub(crate) fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.ids.clear();
         self.positions.clear();
         self.runs.clear();
+        self.run_of.clear();
         self.pages.clear();
         self.logit_rows.clear();
         self.largest_page = 0;
         check(batch, &self.limits)?;
-        for run in &batch.runs {
+        let mut first_task = 0;
+        for (i, run) in batch.runs.iter().enumerate() {
+            self.run_of
+                .extend(std::iter::repeat_n(i as u32, run.len as usize));
             self.runs.push(Run {
                 first: run.first as usize,
                 len: run.len as usize,
                 position: run.position as usize,
                 first_page: self.pages.len(),
                 page_count: run.pages.len(),
+                first_task,
             });
+            first_task += (run.len as usize).div_ceil(TASK_TOKENS);
             self.pages.extend_from_slice(&run.pages);
             let largest = run.pages.iter().copied().max().unwrap_or(0);
             self.largest_page = self.largest_page.max(largest);
@@ -75,14 +109,8 @@ impl Step {
 }
 
 fn check(batch: &Batch, limits: &Limits) -> Result<()> {
-    let fail = |what: &'static str, found: String, expected: String| {
-        Err(KernelError::Shape {
-            op: "begin",
-            what,
-            found,
-            expected,
-        })
-    };
+    let fail =
+        |what: &'static str, found: String, expected: String| Err(mismatch("begin", what, found, expected));
     let tokens = batch.ids.len();
     for (what, found, limit) in [
         ("tokens", tokens, limits.max_tokens),

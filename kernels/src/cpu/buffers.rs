@@ -1,6 +1,7 @@
 //! Buffers that the executor holds handles of.
 
-use crate::backend::{Buffer, KernelError, Result};
+use crate::backend::{Buffer, Result};
+use crate::cpu::check::mismatch;
 use crate::cpu::memory::Memory;
 
 /// All buffers of a backend, by handle.
@@ -29,11 +30,13 @@ impl Buffers {
         let memory = self.memories.get_mut(buffer.handle as usize);
         let bytes =
             memory.and_then(|memory| memory.bytes_mut()[..].get_mut(offset..offset.checked_add(len)?));
-        bytes.ok_or_else(|| KernelError::Shape {
-            op,
-            what: "range of a buffer",
-            found: format!("{len} bytes at {offset}"),
-            expected: format!("within the {} bytes of buffer {}", buffer.bytes, buffer.handle),
+        bytes.ok_or_else(|| {
+            mismatch(
+                op,
+                "range of a buffer",
+                format!("{len} bytes at {offset}"),
+                format!("within the {} bytes of buffer {}", buffer.bytes, buffer.handle),
+            )
         })
     }
 
@@ -49,24 +52,19 @@ impl Buffers {
                 .checked_mul(4)
                 .is_none_or(|needed| needed > bytes.min(buffer.bytes))
             {
-                return Err(KernelError::Shape {
+                return Err(mismatch(
                     op,
-                    what: "buffer",
-                    found: format!("{} bytes", buffer.bytes),
-                    expected: format!("{words} F32 values at least"),
-                });
+                    "buffer",
+                    format!("{} bytes", buffer.bytes),
+                    format!("{words} F32 values at least"),
+                ));
             }
         }
         let handles = of.map(|(buffer, _)| buffer.handle as usize);
         let memories = self
             .memories
             .get_disjoint_mut(handles)
-            .map_err(|_| KernelError::Shape {
-                op,
-                what: "buffers",
-                found: format!("handles {handles:?}"),
-                expected: "different buffers".into(),
-            })?;
+            .map_err(|_| mismatch(op, "buffers", format!("handles {handles:?}"), "different buffers"))?;
         let mut of = of.into_iter();
         Ok(memories.map(|memory| {
             let words = of.next().map_or(0, |(_, words)| words);

@@ -9,11 +9,6 @@ pub(crate) fn e4m3_to_f32(code: u8) -> f32 {
     half::f16::from_bits(bits).to_f32() * 256.0
 }
 
-/// e5m2: the upper half of an f16.
-pub(crate) fn e5m2_to_f32(code: u8) -> f32 {
-    half::f16::from_bits(u16::from(code) << 8).to_f32()
-}
-
 /// To nearest even, saturating at 448; NaN stays NaN.
 pub(crate) fn f32_to_e4m3(value: f32) -> u8 {
     round(value, 3, -6, 448.0, 0x7e, 0x7f)

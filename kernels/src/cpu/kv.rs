@@ -4,7 +4,9 @@
 //! padded with zeros to whole chunks of its type (16 F32, 32 BF16, 64 e4m3, 16 e5m2), so that kernels read whole vectors.
 //! Must stay true: padding is never written, so it stays 0.
 
-use crate::backend::{KernelError, KvDtype, Result};
+use crate::backend::{KvDtype, Result};
+use crate::cpu::check::mismatch;
+use crate::cpu::engine::Rows;
 use crate::cpu::float8::{f32_to_e4m3, f32_to_e5m2};
 use crate::cpu::memory::Memory;
 
@@ -28,12 +30,9 @@ impl KvCache {
         dtype: KvDtype,
     ) -> Result<KvCache> {
         if [pages, page_tokens, kv_heads, head_dim].contains(&0) {
-            return Err(KernelError::Shape {
-                op: "alloc_kv",
-                what: "[pages, page tokens, kv heads, head dim]",
-                found: format!("[{pages}, {page_tokens}, {kv_heads}, {head_dim}]"),
-                expected: "no zero".into(),
-            });
+            let what = "[pages, page tokens, kv heads, head dim]";
+            let found = format!("[{pages}, {page_tokens}, {kv_heads}, {head_dim}]");
+            return Err(mismatch("alloc_kv", what, found, "no zero"));
         }
         let row = row_bytes(dtype, head_dim);
         let bytes = [page_tokens, kv_heads, row]
@@ -62,28 +61,71 @@ impl KvCache {
         ((page * self.kv_heads + head) * self.page_tokens + position % self.page_tokens) * self.row_bytes()
     }
 
-    /// Rounds one head of one token into its place.
-    pub(crate) fn write(dtype: KvDtype, values: &[f32], to: &mut [u8]) {
-        match dtype {
-            KvDtype::F32 => {
-                for (value, to) in values.iter().zip(to.as_chunks_mut::<4>().0) {
-                    *to = value.to_le_bytes();
-                }
-            }
-            KvDtype::Bf16 => {
-                for (value, to) in values.iter().zip(to.as_chunks_mut::<2>().0) {
-                    *to = half::bf16::from_f32(*value).to_le_bytes();
-                }
-            }
-            KvDtype::Fp8E4m3 => values
-                .iter()
-                .zip(to)
-                .for_each(|(value, to)| *to = f32_to_e4m3(*value)),
-            KvDtype::Fp8E5m2 => values
-                .iter()
-                .zip(to)
-                .for_each(|(value, to)| *to = f32_to_e5m2(*value)),
+    /// For tasks that write different positions.
+    pub(crate) fn writer(&mut self) -> KvWriter<'_> {
+        KvWriter {
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            page_tokens: self.page_tokens,
+            dtype: self.dtype,
+            keys: Rows::new(self.keys.bytes_mut(), row_bytes(self.dtype, self.head_dim)),
+            values: Rows::new(self.values.bytes_mut(), row_bytes(self.dtype, self.head_dim)),
         }
+    }
+}
+
+/// Writes tokens into the cache from several threads.
+pub(crate) struct KvWriter<'a> {
+    kv_heads: usize,
+    head_dim: usize,
+    page_tokens: usize,
+    dtype: KvDtype,
+    keys: Rows<'a, u8>,
+    values: Rows<'a, u8>,
+}
+
+impl KvWriter<'_> {
+    /// Rounds the keys and values of one token (all heads) into their places.
+    ///
+    /// # Safety
+    /// No two threads may write the same position of the same page.
+    pub(crate) unsafe fn write(&self, pages: &[u32], position: usize, keys: &[f32], values: &[f32]) {
+        let heads = keys
+            .chunks_exact(self.head_dim)
+            .zip(values.chunks_exact(self.head_dim));
+        for (head, (key, value)) in heads.enumerate() {
+            let page = pages[position / self.page_tokens] as usize;
+            let row = (page * self.kv_heads + head) * self.page_tokens + position % self.page_tokens;
+            // SAFETY: the caller's promise.
+            let (to_key, to_value) =
+                unsafe { (self.keys.take(row..row + 1), self.values.take(row..row + 1)) };
+            round(self.dtype, key, to_key);
+            round(self.dtype, value, to_value);
+        }
+    }
+}
+
+/// Rounds one head of one token, to nearest even, saturating.
+fn round(dtype: KvDtype, values: &[f32], to: &mut [u8]) {
+    match dtype {
+        KvDtype::F32 => {
+            for (value, to) in values.iter().zip(to.as_chunks_mut::<4>().0) {
+                *to = value.to_le_bytes();
+            }
+        }
+        KvDtype::Bf16 => {
+            for (value, to) in values.iter().zip(to.as_chunks_mut::<2>().0) {
+                *to = half::bf16::from_f32(*value).to_le_bytes();
+            }
+        }
+        KvDtype::Fp8E4m3 => values
+            .iter()
+            .zip(to)
+            .for_each(|(value, to)| *to = f32_to_e4m3(*value)),
+        KvDtype::Fp8E5m2 => values
+            .iter()
+            .zip(to)
+            .for_each(|(value, to)| *to = f32_to_e5m2(*value)),
     }
 }
 

@@ -70,14 +70,14 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len()) }
     }
 
+    pub(crate) fn f32(&self) -> &[f32] {
+        // SAFETY: aligned to 64; every bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.len() / 4) }
+    }
+
     pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
         // SAFETY: aligned to 64; every bit pattern is an f32.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.len() / 4) }
-    }
-
-    pub(crate) fn i16_mut(&mut self) -> &mut [i16] {
-        // SAFETY: aligned to 64; every bit pattern is an i16.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.len() / 2) }
     }
 }
 

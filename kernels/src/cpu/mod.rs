@@ -1,15 +1,18 @@
 //! The CPU backend: the definition of correct for every op, and the fast path on machines without a GPU.
 //!
 //! May touch: memory it allocated at start and the weights' bytes. Must stay true: every output element has the one
-//! reduction order that its op's formula names (invariant K1); no op allocates; every buffer, weight and batch is
-//! checked before a kernel reads it.
+//! reduction order that its op's formula names (invariant K1); no op allocates (the results of `sample` apart);
+//! every buffer, weight and batch is checked before a kernel reads it.
 
 mod backend;
 pub(crate) mod batch;
-mod buffers;
+pub(crate) mod buffers;
+pub(crate) mod check;
+pub(crate) mod engine;
 pub(crate) mod float8;
 pub(crate) mod kv;
 pub(crate) mod memory;
+pub(crate) mod pool;
 pub(crate) mod weights;
 pub(crate) mod workspace;
 
@@ -18,25 +21,22 @@ use std::fmt;
 use crate::backend::{KernelError, Limits, Result};
 use crate::cpu::batch::Step;
 use crate::cpu::buffers::Buffers;
+use crate::cpu::engine::Engine;
 use crate::cpu::kv::KvCache;
-use crate::cpu::weights::CpuLinear;
+use crate::cpu::weights::Weights;
 use crate::cpu::workspace::Workspace;
-use crate::ops::experts::CpuExpert;
 pub use crate::simd::Isa;
 
 /// A [`crate::backend::Backend`] on this machine's CPUs.
 pub struct CpuBackend {
-    isa: Isa,
-    threads: usize,
-    buffers: Buffers,
-    linears: Vec<CpuLinear>,
-    vectors: Vec<Box<[f32]>>,
-    experts: Vec<Option<Box<[CpuExpert]>>>,
-    caches: Vec<KvCache>,
-    step: Step,
-    workspace: Workspace,
-    /// Width of the hidden state, from the last `route`.
-    width: usize,
+    pub(crate) engine: Engine,
+    pub(crate) buffers: Buffers,
+    pub(crate) weights: Weights,
+    pub(crate) caches: Vec<KvCache>,
+    pub(crate) step: Step,
+    pub(crate) workspace: Workspace,
+    /// Width of the hidden state, from the last `route`: `combine` is not told.
+    pub(crate) width: usize,
 }
 
 impl CpuBackend {
@@ -51,20 +51,12 @@ impl CpuBackend {
             )));
         }
         if threads == 0 {
-            return Err(KernelError::Shape {
-                op: "cpu backend",
-                what: "threads",
-                found: "0".into(),
-                expected: "1 or more".into(),
-            });
+            return Err(check::mismatch("cpu backend", "threads", "0", "1 or more"));
         }
         Ok(CpuBackend {
-            isa,
-            threads,
+            engine: Engine::new(isa, threads)?,
             buffers: Buffers::default(),
-            linears: Vec::new(),
-            vectors: Vec::new(),
-            experts: Vec::new(),
+            weights: Weights::default(),
             caches: Vec::new(),
             step: Step::new(&limits),
             workspace: Workspace::new(&limits)?,
@@ -75,6 +67,8 @@ impl CpuBackend {
 
 impl fmt::Debug for CpuBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu ({}, {} threads)", self.isa.name(), self.threads)
+        let threads = self.engine.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        write!(f, "cpu ({}, {threads} thread{plural})", self.engine.isa.name())
     }
 }

@@ -6,8 +6,12 @@
 
 use std::sync::Arc;
 
-use crate::backend::{KernelError, Result};
+use crate::backend::{ExpertsId, HostExpert, KernelError, LinearId, Result, VectorId};
+use crate::cpu::check::{lookup, mismatch};
+use crate::ops::experts::CpuExperts;
 use crate::weight::{Bytes, HostLinear, HostWeight};
+
+const OP: &str = "upload_linear";
 
 /// Rows and columns of an FP8 scale block.
 pub(crate) const FP8_BLOCK: usize = 128;
@@ -48,10 +52,11 @@ impl CpuLinear {
     pub(crate) fn new(weight: &HostLinear) -> Result<CpuLinear> {
         let (rows, columns) = (weight.out_features, weight.in_features);
         if rows == 0 || columns == 0 {
-            return Err(shape(
+            return Err(mismatch(
+                OP,
                 "[out, in]",
                 format!("[{rows}, {columns}]"),
-                "no zero".into(),
+                "no zero",
             ));
         }
         let (bytes, row_bytes, format) = match &weight.data {
@@ -76,10 +81,11 @@ impl CpuLinear {
                     )));
                 }
                 if !columns.is_multiple_of(2) {
-                    return Err(shape(
+                    return Err(mismatch(
+                        OP,
                         "INT4 in_features",
                         columns.to_string(),
-                        "an even number".into(),
+                        "an even number",
                     ));
                 }
                 let groups = rows.checked_mul(columns.div_ceil(group));
@@ -87,7 +93,7 @@ impl CpuLinear {
                 if let Some(zeros) = &int4.zeros {
                     expect_len("INT4 zeros", zeros.len(), groups)?;
                     if let Some(zero) = zeros.iter().find(|zero| **zero > 16) {
-                        return Err(shape("INT4 zero", zero.to_string(), "0 to 16".into()));
+                        return Err(mismatch(OP, "INT4 zero", zero, "0 to 16"));
                     }
                 }
                 let format = Format::Int4 {
@@ -138,32 +144,79 @@ impl CpuLinear {
         if (self.out_features, self.in_features) == (out, input) {
             return Ok(());
         }
-        Err(KernelError::Shape {
-            op,
-            what,
-            found: format!("[{}, {}]", self.out_features, self.in_features),
-            expected: format!("[{out}, {input}]"),
-        })
+        let found = format!("[{}, {}]", self.out_features, self.in_features);
+        Err(mismatch(op, what, found, format!("[{out}, {input}]")))
     }
 }
 
-fn shape(what: &'static str, found: String, expected: String) -> KernelError {
-    KernelError::Shape {
-        op: "upload_linear",
-        what,
-        found,
-        expected,
+/// All weights of a backend, by handle.
+#[derive(Default)]
+pub(crate) struct Weights {
+    linears: Vec<CpuLinear>,
+    vectors: Vec<Box<[f32]>>,
+    experts: Vec<Option<CpuExperts>>,
+}
+
+impl Weights {
+    pub(crate) fn check_linear(&self, weight: &HostLinear) -> Result<CpuLinear> {
+        CpuLinear::new(weight)
+    }
+
+    pub(crate) fn push_linear(&mut self, weight: CpuLinear) -> LinearId {
+        self.linears.push(weight);
+        LinearId(self.linears.len() as u32 - 1)
+    }
+
+    pub(crate) fn push_vector(&mut self, values: &[f32]) -> VectorId {
+        self.vectors.push(values.into());
+        VectorId(self.vectors.len() as u32 - 1)
+    }
+
+    pub(crate) fn check_experts(&self, experts: &[HostExpert]) -> Result<CpuExperts> {
+        CpuExperts::new(experts)
+    }
+
+    /// A dropped handle is given out again, so that placements may change for ever.
+    pub(crate) fn push_experts(&mut self, experts: CpuExperts) -> ExpertsId {
+        let free = self.experts.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.experts.len());
+        if at == self.experts.len() {
+            self.experts.push(None);
+        }
+        self.experts[at] = Some(experts);
+        ExpertsId(at as u32)
+    }
+
+    pub(crate) fn drop_experts(&mut self, experts: ExpertsId) {
+        if let Some(slot) = self.experts.get_mut(experts.0 as usize) {
+            *slot = None;
+        }
+    }
+
+    pub(crate) fn linear(&self, op: &'static str, what: &'static str, id: LinearId) -> Result<&CpuLinear> {
+        lookup(op, what, &self.linears, id.0)
+    }
+
+    pub(crate) fn vector(&self, op: &'static str, what: &'static str, id: VectorId) -> Result<&[f32]> {
+        lookup(op, what, &self.vectors, id.0).map(|vector| &vector[..])
+    }
+
+    pub(crate) fn experts(&self, op: &'static str, id: ExpertsId) -> Result<&CpuExperts> {
+        let slot = lookup(op, "experts", &self.experts, id.0)?;
+        slot.as_ref()
+            .ok_or_else(|| mismatch(op, "experts", format!("handle {}, dropped", id.0), "one in use"))
     }
 }
 
 fn expect_len(what: &'static str, found: usize, expected: Option<usize>) -> Result<()> {
     match expected {
         Some(expected) if expected == found => Ok(()),
-        Some(expected) => Err(shape(what, found.to_string(), expected.to_string())),
-        None => Err(shape(
+        Some(expected) => Err(mismatch(OP, what, found, expected)),
+        None => Err(mismatch(
+            OP,
             what,
             found.to_string(),
-            "a product that fits into memory".into(),
+            "a product that fits into memory",
         )),
     }
 }

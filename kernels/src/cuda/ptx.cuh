@@ -12,9 +12,13 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // ---- dependent launch -------------------------------------------------------------------------------------------
 
-// Everything that the kernels before this one wrote is visible after this. Reads of weights may come before.
+// Every kernel calls wait_for_inputs, then allow_next_kernel, once each. So when a kernel starts, the one before it has
+// passed its own wait: all kernels before that one have ended. Before its wait a kernel may read weights and what was
+// written by the kernel before last or earlier (past the first-level cache, __ldcg); it writes nothing.
+
+// Everything that the kernels before this one wrote is visible after this.
 DEVICE void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// The next kernel may be brought onto the device; it still waits for this one to end before it reads.
+// The next kernel may be brought onto the device; it still waits for this one to end before it goes on.
 DEVICE void allow_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- shared memory addresses, barriers and bulk copies -----------------------------------------------------------

@@ -1,13 +1,24 @@
 //! Sixteen f32 lanes, the same on every instruction set.
 //!
 //! Every kernel of the CPU backend is written once over [`Simd`] and instantiated per instruction set. All
-//! operations are IEEE operations lane by lane (fused multiply-add included), so the instantiations agree to the
-//! bit by construction; `tests.rs` beside this file checks it. What must stay true: no method may round
-//! differently on one instruction set, and nothing here allocates.
+//! operations are IEEE operations lane by lane (fused multiply-add included) or exact integer ones, so the
+//! instantiations agree to the bit by construction; `tests.rs` beside this file checks it. What must stay true: no
+//! method may round differently on one instruction set, and nothing here allocates.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(crate) mod math;
 mod portable;
-pub(crate) use portable::Portable;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
+use portable::Portable;
 
 /// Lanes of a vector. Part of every formula: lane `j` of a dot product is a partial sum of its own.
 pub(crate) const LANES: usize = 16;
@@ -29,15 +40,21 @@ impl Isa {
 
     /// Whether this machine runs it.
     pub fn is_available(self) -> bool {
-        matches!(self, Isa::Portable)
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
     }
 
     /// The best one of this machine.
     pub fn detect() -> Isa {
-        Isa::ALL
-            .into_iter()
-            .find(|isa| isa.is_available())
-            .unwrap_or(Isa::Portable)
+        let mut best_first = Isa::ALL.into_iter();
+        best_first.find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
     }
 
     /// Name as `describe` prints it.
@@ -53,14 +70,27 @@ impl Isa {
 /// Work that is compiled once per instruction set; see [`run`].
 pub(crate) trait Kernel {
     type Output;
-    /// Must be `#[inline(always)]`, so that it is compiled with the features of its caller.
+    /// Must be `#[inline(always)]`, and so must all it calls over `S`, so that it is compiled with the features of
+    /// the instruction set.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Runs `kernel` on `isa`, which the backend checked to be available.
+/// Runs `kernel` on `isa`, or on plain Rust where the machine lacks it (which `CpuBackend::new` refuses).
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
-        Isa::Portable | Isa::Avx2 | Isa::Avx512 => kernel.run(Portable),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => match Avx512::new() {
+            // SAFETY: the token proves that the machine has the features.
+            Some(simd) => unsafe { avx512::run(simd, kernel) },
+            None => kernel.run(Portable),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => match Avx2::new() {
+            // SAFETY: the token proves that the machine has the features.
+            Some(simd) => unsafe { avx2::run(simd, kernel) },
+            None => kernel.run(Portable),
+        },
+        _ => kernel.run(Portable),
     }
 }
 
@@ -68,6 +98,10 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f32.
     type F: Copy;
+    /// Sixteen i32, or 32 i16 in pairs.
+    type I: Copy;
+    /// 32 registers of 16 lanes; otherwise half as many of half the width.
+    const WIDE: bool;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
@@ -86,15 +120,31 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn scale(self, value: Self::F, magic: Self::F) -> Self::F;
     /// Sum of the lanes by one fixed tree: lane i + lane i+8, then i+4, i+2, i+1.
     fn sum(self, value: Self::F) -> f32;
+    /// `sum` of each of four vectors.
+    fn sum4(self, values: [Self::F; 4]) -> [f32; 4];
 
     /// Sixteen little-endian f32.
     fn f32x16(self, from: &[u8; 64]) -> Self::F;
     /// Sixteen little-endian f16.
     fn f16x16(self, from: &[u8; 32]) -> Self::F;
+    /// Sixteen e5m2.
+    fn e5m2x16(self, from: &[u8; 16]) -> Self::F;
     /// 32 little-endian bf16: the even ones, then the odd ones.
     fn bf16x32(self, from: &[u8; 64]) -> [Self::F; 2];
     /// 64 e4m3 values times 2^-8; lane `4 i + j` of vector `n` is value `16 i + 2 j + [0, 1, 8, 9][n]`.
     fn e4m3x64(self, from: &[u8; 64]) -> [Self::F; 4];
-    /// Lane `d`: `sum over k = 8 d .. 8 d + 8 of (q[k] - zero[d]) * x[k]`, exact; nibble `k` of `q`, low one first.
-    fn int4x128(self, q: &[u8; 64], zero: &[i32; LANES], x: &[i16; 128]) -> Self::F;
+
+    fn splat_i32(self, value: i32) -> Self::I;
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I;
+    fn store_i32(self, value: Self::I, to: &mut [i32; LANES]);
+    /// 128 nibbles, low one first, as i16 pairs: pair `d` of vector `n` is nibbles `8 d + n` and `8 d + n + 4`.
+    fn int4x128(self, from: &[u8; 64]) -> [Self::I; 4];
+    /// `a - b` of 32 i16.
+    fn sub_i16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `acc[d] + a[d].0 * b[d].0 + a[d].1 * b[d].1` over i16 pairs; the caller keeps it within i32.
+    fn dot_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// Sixteen i32 below 2^24 as f32, exactly.
+    fn to_f32(self, value: Self::I) -> Self::F;
+    /// Asks for the cache line at `at`, which need not be readable.
+    fn prefetch(self, at: *const u8);
 }

@@ -13,6 +13,8 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type I = [i32; LANES];
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -80,6 +82,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn sum4(self, values: [Self::F; 4]) -> [f32; 4] {
+        values.map(|value| self.sum(value))
+    }
+
+    #[inline(always)]
     fn f32x16(self, from: &[u8; 64]) -> Self::F {
         let (values, _) = from.as_chunks::<4>();
         std::array::from_fn(|i| f32::from_le_bytes(values[i]))
@@ -89,6 +96,11 @@ impl Simd for Portable {
     fn f16x16(self, from: &[u8; 32]) -> Self::F {
         let (values, _) = from.as_chunks::<2>();
         std::array::from_fn(|i| half::f16::from_le_bytes(values[i]).to_f32())
+    }
+
+    #[inline(always)]
+    fn e5m2x16(self, from: &[u8; 16]) -> Self::F {
+        from.map(|code| half::f16::from_bits(u16::from(code) << 8).to_f32())
     }
 
     #[inline(always)]
@@ -114,12 +126,53 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn int4x128(self, q: &[u8; 64], zero: &[i32; LANES], x: &[i16; 128]) -> Self::F {
+    fn splat_i32(self, value: i32) -> Self::I {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I {
+        *from
+    }
+
+    #[inline(always)]
+    fn store_i32(self, value: Self::I, to: &mut [i32; LANES]) {
+        *to = value;
+    }
+
+    #[inline(always)]
+    fn int4x128(self, from: &[u8; 64]) -> [Self::I; 4] {
+        let nibble = |k: usize| i32::from(from[k / 2] >> (4 * (k % 2)) & 15);
+        std::array::from_fn(|n| std::array::from_fn(|d| nibble(8 * d + n) | nibble(8 * d + n + 4) << 16))
+    }
+
+    #[inline(always)]
+    fn sub_i16(self, a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|d| {
-            let sum: i32 = (8 * d..8 * d + 8)
-                .map(|k| (i32::from(q[k / 2] >> (4 * (k % 2)) & 15) - zero[d]) * i32::from(x[k]))
-                .sum();
-            sum as f32
+            let ((a0, a1), (b0, b1)) = (halves(a[d]), halves(b[d]));
+            i32::from(a0.wrapping_sub(b0)) & 0xffff | i32::from(a1.wrapping_sub(b1)) << 16
         })
     }
+
+    #[inline(always)]
+    fn dot_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|d| {
+            let ((a0, a1), (b0, b1)) = (halves(a[d]), halves(b[d]));
+            acc[d] + i32::from(a0) * i32::from(b0) + i32::from(a1) * i32::from(b1)
+        })
+    }
+
+    #[inline(always)]
+    fn to_f32(self, value: Self::I) -> Self::F {
+        value.map(|value| value as f32)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+}
+
+/// The i16 pair of a lane, low one first.
+#[inline(always)]
+fn halves(pair: i32) -> (i16, i16) {
+    (pair as i16, (pair >> 16) as i16)
 }

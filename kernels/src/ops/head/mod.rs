@@ -1,1 +1,3 @@
-//! Head: `logits[i] = rmsnorm(hidden[rows[i]]) W`. Made of `rmsnorm` and `linear`; see there.
+//! Head: `logits[i] = rmsnorm(hidden[rows[i]]) W`; see `ops::rmsnorm` and `ops::linear`.
+
+mod cpu;

@@ -77,9 +77,9 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
                        begin / Layout<F>::K + first, count};
     StageQueue<F, DEPTH, LinearRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
-    allow_next_kernel();
     __syncthreads();
     wait_for_inputs();
+    allow_next_kernel();
 
     if (p.input.x0) {
         norm_into_image(p.input, tokens, begin, end, image, slice, scratch, blockIdx.x == 0);

@@ -1,8 +1,9 @@
 //! Linear: `y[t, o] = sum over k of x[t, k] * w[o, k]`, w in its stored format.
 //!
 //! The one order of a sum (invariant K1). Inputs are cut into chunks; within a chunk each of 16 lanes owns some
-//! of the inputs and adds their products by fused multiply-add in ascending chunk order; the lanes are added by
-//! the tree of `Simd::sum`. Inputs past the end of the row count as 0.
+//! of the inputs and adds their products by fused multiply-add in ascending chunk order, and within a chunk in
+//! ascending order of the inputs; the lanes are added by the tree of `Simd::sum`. Inputs past the end of the row
+//! count as 0.
 //!
 //! | format | chunk | lane of input k of the chunk | product |
 //! |---|---|---|---|
@@ -16,11 +17,17 @@
 //! integer, converted to F32 exactly, and added to the lane by fused multiply-add with `scale * sx` (rounded).
 //! A chunk that holds a NaN or an infinity has `sx = NaN`.
 
-mod dot;
+mod block;
+mod cpu;
+mod int4;
+mod out;
 mod pack;
+#[cfg(test)]
+mod tests;
+mod tile;
 
-pub(crate) use dot::{Sink, linear};
-pub(crate) use pack::Packed;
-
-/// One row of a weight as F32, for `embed`.
-pub(crate) use dot::dequantize_row;
+pub(crate) use block::{Block, Scratch};
+pub(crate) use cpu::{dequantize_row, linears_of};
+pub(crate) use out::Out;
+pub(crate) use pack::{Order, Packed, SharedTokens, Tokens, TokensMut, pack};
+pub(crate) use tile::{Bf16, Decode, E4m3, E5m2, F32, tile};

@@ -1,12 +1,14 @@
 //! Activations in the order that a weight's format reads them.
 //!
-//! Must stay true: the packed form of a token depends on nothing but its own inputs (and, for FP8, on the scales of
-//! the weight's row block).
+//! Must stay true: the packed form of a token depends on nothing but its own inputs.
+
+use std::ops::Range;
 
 use crate::backend::Result;
+use crate::cpu::engine::Rows;
 use crate::cpu::memory::Memory;
-use crate::cpu::weights::{Format, INT4_BLOCK};
-use crate::simd::LANES;
+use crate::cpu::weights::{Format, INT4_BLOCK, INT4_LANE};
+use crate::simd::{Isa, Kernel, LANES, Simd, run};
 
 /// Order of inputs in lanes; see the table of `ops::linear`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl Order {
     }
 
     /// Inputs per chunk.
-    pub(crate) fn chunk(self) -> usize {
+    pub(crate) const fn chunk(self) -> usize {
         match self {
             Order::Natural => 16,
             Order::Pairs => 32,
@@ -37,77 +39,270 @@ impl Order {
         }
     }
 
-    /// Place of input `k` of a chunk among the chunk's values: vector * 16 + lane.
-    fn place(self, k: usize) -> usize {
+    /// Vectors of a packed token: 16 F32 each, or 32 integers for INT4.
+    pub(crate) const fn vectors(self, columns: usize) -> usize {
+        let chunks = columns.div_ceil(self.chunk());
         match self {
-            Order::Natural | Order::Int4 => k,
+            Order::Int4 => chunks * 4,
+            _ => chunks * self.chunk() / LANES,
+        }
+    }
+
+    /// Place of input `k` of a chunk among the chunk's values: vector * 16 + lane; for INT4 vector * 32 + 2 lane + half.
+    pub(crate) const fn place(self, k: usize) -> usize {
+        match self {
+            Order::Natural => k,
             Order::Pairs => k % 2 * LANES + k / 2,
             Order::Fp8 => (k % 16 / 8 * 2 + k % 2) * LANES + k / 16 * 4 + k % 8 / 2,
+            Order::Int4 => k % 4 * 2 * LANES + k / 8 * 2 + k % 8 / 4,
         }
     }
 }
 
 /// Scratch for the packed activations of one op.
 pub(crate) struct Packed {
-    /// `[tokens, padded]` F32 in lane order; for INT4 the first half holds 16-bit integers.
     values: Memory,
     /// INT4: `[tokens, chunks]`.
     scales: Memory,
 }
 
-/// Widest row of any order: inputs padded to the longest chunk.
-pub(crate) fn padded(columns: usize) -> usize {
-    columns.next_multiple_of(INT4_BLOCK)
+/// Packed tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    pub(crate) order: Order,
+    /// `[tokens, vectors]`; for INT4 the bits of i16 pairs.
+    pub(crate) values: &'a [[f32; LANES]],
+    /// INT4: `[tokens, chunks]`.
+    pub(crate) scales: &'a [f32],
+    pub(crate) count: usize,
+    /// Vectors of a token.
+    pub(crate) stride: usize,
+}
+
+impl<'a> Tokens<'a> {
+    /// Tokens `first..first + count`.
+    pub(crate) fn slice(&self, first: usize, count: usize) -> Tokens<'a> {
+        let scales = self.scales.len() / self.count.max(1);
+        Tokens {
+            values: &self.values[first * self.stride..(first + count) * self.stride],
+            scales: &self.scales[first * scales..(first + count) * scales],
+            count,
+            ..*self
+        }
+    }
+}
+
+/// Packed tokens to be filled.
+pub(crate) struct TokensMut<'a> {
+    order: Order,
+    values: &'a mut [[f32; LANES]],
+    scales: &'a mut [f32],
+    stride: usize,
+}
+
+impl<'a> TokensMut<'a> {
+    /// For tasks that fill different tokens.
+    pub(crate) fn shared(self) -> SharedTokens<'a> {
+        let chunks = self.scales.len() * self.stride / self.values.len().max(1);
+        SharedTokens {
+            order: self.order,
+            stride: self.stride,
+            values: Rows::new(self.values, self.stride),
+            scales: Rows::new(self.scales, chunks),
+        }
+    }
+
+    /// Fills the one token from input `first` on, with zeros up to the end of the last chunk. `first` is a multiple
+    /// of the chunk.
+    #[inline(always)]
+    pub(crate) fn put<S: Simd>(&mut self, s: S, first: usize, values: &[f32]) {
+        let order = self.order;
+        let at = order.vectors(first);
+        let to = &mut self.values[at..at + order.vectors(values.len())];
+        match order {
+            Order::Natural => floats::<16>(Order::Natural, values, to),
+            Order::Pairs => floats::<32>(Order::Pairs, values, to),
+            Order::Fp8 => floats::<64>(Order::Fp8, values, to),
+            Order::Int4 => integers(s, values, to, &mut self.scales[first / INT4_BLOCK..]),
+        }
+    }
+}
+
+/// Packed tokens that tasks fill.
+pub(crate) struct SharedTokens<'a> {
+    order: Order,
+    values: Rows<'a, [f32; LANES]>,
+    scales: Rows<'a, f32>,
+    stride: usize,
+}
+
+impl SharedTokens<'_> {
+    /// Some tokens, to be filled.
+    ///
+    /// # Safety
+    /// No token may be taken twice while it is being filled.
+    pub(crate) unsafe fn take(&self, tokens: Range<usize>) -> TokensMut<'_> {
+        TokensMut {
+            order: self.order,
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.take(tokens.clone()) },
+            // SAFETY: the caller's promise.
+            scales: unsafe { self.scales.take(tokens) },
+            stride: self.stride,
+        }
+    }
+
+    /// Inputs `first..first + count` of one token as a token of its own. `first` is a multiple of the chunk.
+    ///
+    /// # Safety
+    /// No chunk may be taken twice while it is being filled.
+    pub(crate) unsafe fn take_part(&self, token: usize, first: usize, count: usize) -> TokensMut<'_> {
+        let (order, start) = (self.order, self.order.vectors(first));
+        let vectors = order.vectors(count);
+        let scales = if order == Order::Int4 {
+            count.div_ceil(INT4_BLOCK)
+        } else {
+            0
+        };
+        TokensMut {
+            order,
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.take_part(token, start..start + vectors) },
+            // SAFETY: the caller's promise.
+            scales: unsafe {
+                self.scales
+                    .take_part(token, first / INT4_BLOCK..first / INT4_BLOCK + scales)
+            },
+            stride: vectors,
+        }
+    }
 }
 
 impl Packed {
+    /// Room for `tokens` of `columns` inputs in any order.
     pub(crate) fn new(tokens: usize, columns: usize) -> Result<Packed> {
-        let padded = padded(columns);
+        let padded = columns.next_multiple_of(INT4_BLOCK);
+        let words = tokens.saturating_mul(padded);
         Ok(Packed {
-            values: Memory::words(tokens * padded, "packed activations")?,
-            scales: Memory::words(tokens * padded / INT4_BLOCK, "activation scales")?,
+            values: Memory::words(words, "packed activations")?,
+            scales: Memory::words(words / INT4_BLOCK, "activation scales")?,
         })
     }
 
-    /// Room, in tokens of `columns` inputs.
-    pub(crate) fn fits(&self, tokens: usize, columns: usize) -> bool {
-        tokens * padded(columns) * 4 <= self.values.len()
+    /// The first `count` tokens, to be written.
+    pub(crate) fn tokens_mut(&mut self, order: Order, columns: usize, count: usize) -> TokensMut<'_> {
+        let stride = order.vectors(columns);
+        let scales = if order == Order::Int4 {
+            columns.div_ceil(INT4_BLOCK)
+        } else {
+            0
+        };
+        TokensMut {
+            order,
+            values: &mut self.values.f32_mut().as_chunks_mut().0[..count * stride],
+            scales: &mut self.scales.f32_mut()[..count * scales],
+            stride,
+        }
     }
 
-    /// Packs one token for a float format; `scale(k / 128)` multiplies.
-    pub(crate) fn pack(&mut self, order: Order, x: &[f32], scale: impl Fn(usize) -> f32) -> &[[f32; LANES]] {
-        let chunk = order.chunk();
-        let padded = x.len().next_multiple_of(chunk);
-        let out = &mut self.values.f32_mut()[..padded];
-        out[padded - chunk..].fill(0.0);
-        for (k, x) in x.iter().enumerate() {
-            out[k / chunk * chunk + order.place(k % chunk)] = x * scale(k / 128);
+    /// The first `count` tokens.
+    pub(crate) fn tokens(&self, order: Order, columns: usize, count: usize) -> Tokens<'_> {
+        let stride = order.vectors(columns);
+        let scales = if order == Order::Int4 {
+            columns.div_ceil(INT4_BLOCK)
+        } else {
+            0
+        };
+        Tokens {
+            order,
+            values: &self.values.f32().as_chunks().0[..count * stride],
+            scales: &self.scales.f32()[..count * scales],
+            count,
+            stride,
         }
-        out.as_chunks::<LANES>().0
     }
+}
 
-    /// Rounds one token to 16-bit integers with a scale per chunk.
-    pub(crate) fn quantize(&mut self, x: &[f32]) -> (&[[i16; INT4_BLOCK]], &[f32]) {
-        let chunks = x.len().div_ceil(INT4_BLOCK);
-        let values = &mut self.values.i16_mut()[..chunks * INT4_BLOCK];
-        let scales = &mut self.scales.f32_mut()[..chunks];
-        values[(chunks - 1) * INT4_BLOCK..].fill(0);
-        for (c, x) in x.chunks(INT4_BLOCK).enumerate() {
-            let largest = x.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-            let largest = f32::from_bits(largest);
-            let values = &mut values[c * INT4_BLOCK..][..x.len()];
-            // Below this the reciprocal overflows; such a chunk is zero for every purpose.
-            if largest < 1e-30 || !largest.is_finite() {
-                values.fill(0);
-                scales[c] = if largest.is_finite() { 0.0 } else { f32::NAN };
-                continue;
-            }
-            let inverse = 32767.0 / largest;
-            for (value, x) in values.iter_mut().zip(x) {
-                *value = (x * inverse).round_ties_even() as i16;
-            }
-            scales[c] = largest / 32767.0;
+/// Packs the rows of `x` (`[tokens, columns]`).
+pub(crate) fn pack(isa: Isa, x: &[f32], columns: usize, to: TokensMut<'_>) {
+    run(isa, Pack { x, columns, to });
+}
+
+struct Pack<'a> {
+    x: &'a [f32],
+    columns: usize,
+    to: TokensMut<'a>,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Pack { x, columns, to } = self;
+        let scales = to.scales.len() / (x.len() / columns.max(1)).max(1);
+        for (t, x) in x.chunks_exact(columns).enumerate() {
+            let mut token = TokensMut {
+                order: to.order,
+                values: &mut to.values[t * to.stride..][..to.stride],
+                scales: &mut to.scales[t * scales..][..scales],
+                stride: to.stride,
+            };
+            token.put(s, 0, x);
         }
-        (values.as_chunks::<INT4_BLOCK>().0, scales)
     }
+}
+
+/// Permutes one token in chunks of `C`; the last one is filled up with zeros.
+#[inline(always)]
+fn floats<const C: usize>(order: Order, x: &[f32], to: &mut [[f32; LANES]]) {
+    let to = to.as_flattened_mut().as_chunks_mut::<C>().0;
+    let (chunks, rest) = x.as_chunks::<C>();
+    let mut last = [0.0; C];
+    last[..rest.len()].copy_from_slice(rest);
+    for (chunk, to) in chunks.iter().chain([&last]).zip(to) {
+        for k in 0..C {
+            to[order.place(k)] = chunk[k];
+        }
+    }
+}
+
+/// Below this the reciprocal of the scale overflows; such a chunk counts as zero.
+const SMALLEST: f32 = 1e-30;
+
+/// Rounds one token to i16 with a scale per chunk.
+#[inline(always)]
+fn integers<S: Simd>(s: S, x: &[f32], to: &mut [[f32; LANES]], scales: &mut [f32]) {
+    let to = to.as_chunks_mut::<4>().0;
+    for ((x, to), scale) in x.chunks(INT4_BLOCK).zip(to).zip(scales) {
+        let mut chunk = [0.0; INT4_BLOCK];
+        chunk[..x.len()].copy_from_slice(x);
+        *scale = quantize(s, &chunk, to);
+    }
+}
+
+/// Rounds one chunk to i16 pairs in INT4 order; returns the scale.
+#[inline(always)]
+pub(crate) fn quantize<S: Simd>(s: S, chunk: &[f32; INT4_BLOCK], to: &mut [[f32; LANES]; 4]) -> f32 {
+    // As integers, magnitudes order like the floats, with infinities and NaNs above all.
+    let largest = chunk.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() || largest < SMALLEST {
+        *to = [[0.0; LANES]; 4];
+        return if largest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    let inverse = s.splat(32767.0 / largest);
+    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
+    let magic = s.splat(12_582_912.0);
+    let mut rounded = [[0.0; LANES]; INT4_BLOCK / LANES];
+    for (x, rounded) in chunk.as_chunks::<LANES>().0.iter().zip(&mut rounded) {
+        s.store(s.add(s.mul(s.load(x), inverse), magic), rounded);
+    }
+    let integers = rounded.as_flattened().as_chunks::<INT4_LANE>().0;
+    for (n, to) in to.iter_mut().enumerate() {
+        for (to, lane) in to.iter_mut().zip(integers) {
+            *to = f32::from_bits(lane[n].to_bits() & 0xffff | lane[n + 4].to_bits() << 16);
+        }
+    }
+    largest / 32767.0
 }

@@ -14,7 +14,10 @@
 //! alone: neither the batch nor earlier calls have a part in it.
 
 mod choose;
+mod cpu;
 mod philox;
+#[cfg(test)]
+mod tests;
 
 use crate::backend::{SampleRow, Sampled};
 use crate::simd::{Isa, Kernel, LANES, Simd, math, run};

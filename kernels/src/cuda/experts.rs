@@ -1,0 +1,116 @@
+//! The experts of one layer on the device: one block of memory, each expert's three streams end to end.
+
+use super::format::{TILE_ROWS, padded};
+use super::weights::Rows;
+use super::{CudaBackend, Format, Memory, shape};
+use crate::backend::{ExpertsId, HostExpert, KernelError, Result};
+use crate::ops::experts::cuda::ExpertsParam;
+
+pub(crate) struct ExpertBlock {
+    pub(crate) memory: Memory,
+    pub(crate) format: Format,
+    pub(crate) count: usize,
+    pub(crate) hidden: usize,
+    pub(crate) inter: usize,
+    pub(crate) bf16_scales: bool,
+}
+
+impl ExpertBlock {
+    /// Tiles of gate and of up: whole units of the kernel, so that every value of `down`'s input is written.
+    pub(crate) fn up_tiles(&self) -> usize {
+        padded(self.inter) / TILE_ROWS
+    }
+
+    fn up_bytes(&self) -> usize {
+        self.format.stream_bytes(self.up_tiles(), padded(self.hidden))
+    }
+
+    fn down_bytes(&self) -> usize {
+        self.format.stream_bytes(self.hidden.div_ceil(TILE_ROWS), padded(self.inter))
+    }
+
+    fn expert_bytes(&self) -> usize {
+        2 * self.up_bytes() + self.down_bytes()
+    }
+
+    pub(crate) fn param(&self) -> ExpertsParam {
+        ExpertsParam {
+            base: self.memory.address,
+            expert_bytes: self.expert_bytes() as u64,
+            up_offset: self.up_bytes() as u64,
+            down_offset: 2 * self.up_bytes() as u64,
+            hidden_padded: padded(self.hidden) as i32,
+            inter_padded: padded(self.inter) as i32,
+            hidden: self.hidden as i32,
+            bf16_scales: i32::from(self.bf16_scales),
+        }
+    }
+}
+
+impl CudaBackend {
+    /// Memory for `count` experts, unwritten.
+    pub(super) fn expert_memory(&mut self, count: usize, hidden: usize, inter: usize, format: Format, bf16_scales: bool) -> Result<ExpertBlock> {
+        if matches!(format, Format::F16 | Format::F32) {
+            return Err(KernelError::Unsupported(format!("experts are {}; the CUDA backend runs BF16, FP8 and INT4", format.name())));
+        }
+        let memory = Memory { address: 0, bytes: 0 };
+        let mut block = ExpertBlock { memory, format, count, hidden, inter, bf16_scales };
+        let what = format!("{count} experts of a layer");
+        block.memory = Memory::raw(&self.gpu.device, block.expert_bytes() * count, &what)?;
+        self.workspace.fit_inputs(hidden);
+        self.workspace.fit_inputs(inter);
+        Ok(block)
+    }
+
+    pub(super) fn keep_experts(&mut self, block: ExpertBlock) -> ExpertsId {
+        let free = self.experts.iter().position(Option::is_none);
+        let index = free.unwrap_or_else(|| {
+            self.experts.push(None);
+            self.experts.len() - 1
+        });
+        self.experts[index] = Some(block);
+        ExpertsId(index as u32)
+    }
+
+    pub(super) fn add_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId> {
+        const OP: &str = "upload of experts";
+        self.gpu.device.enter()?;
+        let rows = |expert: &HostExpert| Ok([Rows::new(&expert.gate)?, Rows::new(&expert.up)?, Rows::new(&expert.down)?].map(|r| (r.format, r.outputs, r.inputs, r.bf16_scales)));
+        let first = experts.first().ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
+        let [(format, inter, hidden, _), _, _] = rows(first)?;
+        let mut bf16_scales = false;
+        for expert in experts {
+            for (i, (found, outputs, inputs, bf16)) in rows(expert)?.into_iter().enumerate() {
+                let expected = if i < 2 { (inter, hidden) } else { (hidden, inter) };
+                if (outputs, inputs) != expected {
+                    return Err(shape(OP, "shape", format!("{:?}", (outputs, inputs)), format!("{expected:?}")));
+                }
+                if found != format {
+                    return Err(KernelError::Unsupported(format!("experts of one layer are {} and {}", format.name(), found.name())));
+                }
+                bf16_scales |= bf16;
+            }
+        }
+        let block = self.expert_memory(experts.len(), hidden, inter, format, bf16_scales)?;
+        let param = block.param();
+        for (index, expert) in experts.iter().enumerate() {
+            let at = param.base + index as u64 * param.expert_bytes;
+            let parts = [
+                (&expert.gate, at, block.up_tiles()),
+                (&expert.up, at + param.up_offset, block.up_tiles()),
+                (&expert.down, at + param.down_offset, hidden.div_ceil(TILE_ROWS)),
+            ];
+            for (weight, at, tiles) in parts {
+                let mut rows = Rows::new(weight)?;
+                rows.bf16_scales = bf16_scales;
+                self.loader.load(&self.gpu, &rows, tiles, at)?;
+            }
+        }
+        Ok(self.keep_experts(block))
+    }
+
+    pub(super) fn expert_block(&self, op: &'static str, id: ExpertsId) -> Result<&ExpertBlock> {
+        let block = self.experts.get(id.0 as usize).and_then(Option::as_ref);
+        block.ok_or_else(|| shape(op, "experts", id.0, "uploaded ones"))
+    }
+}

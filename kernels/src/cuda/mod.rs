@@ -1,0 +1,150 @@
+//! The CUDA backend: the same ops on one Hopper GPU (H100, H200).
+//!
+//! `driver` and `kernels` are the only files that call the driver; `weights` turns checkpoints' rows into the streams
+//! that `stream.cuh` describes; `step` holds what changes from step to step; each op's launch stands in its folder
+//! beside its `.cu` files. May touch: the device, memory it allocated. Must stay true: no op allocates once `begin`
+//! has been called with all weights uploaded; every kernel keeps the rule of dependent launch in `ptx.cuh`; every
+//! size is checked on the host before a kernel sees it.
+
+mod backend;
+mod driver;
+mod experts;
+mod format;
+mod forward;
+mod kernels;
+mod loader;
+pub(crate) mod step;
+pub(crate) mod weights;
+pub(crate) mod workspace;
+
+use std::collections::HashMap;
+use std::fmt;
+
+pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
+pub(crate) use format::Format;
+pub(crate) use kernels::{Kernels, Launch};
+
+use crate::backend::{Buffer, KernelError, KvDtype, Limits, Result};
+use experts::ExpertBlock;
+use forward::Forward;
+pub use forward::{ForwardLayer, ForwardModel};
+use loader::Loader;
+use step::Step;
+use weights::Linear;
+use workspace::Workspace;
+
+/// The device with its code and its one queue.
+pub(crate) struct Gpu {
+    pub(crate) kernels: Kernels,
+    pub(crate) stream: Stream,
+    pub(crate) device: Device,
+}
+
+impl Gpu {
+    pub(crate) fn launch<P>(&self, name: &str, launch: Launch, params: &P) -> Result<()> {
+        self.kernels.launch(&self.device, &self.stream, name, launch, params)
+    }
+
+    pub(crate) fn alloc(&self, bytes: usize, what: &str) -> Result<Memory> {
+        Memory::new(&self.device, &self.stream, bytes, what)
+    }
+
+    pub(crate) fn write(&self, to: &Memory, offset: usize, from: &[u8]) -> Result<()> {
+        to.write(&self.device, &self.stream, offset, from)
+    }
+
+    pub(crate) fn read(&self, from: &Memory, offset: usize, to: &mut [u8]) -> Result<()> {
+        from.read(&self.device, &self.stream, offset, to)
+    }
+
+    pub(crate) fn blocks(&self) -> u32 {
+        self.device.multiprocessors
+    }
+}
+
+/// Keys and values of one layer.
+pub(crate) struct KvCache {
+    pub(crate) keys: Memory,
+    pub(crate) values: Memory,
+    pub(crate) pages: usize,
+    pub(crate) page_tokens: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) dtype: KvDtype,
+}
+
+/// A [`crate::backend::Backend`] on one GPU.
+pub struct CudaBackend {
+    limits: Limits,
+    buffers: HashMap<u64, Memory>,
+    linears: Vec<Linear>,
+    vectors: Vec<(Memory, usize)>,
+    experts: Vec<Option<ExpertBlock>>,
+    caches: Vec<KvCache>,
+    step: Step,
+    workspace: Workspace,
+    loader: Loader,
+    forward: Option<Forward>,
+    gpu: Gpu,
+}
+
+impl CudaBackend {
+    /// A backend on device `ordinal`. `Unsupported` says what is missing: driver, device or compute capability.
+    pub fn new(limits: Limits, ordinal: i32) -> Result<CudaBackend> {
+        if limits.page_tokens == 0 || !limits.page_tokens.is_multiple_of(step::TILE_TOKENS) {
+            return Err(KernelError::Shape {
+                op: "cuda backend",
+                what: "tokens of a page",
+                found: limits.page_tokens.to_string(),
+                expected: format!("a multiple of {}", step::TILE_TOKENS),
+            });
+        }
+        let device = Device::open(ordinal)?;
+        let kernels = Kernels::load(&device)?;
+        let stream = Stream::new(&device)?;
+        let gpu = Gpu { kernels, stream, device };
+        Ok(CudaBackend {
+            buffers: HashMap::new(),
+            linears: Vec::new(),
+            vectors: Vec::new(),
+            experts: Vec::new(),
+            caches: Vec::new(),
+            step: Step::new(&gpu, &limits)?,
+            workspace: Workspace::new(&gpu)?,
+            loader: Loader::new(&gpu)?,
+            forward: None,
+            limits,
+            gpu,
+        })
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.gpu.device.enter()?;
+        self.gpu.device.memory()
+    }
+
+    /// The buffer's memory, if it is one of this backend's and holds `bytes`.
+    fn memory_of(&self, op: &'static str, what: &'static str, buffer: &Buffer, bytes: usize) -> Result<u64> {
+        match self.buffers.get(&buffer.handle) {
+            Some(memory) if memory.bytes >= bytes => Ok(memory.address),
+            found => Err(KernelError::Shape {
+                op,
+                what,
+                found: found.map_or("a buffer of another backend".into(), |memory| format!("{} bytes", memory.bytes)),
+                expected: format!("{bytes} bytes"),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for CudaBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda ({})", self.gpu.device.name)
+    }
+}
+
+/// Names the value that does not fit.
+pub(crate) fn shape(op: &'static str, what: &'static str, found: impl ToString, expected: impl ToString) -> KernelError {
+    KernelError::Shape { op, what, found: found.to_string(), expected: expected.to_string() }
+}

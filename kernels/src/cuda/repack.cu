@@ -1,0 +1,153 @@
+// Load time: rows as checkpoints store them become streams (stream.cuh), and dummy weights are made in place.
+// Rows past `rows` and inputs past `k` are zeros (INT4: the zero point).
+#include "stream.cuh"
+
+struct RepackParams {
+    const uint8_t *data;    // INT4: [rows, k / 2], low nibble first; FP8: [rows, k]; 16 and 32 bit: [rows, k]
+    const float *scales;    // INT4: [rows, k / group]; FP8: [ceil(rows / 128), ceil(k / 128)]
+    const uint8_t *zeros;   // INT4: [rows, k / group], or null: 8
+    uint8_t *stream;
+    int rows, k, tiles, stages, group, bf16_scales;
+    int row0;               // FP8 scales: row of the whole weight that data's row 0 is
+};
+
+DEVICE int chunk_input(int column, int product, int half, int element) { return 16 * column + 4 * product + 2 * half + element; }
+
+template <int F> DEVICE uint32_t nibble(const RepackParams &p, int row, int k) {
+    uint32_t q = 8;
+    if (row < p.rows && k < p.k) {
+        const uint32_t byte = p.data[static_cast<size_t>(row) * (p.k / 2) + k / 2];
+        q = k & 1 ? byte >> 4 : byte & 15;
+    } else if (p.zeros && row < p.rows) {
+        q = 0;  // such inputs are zeros
+    }
+    return q;
+}
+
+DEVICE uint16_t scale_bits(float v, int bf16) {
+    return bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
+}
+
+// One warp a stage.
+template <int F> DEVICE void repack(const RepackParams &p) {
+    const size_t index = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
+    if (index >= static_cast<size_t>(p.tiles) * p.stages) return;
+    const int tile = static_cast<int>(index / p.stages), stage = static_cast<int>(index % p.stages);
+    const int lane = threadIdx.x & 31, t = lane & 3, row = tile * TILE_ROWS + (lane >> 2), k0 = stage * Layout<F>::K;
+    uint8_t *to = p.stream + index * Layout<F>::BYTES;
+    if constexpr (F == INT4_G128 || F == INT4_G32) {
+        for (int c = 0; c < 2; c++)
+            for (int s = 0; s < 4; s++) {
+                uint32_t word = 0;
+                for (int i = 0; i < 4; i++)
+                    for (int e = 0; e < 2; e++)
+                        word |= nibble<F>(p, row + (i & 1) * 8, k0 + c * 64 + chunk_input(t, s, i / 2, e)) << (4 * i + 16 * e);
+                *reinterpret_cast<uint32_t *>(to + c * 512 + lane * 16 + s * 4) = word;
+            }
+        constexpr int GROUPS = 128 / Layout<F>::GROUP;
+        for (int i = lane; i < GROUPS * TILE_ROWS; i += WARP) {
+            const int g = i / TILE_ROWS, r = i % TILE_ROWS, k = k0 + g * Layout<F>::GROUP, of = tile * TILE_ROWS + r;
+            const bool real = of < p.rows && k < p.k;
+            const size_t at = static_cast<size_t>(of) * (p.k / p.group) + k / p.group;
+            *reinterpret_cast<uint16_t *>(to + 1024 + g * 48 + r * 2) = scale_bits(real ? p.scales[at] : 0.f, p.bf16_scales);
+            to[1024 + g * 48 + 32 + r] = real && p.zeros ? p.zeros[at] : 8;
+        }
+    } else if constexpr (F == FP8) {
+        const auto value = [&](int r, int k) -> uint32_t {
+            return r < p.rows && k < p.k ? p.data[static_cast<size_t>(r) * p.k + k] : 0;
+        };
+        for (int c = 0; c < 2; c++)
+            for (int s = 0; s < 4; s++)
+                for (int half = 0; half < 2; half++) {
+                    const int k = k0 + c * 64 + chunk_input(t, s, half, 0);
+                    const uint32_t word = value(row, k) | value(row + 8, k) << 8 | value(row, k + 1) << 16 | value(row + 8, k + 1) << 24;
+                    *reinterpret_cast<uint32_t *>(to + c * 1024 + (s / 2) * 512 + lane * 16 + (s % 2) * 8 + half * 4) = word;
+                }
+        if (lane < 4) {
+            const int blocks = ceil_div(p.k, 128), of = (p.row0 + tile * TILE_ROWS) / 128;
+            const bool real = tile * TILE_ROWS < p.rows && stage < blocks;
+            *reinterpret_cast<float *>(to + 2048 + lane * 4) = real ? p.scales[static_cast<size_t>(of) * blocks + stage] : 0.f;
+        }
+    } else {
+        for (int s = 0; s < 4; s++)
+            for (int i = 0; i < 4; i++) {
+                const int r = row + (i & 1) * 8, k = k0 + chunk_input(t, s, i / 2, 0);
+                uint32_t high = 0, low = 0;
+                if constexpr (F == F32) {
+                    const float *data = reinterpret_cast<const float *>(p.data) + static_cast<size_t>(r) * p.k;
+                    split_bf16(r < p.rows && k < p.k ? data[k] : 0.f, r < p.rows && k + 1 < p.k ? data[k + 1] : 0.f, high, low);
+                    *reinterpret_cast<uint32_t *>(to + 2048 + s * 512 + lane * 16 + i * 4) = low;
+                } else {
+                    const uint16_t *data = reinterpret_cast<const uint16_t *>(p.data) + static_cast<size_t>(r) * p.k;
+                    if (r < p.rows && k < p.k) high = data[k];
+                    if (r < p.rows && k + 1 < p.k) high |= static_cast<uint32_t>(data[k + 1]) << 16;
+                }
+                *reinterpret_cast<uint32_t *>(to + s * 512 + lane * 16 + i * 4) = high;
+            }
+    }
+}
+
+#define REPACK(NAME, FORMAT)                                                                                           \
+    extern "C" __global__ void repack_##NAME(const __grid_constant__ RepackParams p) { repack<FORMAT>(p); }
+REPACK(int4_g128, INT4_G128)
+REPACK(int4_g32, INT4_G32)
+REPACK(fp8, FP8)
+REPACK(bf16, BF16)
+REPACK(f16, F16)
+REPACK(f32, F32)
+
+// ---- dummy weights ---------------------------------------------------------------------------------------------
+
+struct DummyParams {
+    uint8_t *stream;
+    unsigned long long stages, seed;
+    int format;
+    float scale;  // standard deviation of the weights
+};
+
+DEVICE uint32_t mixed(unsigned long long seed, unsigned long long counter) {
+    unsigned long long x = seed + counter * 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return static_cast<uint32_t>(x >> 32) ^ static_cast<uint32_t>(x);
+}
+
+// Uniform with the given standard deviation.
+DEVICE float uniform_weight(uint32_t bits, float scale) { return ((bits >> 8) * (1.f / 8388608.f) - 1.f) * 1.7320508f * scale; }
+
+// Random stages; a warp each. INT4: every nibble, scale for a zero point of 8; FP8: every finite value below 2.
+extern "C" __global__ void dummy_stream(const __grid_constant__ DummyParams p) {
+    const int lane = threadIdx.x & 31;
+    const bool int4 = p.format == INT4_G128 || p.format == INT4_G32;
+    const int bytes = p.format == INT4_G128 ? Layout<INT4_G128>::BYTES : p.format == INT4_G32 ? Layout<INT4_G32>::BYTES
+                      : p.format == FP8 ? Layout<FP8>::BYTES : p.format == F32 ? Layout<F32>::BYTES : Layout<BF16>::BYTES;
+    const unsigned long long warps = static_cast<unsigned long long>(gridDim.x) * blockDim.x / WARP;
+    for (unsigned long long stage = (static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
+         stage < p.stages; stage += warps) {
+        uint8_t *to = p.stream + stage * bytes;
+        for (int at = lane * 4; at < bytes; at += WARP * 4) {
+            uint32_t word = mixed(p.seed, stage * 4096 + at);
+            if (int4 && at >= 1024) {
+                const int inside = (at - 1024) % 48;
+                const float s = p.scale / 4.6f * (0.75f + (word & 255) / 512.f);
+                const uint32_t half = __half_as_ushort(__float2half_rn(s));
+                word = inside < 32 ? half | half << 16 : 0x08080808u;
+            } else if (p.format == FP8) {
+                if (at >= 2048)
+                    word = __float_as_uint(p.scale);
+                else
+                    word &= 0xbfbfbfbfu;  // exponent below 8: magnitude below 2
+            } else if (p.format == BF16 || p.format == F16 || p.format == F32) {
+                const float a = uniform_weight(word, p.scale), b = uniform_weight(mixed(~p.seed, stage * 4096 + at), p.scale);
+                word = p.format == F16 ? pack_f16(a, b) : p.format == F32 && at >= 2048 ? 0u : pack_bf16(a, b);
+            }
+            *reinterpret_cast<uint32_t *>(to + at) = word;
+        }
+    }
+}
+
+// A vector of ones plus noise (norm weights), or noise alone (biases).
+extern "C" __global__ void dummy_vector(float *to, int count, float base, float noise, unsigned long long seed) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = base + uniform_weight(mixed(seed, i), noise);
+}

@@ -1,0 +1,86 @@
+//! Device memory that ops share between them: grown when a weight or a batch first needs it, then fixed.
+
+use super::{Gpu, Memory};
+use crate::backend::Result;
+
+/// What a piece of the workspace holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Images of a linear's or the experts' input rows.
+    Images,
+    /// Images between the two expert products.
+    Acted,
+    /// q, k and v before norm and rope.
+    Projection,
+    /// Sums of squares of the projection's units.
+    Squares,
+    /// The gate's logits, in parts.
+    GateLogits,
+    /// Attention splits: values, (maximum, sum), arrivals.
+    Partial,
+    PartialSums,
+    Arrived,
+    /// The groups of expert rows: count, groups, row_token, row_slot, input rows.
+    Groups,
+    /// Sampling: slices' maxima, arrivals, rows' maxima, specs, tokens.
+    Slices,
+    SampleArrived,
+    Best,
+    Specs,
+    Tokens,
+    /// The rotation's turns per position.
+    Turns,
+    /// The forward pass's residual stream and its parts.
+    Hidden,
+    Halves,
+    Attended,
+    Queries,
+    ExpertOut,
+    ChosenIds,
+    ChosenWeights,
+}
+
+const SLOTS: usize = Slot::ChosenWeights as usize + 1;
+
+pub(crate) struct Workspace {
+    slots: [Option<Memory>; SLOTS],
+    /// Inputs of the widest linear.
+    inputs: usize,
+    /// Changes whenever a piece moves: recorded graphs hold addresses.
+    pub(crate) generation: u64,
+}
+
+impl Workspace {
+    pub(crate) fn new(_: &Gpu) -> Result<Workspace> {
+        Ok(Workspace { slots: [const { None }; SLOTS], inputs: 0, generation: 0 })
+    }
+
+    pub(crate) fn fit_inputs(&mut self, inputs: usize) {
+        self.inputs = self.inputs.max(inputs);
+    }
+
+    pub(crate) fn widest(&self) -> usize {
+        self.inputs
+    }
+
+    /// The piece's address; it holds at least `bytes`, zeros when new.
+    pub(crate) fn get(&mut self, gpu: &Gpu, slot: Slot, bytes: usize) -> Result<u64> {
+        let place = &mut self.slots[slot as usize];
+        if let Some(memory) = place
+            && memory.bytes >= bytes
+        {
+            return Ok(memory.address);
+        }
+        gpu.stream.wait(&gpu.device)?;
+        *place = None;
+        let memory = gpu.alloc(bytes, "workspace")?;
+        let address = memory.address;
+        *place = Some(memory);
+        self.generation += 1;
+        Ok(address)
+    }
+
+    pub(crate) fn memory(&self, slot: Slot) -> Option<&Memory> {
+        self.slots[slot as usize].as_ref()
+    }
+}

@@ -1,0 +1,209 @@
+// y[row_slot[p]] = w2 a[p] for every sorted row p, and, for up to four tokens, the weighted sum over the slots at once.
+//
+// Grouped: a unit is 64 rows of y for one group. Few tokens: a unit is 16 rows of one token for half of its slots, each
+// slot by four warps; the two halves are two arrays that the next norm adds (slots in order within each).
+#include "experts.cuh"
+
+template <int F> struct DownRuns {
+    const Experts *experts;
+    const Group *groups;
+    int unit, end, units_per_group, r, first, count;
+    __device__ bool operator()(Run &run) {
+        if (unit >= end) return false;
+        const int group = unit / units_per_group, tile = unit % units_per_group * (DOWN_ROWS / TILE_ROWS) + r;
+        unit++;
+        const int stages = experts->inter_padded / Layout<F>::K;
+        run.stages = 0;
+        if (tile * TILE_ROWS < experts->hidden && count > 0) {
+            run.from = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset +
+                       (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
+            run.stages = count;
+        }
+        return true;
+    }
+};
+
+template <int F, int NT, class Queue>
+DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, int r, uint32_t x, uint32_t sums,
+                      uint32_t token_bytes, int first, int count, float *partial) {
+    constexpr int HELD = 4 * NT;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
+    const bool mine = (c * (DOWN_ROWS / TILE_ROWS) + r) * TILE_ROWS < p.experts.hidden;
+    float acc[NT][4];
+    multiply_run<F, NT>(queue, x, sums, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
+    store_partials<NT>(partial, warp, lane, acc);
+    __syncthreads();
+    for (int e = threadIdx.x; e < group.rows * DOWN_ROWS; e += GEMV_THREADS) {
+        const int row = e % DOWN_ROWS, i = e / DOWN_ROWS, column = c * DOWN_ROWS + row;
+        if (column < p.experts.hidden)
+            p.y[static_cast<size_t>(p.groups.row_slot[group.first + i]) * p.experts.hidden + column] =
+                sum_partials(partial, HELD, row / TILE_ROWS, RUNS, i, row % TILE_ROWS);
+    }
+}
+
+template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
+    __shared__ uint64_t image_barrier;
+    constexpr int NT_MAX = 2, HELD = 4 * NT_MAX;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
+    const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
+    const int r = warp / RUNS, s = warp % RUNS;
+    const uint32_t bytes = image_bytes(padded);
+    uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
+    uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;
+    float *partial = reinterpret_cast<float *>(image + HELD * bytes);
+    Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
+    if (threadIdx.x == 0) {
+        barrier_init(&image_barrier, 1);
+        barrier_init_fence();
+    }
+    // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
+    // the last one's tail still runs.
+    const int count = __ldcg(p.groups.count);
+    for (int i = threadIdx.x; i < count; i += GEMV_THREADS)
+        reinterpret_cast<int4 *>(listed)[i] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
+    __syncthreads();
+
+    const int units_per_group = ceil_div(p.experts.hidden, DOWN_ROWS);
+    const long long units = static_cast<long long>(count) * units_per_group;
+    const int begin = static_cast<int>(units * blockIdx.x / gridDim.x);
+    const int end = static_cast<int>(units * (blockIdx.x + 1) / gridDim.x);
+    int first, run;
+    split_stages(stages, RUNS, s, first, run);
+    DownRuns<F> runs{&p.experts, listed, begin, end, units_per_group, r, first, run};
+    StageQueue<F, DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
+    queue.fill();
+    wait_for_inputs();
+    allow_next_kernel();
+
+    const uint32_t x = shared_address(image);
+    int loaded = -1, buffer = 0;
+    uint32_t parity = 0;
+    for (int unit = begin; unit < end; unit++) {
+        const int g = unit / units_per_group, c = unit % units_per_group;
+        const Group group = listed[g];
+        float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
+        if (g != loaded) {
+            if (threadIdx.x == 0) {
+                barrier_expect(&image_barrier, group.rows * bytes);
+                bulk_copy(image, p.images + static_cast<size_t>(group.first) * bytes, group.rows * bytes,
+                          &image_barrier);
+            }
+            barrier_wait(&image_barrier, parity);
+            parity ^= 1;
+            loaded = g;
+        }
+        if (group.rows <= 4)
+            down_unit<F, 1>(p, queue, group, c, r, x, x + padded * 4, group.rows == 1 ? 0 : bytes, first, run,
+                            sums_of_unit);
+        else
+            down_unit<F, NT_MAX>(p, queue, group, c, r, x, x + padded * 4, bytes, first, run, sums_of_unit);
+        buffer ^= 1;
+    }
+}
+
+// Units of one half: token-major, one tile each.
+template <int F> struct DownSumRuns {
+    const ExpertParams *p;
+    const uint32_t *ids;  // in shared memory
+    int unit, step, units, tiles, slot, first, count;
+    __device__ bool operator()(Run &run) {
+        if (unit >= units) return false;
+        const int token = unit / tiles, tile = unit % tiles;
+        unit += step;
+        run.stages = 0;
+        if (slot >= 0 && count > 0) {
+            const Experts &experts = p->experts;
+            const int stages = experts.inter_padded / Layout<F>::K;
+            run.from = experts.base + ids[token * p->route.k + slot] * experts.expert_bytes + experts.down_offset +
+                       (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
+            run.stages = count;
+        }
+        return true;
+    }
+};
+
+constexpr int HALF_SLOTS = GEMV_WARPS / RUNS;
+
+template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
+    __shared__ uint64_t image_barrier;
+    __shared__ uint32_t ids[INLINE_TOKENS * 2 * HALF_SLOTS];
+    __shared__ float weights[INLINE_TOKENS * 2 * HALF_SLOTS];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, k = p.route.k;
+    const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
+    const int half = blockIdx.x & 1, slots = half ? k / 2 : k - k / 2, slot0 = half ? k - k / 2 : 0;
+    const int in_half = warp / RUNS, slot = in_half < slots ? slot0 + in_half : -1, s = warp % RUNS;
+    const uint32_t bytes = image_bytes(padded);
+    uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
+    uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;  // one a slot
+    float *partial = reinterpret_cast<float *>(image + HALF_SLOTS * bytes);
+    if (threadIdx.x == 0) {
+        barrier_init(&image_barrier, 1);
+        barrier_init_fence();
+    }
+    // The logits come from the kernel before last: the choice is made again, and the first weights requested, while
+    // the last one still runs.
+    if (warp < p.route.tokens) {
+        int id;
+        float weight;
+        choose_experts(p.route, warp, lane, id, weight, nullptr);
+        if (lane < k) ids[warp * k + lane] = id, weights[warp * k + lane] = weight;
+    }
+    __syncthreads();
+
+    const int tiles = ceil_div(p.experts.hidden, TILE_ROWS), units = p.route.tokens * tiles;
+    int first, run;
+    split_stages(stages, RUNS, s, first, run);
+    DownSumRuns<F> runs{&p, ids, static_cast<int>(blockIdx.x / 2), static_cast<int>(gridDim.x / 2), units, tiles,
+                        slot, first, run};
+    StageQueue<F, DEPTH, DownSumRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
+    queue.fill();
+    wait_for_inputs();
+    allow_next_kernel();
+
+    const uint32_t x = shared_address(image) + in_half * bytes;
+    float *out = p.halves + static_cast<size_t>(half) * p.route.tokens * p.experts.hidden;
+    int loaded = -1, buffer = 0;
+    uint32_t parity = 0;
+    for (int unit = blockIdx.x / 2; unit < units; unit += gridDim.x / 2) {
+        const int token = unit / tiles, tile = unit % tiles;
+        if (token != loaded && slots > 0) {
+            if (threadIdx.x == 0) {
+                barrier_expect(&image_barrier, slots * bytes);
+                bulk_copy(image, p.images + static_cast<size_t>(token * k + slot0) * bytes, slots * bytes,
+                          &image_barrier);
+            }
+            barrier_wait(&image_barrier, parity);
+            parity ^= 1;
+            loaded = token;
+        }
+        float acc[1][4];
+        multiply_run<F, 1>(queue, x, x + padded * 4, 0, first, slot >= 0 ? run : 0, lane, p.experts.bf16_scales, acc);
+        float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<1>;
+        store_partials<1>(sums_of_unit, warp, lane, acc);
+        __syncthreads();
+        const int column = tile * TILE_ROWS + threadIdx.x;
+        if (threadIdx.x < TILE_ROWS && column < p.experts.hidden) {
+            const size_t at = static_cast<size_t>(token) * p.experts.hidden + column;
+            float sum = half ? 0.f : p.residual[at];
+            for (int j = 0; j < slots; j++)
+                sum += weights[token * k + slot0 + j] * sum_partials(sums_of_unit, 4, j, RUNS, 0, threadIdx.x);
+            out[at] = sum;
+        }
+        buffer ^= 1;
+    }
+}
+
+#define DOWN(NAME, FORMAT, DEPTH)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
+        down_##NAME##_sum(const __grid_constant__ ExpertParams p) { down_sum<FORMAT, DEPTH>(p); }                      \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
+        down_##NAME##_groups(const __grid_constant__ ExpertParams p) { down_groups<FORMAT, DEPTH>(p); }
+
+DOWN(int4_g128, INT4_G128, 4)
+DOWN(int4_g32, INT4_G32, 3)
+DOWN(fp8, FP8, 2)
+DOWN(bf16, BF16, 2)

@@ -1,0 +1,31 @@
+// The experts of one layer on the device, and the parameters that the two expert kernels share.
+#pragma once
+#include "../../cuda/gemv.cuh"
+#include "../route/route.cuh"
+
+// Each expert is one block of memory: the streams of gate (w1), up (w3) and down (w2). The intermediate width is padded
+// to 128, so gate and up have padded / 16 tiles.
+struct Experts {
+    const uint8_t *base;
+    size_t expert_bytes, up_offset, down_offset;
+    int hidden_padded, inter_padded;  // multiples of 128
+    int hidden;
+    int bf16_scales;
+};
+
+// Gate and up: 32 channels a unit, two tiles of each, inputs in four runs. Down: four tiles, inputs in four runs.
+constexpr int UP_CHANNELS = 32, DOWN_ROWS = 64, RUNS = 4;
+
+struct ExpertParams {
+    Experts experts;
+    Groups groups;
+    const uint8_t *images;  // gate/up: one per token; down: one per sorted row
+    uint8_t *acted;         // gate/up: images of silu(gate) * up, one per sorted row
+    float *y;               // down: [token * k + slot, hidden]
+    // Up to four tokens, all experts local: every block makes the choice itself, from the gate's logits.
+    NormInput input;
+    RouteParams route;
+    // Down for up to four tokens: the weighted sum over slots, in halves of the slots.
+    const float *residual;
+    float *halves;  // [2][tokens, hidden]
+};

@@ -1,0 +1,124 @@
+//! Launch of `linear.cu`: few tokens times one weight, or times up to three that lie side by side in the result.
+
+use crate::backend::{KernelError, Result};
+use crate::cuda::format::{image_bytes, partial_bytes};
+use crate::cuda::weights::{Linear, WeightParam};
+use crate::cuda::{Gpu, Launch, shape};
+use crate::ops::rmsnorm::cuda::NormInput;
+
+const THREADS: u32 = 512;
+const SEGMENTS: usize = 3;
+/// Tokens whose norm a block computes itself, and how wide they may be.
+pub(crate) const INLINE_TOKENS: usize = 4;
+pub(crate) const INLINE_WIDTH: usize = 3072;
+
+/// Where the input comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Input {
+    /// Address of the tokens' images.
+    Images(u64),
+    /// The norm of a residual stream of at most [`INLINE_TOKENS`] tokens.
+    Norm(NormInput),
+}
+
+/// `y[part] = x w`, plus `residual` in part 0. Zero addresses: absent.
+pub(crate) struct LinearCall<'a> {
+    pub(crate) weights: &'a [&'a Linear],
+    pub(crate) input: Input,
+    pub(crate) tokens: usize,
+    /// Into how many cuts of the inputs: `y` holds so many results, to be added.
+    pub(crate) parts: usize,
+    pub(crate) y: u64,
+    pub(crate) residual: u64,
+    pub(crate) squares: u64,
+}
+
+/// Mirrors `LinearParams`.
+#[repr(C)]
+struct LinearParams {
+    segments: [WeightParam; SEGMENTS],
+    input: NormInput,
+    images: u64,
+    y: u64,
+    residual: u64,
+    squares: u64,
+    tokens: i32,
+    padded: i32,
+    width: i32,
+    tiles: i32,
+    tiles_per_unit: i32,
+    parts: i32,
+}
+
+/// Rows of one unit when sums of squares are asked for: a warp's worth.
+pub(crate) const SQUARES_ROWS: usize = 32;
+
+pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
+    let first = call.weights.first().filter(|_| call.weights.len() <= SEGMENTS);
+    let first = first.ok_or_else(|| shape("linear", "weights", call.weights.len(), "1 to 3"))?;
+    for (i, weight) in call.weights.iter().enumerate() {
+        if weight.format != first.format || weight.inputs != first.inputs {
+            return Err(KernelError::Unsupported("weights of one projection differ in format or inputs".into()));
+        }
+        if i + 1 < call.weights.len() && weight.rows % 16 != 0 {
+            return Err(shape("linear", "rows of a part", weight.rows, "a multiple of 16"));
+        }
+    }
+    let format = first.format;
+    let tiles: usize = call.weights.iter().map(|weight| weight.tiles()).sum();
+    let width: usize = call.weights.iter().map(|weight| weight.rows).sum();
+    let slice = (first.padded() / 128).div_ceil(call.parts) * 128;
+    let shared = |groups: usize| {
+        let held = if call.tokens == 1 { 1 } else { 4 * groups };
+        format.ring_bytes() + held * image_bytes(slice) + partial_bytes(groups)
+    };
+    let limit = gpu.device.shared_bytes as usize - 1024;
+    let groups = if call.tokens <= 4 || shared(2) > limit { 1 } else { 2 };
+    let stages = format.stages(slice);
+    let blocks = gpu.blocks() as usize / call.parts * call.parts;
+    let per_part = blocks / call.parts;
+    let tiles_per_unit = match call.squares {
+        0 => tiles_per_unit(tiles, stages, per_part),
+        _ => SQUARES_ROWS / 16,
+    };
+    let units = tiles.div_ceil(tiles_per_unit);
+    let mut segments = [WeightParam::default(); SEGMENTS];
+    for (segment, weight) in segments.iter_mut().zip(call.weights) {
+        *segment = weight.param();
+    }
+    let (input, images) = match call.input {
+        Input::Images(address) => (NormInput::default(), address),
+        Input::Norm(input) => (input, 0),
+    };
+    let params = LinearParams {
+        segments,
+        input,
+        images,
+        y: call.y,
+        residual: call.residual,
+        squares: call.squares,
+        tokens: call.tokens as i32,
+        padded: first.padded() as i32,
+        width: width as i32,
+        tiles: tiles as i32,
+        tiles_per_unit: tiles_per_unit as i32,
+        parts: call.parts as i32,
+    };
+    let launch = Launch {
+        grid: ((units.min(per_part) * call.parts) as u32, call.tokens.div_ceil(4 * groups) as u32),
+        threads: THREADS,
+        shared: shared(groups) as u32,
+        overlap: true,
+    };
+    gpu.launch(&format!("linear_{}_{}", format.name(), 4 * groups), launch, &params)
+}
+
+/// How many tiles a block takes at a time, so that the busiest block has the least and warps share evenly.
+fn tiles_per_unit(tiles: usize, stages: usize, blocks: usize) -> usize {
+    let cost = |r: &usize| {
+        let units = tiles.div_ceil(*r);
+        let splits = 16 / r;
+        (units.div_ceil(blocks) * r, stages.next_multiple_of(splits) - stages, units)
+    };
+    [1, 2, 4].into_iter().min_by_key(cost).unwrap_or(1)
+}

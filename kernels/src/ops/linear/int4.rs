@@ -1,0 +1,136 @@
+//! Tiles of an INT4 weight: exact integer sums per lane and chunk, scaled into F32 sums.
+
+use super::tile::reduce;
+use crate::cpu::weights::{INT4_BLOCK, INT4_LANE};
+use crate::simd::{LANES, Simd};
+
+/// Scales and zeros of a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    pub(crate) scales: &'a [f32],
+    /// Empty: all 8.
+    pub(crate) zeros: &'a [u8],
+    pub(crate) size: usize,
+}
+
+impl Groups<'_> {
+    /// Group of a lane of a chunk; past the end of the row (where inputs are 0) the last one.
+    #[inline(always)]
+    fn of(&self, chunk: usize, lane: usize) -> usize {
+        ((chunk * INT4_BLOCK + lane * INT4_LANE) / self.size).min(self.scales.len() - 1)
+    }
+}
+
+/// `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk).
+///
+/// # Safety
+/// Each row must have `bytes` readable bytes; each token 4 vectors and a scale for every 64 bytes, rounded up.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    rows: [*const u8; R],
+    bytes: usize,
+    groups: [Groups<'_>; R],
+    x: [*const [f32; LANES]; T],
+    sx: [*const f32; T],
+    ahead: Option<usize>,
+) -> [[f32; T]; R] {
+    const N: usize = INT4_BLOCK / 2;
+    let mut sums = [[s.splat(0.0); T]; R];
+    let whole = bytes / N;
+    let mut rows = rows;
+    for chunk in 0..whole {
+        if let Some(ahead) = ahead {
+            rows.iter().for_each(|row| s.prefetch(row.wrapping_add(ahead)));
+        }
+        // SAFETY: `chunk` is below the row's whole chunks, so that 64 bytes and 4 vectors are there.
+        unsafe { step(s, &mut sums, rows, groups, x, sx, chunk) };
+        rows = rows.map(|row| row.wrapping_add(N));
+    }
+    let rest = bytes % N;
+    if rest != 0 {
+        let mut last = [[0; N]; R];
+        for (last, row) in last.iter_mut().zip(rows) {
+            // SAFETY: the row has `rest` bytes more.
+            last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(row, rest) });
+        }
+        // SAFETY: `last` has 64 bytes; the token has 4 vectors for the last, partial chunk too.
+        unsafe {
+            step(
+                s,
+                &mut sums,
+                last.each_ref().map(|last| last.as_ptr()),
+                groups,
+                x,
+                sx,
+                whole,
+            )
+        };
+    }
+    reduce(s, sums)
+}
+
+/// Adds one chunk.
+///
+/// # Safety
+/// 64 readable bytes at each of `rows`; each token has this chunk.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    sums: &mut [[S::F; T]; R],
+    rows: [*const u8; R],
+    groups: [Groups<'_>; R],
+    x: [*const [f32; LANES]; T],
+    sx: [*const f32; T],
+    chunk: usize,
+) {
+    let one_group = groups[0].size >= INT4_BLOCK;
+    let mut q = [[s.splat_i32(0); 4]; R];
+    let mut scales = [s.splat(0.0); R];
+    for r in 0..R {
+        // SAFETY: the caller vouches for 64 bytes.
+        q[r] = s.int4x128(unsafe { &*rows[r].cast() });
+        let zero = zero(s, &groups[r], chunk, one_group);
+        for n in 0..4 {
+            q[r][n] = s.sub_i16(q[r][n], zero);
+        }
+        if !one_group {
+            let lanes: [f32; LANES] = std::array::from_fn(|d| groups[r].scales[groups[r].of(chunk, d)]);
+            scales[r] = s.load(&lanes);
+        }
+    }
+    for t in 0..T {
+        // SAFETY: the caller vouches for the chunk's scale.
+        let sx = unsafe { *sx[t].add(chunk) };
+        let mut values = [s.splat_i32(0); 4];
+        for n in 0..4 {
+            // SAFETY: the caller vouches for the chunk's 4 vectors; an i32 has the layout of an f32.
+            values[n] = s.load_i32(unsafe { &*x[t].add(chunk * 4 + n).cast() });
+        }
+        for r in 0..R {
+            let mut dot = s.splat_i32(0);
+            for n in 0..4 {
+                dot = s.dot_i16(dot, q[r][n], values[n]);
+            }
+            let scale = if one_group {
+                s.splat(groups[r].scales[chunk * INT4_BLOCK / groups[r].size] * sx)
+            } else {
+                s.mul(scales[r], s.splat(sx))
+            };
+            sums[r][t] = s.fma(s.to_f32(dot), scale, sums[r][t]);
+        }
+    }
+}
+
+/// The zero of each lane of a chunk, twice in its i32.
+#[inline(always)]
+fn zero<S: Simd>(s: S, groups: &Groups<'_>, chunk: usize, one_group: bool) -> S::I {
+    if groups.zeros.is_empty() {
+        return s.splat_i32(0x0008_0008);
+    }
+    let twice = |zero: u8| i32::from(zero) * 0x0001_0001;
+    if one_group {
+        return s.splat_i32(twice(groups.zeros[chunk * INT4_BLOCK / groups.size]));
+    }
+    s.load_i32(&std::array::from_fn(|d| twice(groups.zeros[groups.of(chunk, d)])))
+}

@@ -1,0 +1,53 @@
+//! Launches of `rmsnorm.cu`: rows of the residual stream to images and to F32, and the weighted sum over experts.
+
+use crate::backend::Result;
+use crate::cuda::{Gpu, Launch};
+
+const THREADS: u32 = 512;
+/// Values of the widest row: what a block's registers hold.
+pub(crate) const MAX_WIDTH: usize = 16 * 2 * 512;
+
+/// Mirrors `NormInput` of `gemv.cuh`. Zero: absent.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct NormInput {
+    pub(crate) x0: u64,
+    pub(crate) x1: u64,
+    pub(crate) weight: u64,
+    pub(crate) sum_out: u64,
+    pub(crate) eps: f32,
+    pub(crate) k: i32,
+}
+
+/// Mirrors `NormRows`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct NormRows {
+    pub(crate) input: NormInput,
+    pub(crate) rows: u64,
+    pub(crate) image: u64,
+    pub(crate) normed: u64,
+    pub(crate) padded: i32,
+}
+
+/// Mirrors `CombineRows`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CombineRows {
+    pub(crate) norm: NormRows,
+    pub(crate) y: u64,
+    pub(crate) weights: u64,
+    pub(crate) slots: i32,
+}
+
+fn launch(rows: usize) -> Launch {
+    Launch { grid: (rows as u32, 1), threads: THREADS, shared: 0, overlap: true }
+}
+
+pub(crate) fn norm_rows(gpu: &Gpu, rows: usize, params: &NormRows) -> Result<()> {
+    gpu.launch("norm_rows", launch(rows), params)
+}
+
+pub(crate) fn combine_rows(gpu: &Gpu, rows: usize, params: &CombineRows) -> Result<()> {
+    gpu.launch("combine_rows", launch(rows), params)
+}

@@ -1,0 +1,90 @@
+// From the residual stream to the next linear's input: h = x0 + x1, y = h / rms(h) * weight, as images and as F32.
+// One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
+#include "../../cuda/gemv.cuh"
+
+struct NormRows {
+    NormInput input;       // weight null: no norm, y = h
+    const uint32_t *rows;  // input row of output row r; null: r
+    uint8_t *image;        // [rows][image_bytes(padded)] or null
+    float *normed;         // [rows, k] or null
+    int padded;
+};
+
+constexpr int NORM_THREADS = 512, NORM_PAIRS = 16;  // k <= 16384
+
+// Normalises the row in `v` and writes it out.
+DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[NORM_PAIRS], float *scratch) {
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < NORM_PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
+    const float inverse = p.input.weight ? rsqrtf(block_sum(squares, scratch) / p.input.k + p.input.eps) : 1.f;
+#pragma unroll
+    for (int i = 0; i < NORM_PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        if (2 * i * NORM_THREADS >= p.padded) break;
+        float2 y = make_float2(0.f, 0.f);
+        if (k < p.input.k) {
+            const float2 w = p.input.weight ? *reinterpret_cast<const float2 *>(p.input.weight + k) : make_float2(1.f, 1.f);
+            y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
+            if (p.normed) *reinterpret_cast<float2 *>(p.normed + static_cast<size_t>(row) * p.input.k + k) = y;
+        }
+        if (p.image)
+            image_store_pair(p.image + static_cast<size_t>(row) * image_bytes(p.padded), p.padded, k, y.x, y.y, k < p.padded);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) norm_rows(const __grid_constant__ NormRows p) {
+    __shared__ float scratch[NORM_THREADS / WARP];
+    wait_for_inputs();
+    allow_next_kernel();
+    const int row = blockIdx.x;
+    const size_t from = static_cast<size_t>(p.rows ? p.rows[row] : row) * p.input.k;
+    float2 v[NORM_PAIRS];
+#pragma unroll
+    for (int i = 0; i < NORM_PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        v[i] = make_float2(0.f, 0.f);
+        if (k >= p.input.k) continue;
+        v[i] = *reinterpret_cast<const float2 *>(p.input.x0 + from + k);
+        if (p.input.x1) {
+            const float2 w = *reinterpret_cast<const float2 *>(p.input.x1 + from + k);
+            v[i].x += w.x, v[i].y += w.y;
+        }
+        if (p.input.sum_out) *reinterpret_cast<float2 *>(p.input.sum_out + from + k) = v[i];
+    }
+    finish_row(p, row, v, scratch);
+}
+
+// hidden[t] += sum over j of weights[t, j] * y[t * k + j], in the order of the slots; then, if there is a place for it,
+// the norm of the new hidden.
+struct CombineRows {
+    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; image and normed null: no norm
+    const float *y;     // [tokens * slots, k]
+    const float *weights;
+    int slots;
+};
+
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) combine_rows(const __grid_constant__ CombineRows p) {
+    __shared__ float scratch[NORM_THREADS / WARP];
+    wait_for_inputs();
+    allow_next_kernel();
+    const int row = blockIdx.x, width = p.norm.input.k;
+    const size_t from = static_cast<size_t>(row) * width;
+    float2 v[NORM_PAIRS];
+#pragma unroll
+    for (int i = 0; i < NORM_PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        v[i] = make_float2(0.f, 0.f);
+        if (k >= width) continue;
+        float2 sum = make_float2(0.f, 0.f);
+        for (int j = 0; j < p.slots; j++) {
+            const float w = p.weights[row * p.slots + j];
+            const float2 y = *reinterpret_cast<const float2 *>(p.y + (static_cast<size_t>(row) * p.slots + j) * width + k);
+            sum.x = fmaf(w, y.x, sum.x), sum.y = fmaf(w, y.y, sum.y);
+        }
+        v[i] = *reinterpret_cast<const float2 *>(p.norm.input.x0 + from + k);
+        v[i].x += sum.x, v[i].y += sum.y;
+        *reinterpret_cast<float2 *>(p.norm.input.sum_out + from + k) = v[i];
+    }
+    if (p.norm.image || p.norm.normed) finish_row(p.norm, row, v, scratch);
+}

@@ -1,0 +1,270 @@
+//! Sixteen lanes in one 512-bit register.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Simd};
+
+/// Proof that the machine has AVX-512 F, BW, VL, DQ, VBMI and VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+impl Avx512 {
+    pub(super) fn new() -> Option<Avx512> {
+        is_available().then_some(Avx512(()))
+    }
+}
+
+/// # Safety
+/// The machine must have the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,fma,f16c,avx2,bmi2")]
+pub(super) unsafe fn run<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// Bytes of bf16(e4m3 code * 2^-8) for the codes 0 to 127: high ones, low ones.
+static E4M3: [[u8; 128]; 2] = e4m3_table();
+
+const fn e4m3_table() -> [[u8; 128]; 2] {
+    let mut table = [[0; 128]; 2];
+    let mut code = 0;
+    while code < 128 {
+        // value = mantissa * 2^exponent with an integer mantissa; times 2^-8.
+        let small = code < 8;
+        let mut mantissa = if small { code } else { 8 + code % 8 } as u32;
+        let mut exponent = if small { -17 } else { code as i32 / 8 - 18 };
+        let mut bits = 0;
+        if mantissa != 0 {
+            while mantissa < 128 {
+                mantissa *= 2;
+                exponent -= 1;
+            }
+            bits = ((exponent + 7 + 127) as u32) << 7 | (mantissa & 127);
+        }
+        table[0][code] = (bits >> 8) as u8;
+        table[1][code] = bits as u8;
+        code += 1;
+    }
+    table
+}
+
+#[inline(always)]
+fn load512(from: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 readable bytes; the caller holds an `Avx512`.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+/// Even and odd bf16 of 16 dwords.
+#[inline(always)]
+fn widen(pairs: __m512i) -> [__m512; 2] {
+    // SAFETY: register operations; the caller holds an `Avx512`.
+    unsafe {
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
+        [
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
+            _mm512_castsi512_ps(odd),
+        ]
+    }
+}
+
+// SAFETY of the whole block: every method takes `self`, the proof of the features; loads and stores go through
+// references to arrays of the exact size and are unaligned.
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> __m512 {
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, value: __m512, to: &mut [f32; LANES]) {
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn scale(self, value: __m512, magic: __m512) -> __m512 {
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(magic));
+            let power = _mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f80_0000));
+            _mm512_mul_ps(value, _mm512_castsi512_ps(power))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, value: __m512) -> f32 {
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            // Halves: lanes i + 8 of two vectors at a time.
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(a, b),
+                _mm512_shuffle_f32x4::<0xee>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(c, d),
+                _mm512_shuffle_f32x4::<0xee>(c, d),
+            );
+            // Quarters: lanes i + 4; now each quarter is a, b, c, d.
+            let x = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+            );
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
+            let mut out = [0.0; 4];
+            let first = _mm512_maskz_compress_ps(0x1111, x);
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(first));
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn f32x16(self, from: &[u8; 64]) -> __m512 {
+        unsafe { _mm512_castsi512_ps(load512(from)) }
+    }
+
+    #[inline(always)]
+    fn f16x16(self, from: &[u8; 32]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn e5m2x16(self, from: &[u8; 16]) -> __m512 {
+        unsafe {
+            let words = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm512_cvtph_ps(_mm256_slli_epi16::<8>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn bf16x32(self, from: &[u8; 64]) -> [__m512; 2] {
+        widen(load512(from))
+    }
+
+    #[inline(always)]
+    fn e4m3x64(self, from: &[u8; 64]) -> [__m512; 4] {
+        unsafe {
+            let table =
+                |bytes: &[u8; 128], half: usize| _mm512_loadu_si512(bytes.as_ptr().add(64 * half).cast());
+            let code = load512(from);
+            let high = _mm512_permutex2var_epi8(table(&E4M3[0], 0), code, table(&E4M3[0], 1));
+            let low = _mm512_permutex2var_epi8(table(&E4M3[1], 0), code, table(&E4M3[1], 1));
+            // high | (code & 0x80): the sign.
+            let high = _mm512_ternarylogic_epi32::<0xf8>(high, code, _mm512_set1_epi8(-128));
+            let [a, b] = widen(_mm512_unpacklo_epi8(low, high));
+            let [c, d] = widen(_mm512_unpackhi_epi8(low, high));
+            [a, b, c, d]
+        }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_i32(self, value: __m512i, to: &mut [i32; LANES]) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
+    }
+
+    #[inline(always)]
+    fn int4x128(self, from: &[u8; 64]) -> [__m512i; 4] {
+        unsafe {
+            let q = load512(from);
+            let mask = _mm512_set1_epi32(0x000f_000f);
+            [
+                _mm512_and_si512(q, mask),
+                _mm512_and_si512(_mm512_srli_epi32::<4>(q), mask),
+                _mm512_and_si512(_mm512_srli_epi32::<8>(q), mask),
+                _mm512_and_si512(_mm512_srli_epi32::<12>(q), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn sub_i16(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn dot_i16(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, value: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(value) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
