@@ -9,7 +9,9 @@
 //! - shapes are checked once, before any op runs on them; an op never reads or writes out of bounds.
 
 pub mod backend;
+pub mod bench;
 pub mod cpu;
+pub mod dummy;
 mod ops;
 mod simd;
 pub mod weight;

@@ -18,6 +18,7 @@ const HUGE_PAGE_BYTES: usize = 4 << 20;
 pub(crate) struct Memory {
     ptr: NonNull<u8>,
     layout: Layout,
+    bytes: usize,
 }
 
 // SAFETY: `Memory` owns its bytes like a `Box<[u8]>` does; access goes through `&self` and `&mut self`.
@@ -42,7 +43,7 @@ impl Memory {
         // SAFETY: the size is not zero.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| too_much(free))?;
         advise_huge_pages(ptr, layout.size());
-        Ok(Memory { ptr, layout })
+        Ok(Memory { ptr, layout, bytes })
     }
 
     /// Room for `count` values of four bytes.
@@ -56,8 +57,9 @@ impl Memory {
         Memory::new(bytes, what)
     }
 
+    /// Bytes, as asked for.
     pub(crate) fn len(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -78,6 +80,12 @@ impl Memory {
     pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
         // SAFETY: aligned to 64; every bit pattern is an f32.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.len() / 4) }
+    }
+}
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
     }
 }
 

@@ -185,7 +185,7 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                         store_pair<KV, HD>(data[1], valid - 1, d, shared.value[d], shared.value[d + 1]);
                     }
                 for (int i = lane; i < TILE_BYTES<KV, HD> / 4; i += WARP)
-                    if (i / (HD * KV_BYTES<KV> / 4) >= valid) reinterpret_cast<uint32_t *>(data[1])[i] = 0;
+                    if (tile_row<HD * KV_BYTES<KV>>(i * 4) >= valid) reinterpret_cast<uint32_t *>(data[1])[i] = 0;
                 fence_async_proxy();
                 __syncwarp();
             }

@@ -1,0 +1,19 @@
+// How the activations of many tokens lie: the "plane" of R rows of K values (K padded to 128), as BF16.
+//
+// For each chunk of 64 inputs, for each block of 8 rows, 1024 bytes: row r at r * 128, its eight 16-byte units permuted
+// by r. That is the shared-memory tile of `wgmma` (K-major, 128-byte swizzle), so N rows of one chunk are one bulk copy.
+// Inside a chunk the inputs stand in the order in which the weights' streams (stream.cuh) count them.
+#pragma once
+#include "ptx.cuh"
+
+constexpr int PLANE_ROWS = 8, PLANE_BLOCK = 1024;
+
+// Place of input p (0..64) of a chunk in the products' order.
+__host__ __device__ constexpr int plane_place(int p) { return 16 * (p % 16 / 4) + 8 * (p % 4 / 2) + 2 * (p / 16) + p % 2; }
+
+// Byte offset of the pair (k, k + 1), k even, of a row; `blocks`: of 8 rows in the plane.
+DEVICE size_t plane_offset(int row, int k, int blocks) {
+    const int r = row % PLANE_ROWS;
+    return (static_cast<size_t>(k / 64) * blocks + row / PLANE_ROWS) * PLANE_BLOCK + r * 128 +
+           ((plane_place(k % 64) * 2) ^ (r * 16));
+}
