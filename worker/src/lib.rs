@@ -7,9 +7,18 @@
 //! without a deadline.
 
 pub mod checkpoint;
+mod config;
 pub mod device;
+mod error;
+pub mod layout;
 pub mod model;
+mod shell;
 pub mod slots;
+mod trace;
 pub mod transport;
 pub mod verify;
 pub mod weights;
+
+pub use config::{LoadFormat, WorkerConfig};
+pub use error::WorkerError;
+pub use shell::run;

@@ -1,5 +1,86 @@
 //! The device thread: the only one that touches the device, the model and the transport.
 
+mod backend;
+mod command;
 mod rank;
+mod status;
+mod thread;
 
+use std::sync::Arc;
+
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::oneshot;
+
+pub use backend::DeviceKind;
+pub use command::{Command, EpochPlan, MAX_QUEUED_COMMANDS, Outbox};
 pub use rank::{Rank, RankError};
+pub use status::Status;
+
+use crate::config::WorkerConfig;
+use crate::error::{Result, WorkerError};
+use crate::layout::Layout;
+use crate::model::Executor;
+use crate::weights::WeightSource;
+use thread::Device;
+
+/// The shell's end of the device thread. The thread ends when this is dropped.
+pub struct DeviceHandle {
+    commands: Sender<Command>,
+    pub status: Arc<Status>,
+    /// Why the thread ended.
+    pub ended: oneshot::Receiver<Result<()>>,
+}
+
+/// More commands are waiting than a router that keeps to the protocol sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {MAX_QUEUED_COMMANDS} steps and epoch changes are waiting for the device")]
+pub struct QueueFull;
+
+impl DeviceHandle {
+    /// Opens the device, allocates everything, and begins to load what every rank holds.
+    pub fn start(
+        config: &WorkerConfig,
+        source: Arc<WeightSource>,
+        layout: &Layout,
+        kind: DeviceKind,
+    ) -> Result<DeviceHandle> {
+        let backend = kind.open(layout.limits.clone(), layout.threads)?;
+        let spec = source.spec().clone();
+        let executor = Executor::new(backend, spec, layout.limits.clone(), layout.kv)?;
+        tracing::info!(backend = %executor.describe_backend(), "device opened");
+        let status = Arc::new(Status::default());
+        let device = Device {
+            rank: Rank::new(executor, layout.slots),
+            source,
+            threads: layout.threads,
+            progress: Arc::clone(&config.progress),
+            status: Arc::clone(&status),
+            loaded: None,
+            live: None,
+        };
+        let (commands, queue) = crossbeam_channel::bounded(MAX_QUEUED_COMMANDS);
+        let (end, ended) = oneshot::channel();
+        let run = move || {
+            // The shell may be gone already.
+            let _ = end.send(device.run(queue));
+        };
+        std::thread::Builder::new()
+            .name("device".into())
+            .spawn(run)
+            .map_err(|error| WorkerError::Device(error.to_string()))?;
+        Ok(DeviceHandle {
+            commands,
+            status,
+            ended,
+        })
+    }
+
+    /// Never waits.
+    pub fn send(&self, command: Command) -> std::result::Result<(), QueueFull> {
+        match self.commands.try_send(command) {
+            Err(TrySendError::Full(_)) => Err(QueueFull),
+            // The thread has ended; `ended` says why.
+            Err(TrySendError::Disconnected(_)) | Ok(()) => Ok(()),
+        }
+    }
+}

@@ -13,6 +13,8 @@ pub enum RankError {
     Step { step: u64, error: StepError },
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error("step {step} came, {expected} is the next")]
+    OutOfOrder { step: u64, expected: u64 },
     #[error("no epoch is live")]
     NoEpoch,
 }

@@ -9,7 +9,7 @@ use conclave_kernels::backend::{ExpertsId, HostExpert};
 use conclave_plan::placement::Placement;
 
 use super::{Executor, Result};
-use crate::weights::{Part, Progress, WeightSource, parallel};
+use crate::weights::{Cancelled, Part, Progress, WeightSource, parallel};
 
 /// Host side and device side of the experts, by layer.
 pub(super) struct ExpertStore {
@@ -65,13 +65,14 @@ impl Executor {
         rank: u32,
         threads: usize,
         progress: &Progress,
+        cancelled: Cancelled<'_>,
     ) -> Result<u64> {
         let missing = self.experts.missing(placement, rank);
         let parts: Vec<Part> = missing
             .iter()
             .map(|&(layer, expert)| Part::Expert { layer, expert })
             .collect();
-        source.read_in(&parts, threads, progress)?;
+        source.read_in(&parts, threads, progress, cancelled)?;
         let loaded = parallel::map(threads, &missing, |_, &(layer, expert)| {
             source.expert(layer, expert)
         })?;

@@ -38,7 +38,7 @@ impl Executor {
         if self.resident.is_some() {
             return Ok(());
         }
-        source.read_in(&[Part::Replicated], threads, progress)?;
+        source.read_in(&[Part::Replicated], threads, progress, &|| false)?;
         let layers = (0..self.spec.layers.len())
             .map(|layer| modules::layer(&self.spec, layer))
             .collect::<Vec<_>>();

@@ -244,7 +244,7 @@ fn start_rank(
         .load_replicated(source, config.threads, &progress)
         .map_err(|error| text(&error))?;
     executor
-        .load_experts(source, &placement, rank, config.threads, &progress)
+        .load_experts(source, &placement, rank, config.threads, &progress, &|| false)
         .map_err(|error| text(&error))?;
     let routes = Routes::new(&placement, rank, executor.spec().layers.len());
     let transport: Box<dyn Transport> = if config.ranks == 1 {

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Result, Tensor};
 use modules::{LayerModules, LinearModule, VectorModule};
-pub use read_in::Progress;
+pub use read_in::{Cancelled, Progress};
 
 /// Where weights come from.
 #[derive(Debug)]
@@ -90,27 +90,95 @@ impl WeightSource {
 
     /// Brings the bytes of `parts` into memory and looks at each once, so that what follows does not wait for the
     /// disk and an unreadable or spoilt tensor is known before anything of it is on the device.
-    pub fn read_in(&self, parts: &[Part], threads: usize, progress: &Progress) -> Result<()> {
+    pub fn read_in(
+        &self,
+        parts: &[Part],
+        threads: usize,
+        progress: &Progress,
+        cancelled: Cancelled<'_>,
+    ) -> Result<()> {
         match self {
             WeightSource::Checkpoint(checkpoint) => {
                 let tensors = parts
                     .iter()
                     .flat_map(|part| tensors_of(checkpoint, part))
                     .collect::<Vec<_>>();
-                read_in::read_in(&tensors, threads, progress)
+                read_in::read_in(&tensors, threads, progress, cancelled)
             }
+        }
+    }
+
+    /// The whole model.
+    pub fn stored_by_kind(&self) -> StoredBytes {
+        let spec = self.spec();
+        let bytes = |linears: &[LinearModule], vectors: &[VectorModule]| -> u64 {
+            let linears = linears.iter().map(|module| self.linear_bytes(module));
+            linears
+                .chain(vectors.iter().map(|module| self.vector_bytes(module)))
+                .sum()
+        };
+        let mut ends = vec![modules::embedding(spec)];
+        ends.extend(Some(modules::head(spec)).filter(|head| *head != ends[0]));
+        let mut stored = StoredBytes {
+            embedding_and_head: bytes(&ends, &[]),
+            norms_and_gates: bytes(&[], &[modules::final_norm(spec)]),
+            ..StoredBytes::default()
+        };
+        for (layer, shape) in (0u32..).zip(&spec.layers) {
+            let modules = modules::layer(spec, layer as usize);
+            stored.attention += bytes(&[modules.q, modules.k, modules.v, modules.o], &[]);
+            let vectors = [modules.q_norm, modules.k_norm, modules.selection_bias]
+                .into_iter()
+                .flatten();
+            let vectors: Vec<_> = vectors
+                .chain([modules.attention_norm, modules.moe_norm])
+                .collect();
+            stored.norms_and_gates += bytes(&[modules.gate], &vectors);
+            let experts = (0..shape.moe.experts as u32).map(|expert| Part::Expert { layer, expert });
+            stored.experts += self.stored_bytes(&experts.collect::<Vec<_>>());
+        }
+        stored
+    }
+
+    fn linear_bytes(&self, module: &LinearModule) -> u64 {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => reader::tensors(checkpoint, &module.name)
+                .map(|(_, tensor)| tensor.len as u64)
+                .sum(),
+        }
+    }
+
+    fn vector_bytes(&self, module: &VectorModule) -> u64 {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => checkpoint
+                .tensor(&module.name)
+                .map_or(0, |tensor| tensor.len as u64),
         }
     }
 
     /// Bytes of `parts` as stored.
     pub fn stored_bytes(&self, parts: &[Part]) -> u64 {
-        match self {
-            WeightSource::Checkpoint(checkpoint) => {
-                let tensors = parts.iter().flat_map(|part| tensors_of(checkpoint, part));
-                tensors.map(|(_, tensor)| tensor.len as u64).sum()
-            }
-        }
+        let bytes = |part| {
+            let (linears, vectors) = modules_of(self.spec(), part);
+            let linears: u64 = linears.iter().map(|module| self.linear_bytes(module)).sum();
+            linears
+                + vectors
+                    .iter()
+                    .map(|module| self.vector_bytes(module))
+                    .sum::<u64>()
+        };
+        parts.iter().map(bytes).sum()
     }
+}
+
+/// Bytes as stored, by what they belong to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredBytes {
+    pub embedding_and_head: u64,
+    pub attention: u64,
+    pub norms_and_gates: u64,
+    /// Of the whole model.
+    pub experts: u64,
 }
 
 /// The tensors of `part` that are there; what is missing is found when the module is read.

@@ -5,7 +5,7 @@
 //! tensor, since it would spoil every token that meets it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::Dtype;
 
@@ -23,7 +23,6 @@ const READ_AHEAD_CHUNKS: usize = 8;
 pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
-    cancelled: AtomicBool,
 }
 
 impl Progress {
@@ -46,16 +45,10 @@ impl Progress {
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
-
-    /// Ends a running load soon, with an error.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-    }
 }
+
+/// Asked between two chunks; true ends the load with an error.
+pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
 
 struct Chunk<'a> {
     tensor: Named<'a>,
@@ -64,7 +57,12 @@ struct Chunk<'a> {
 }
 
 /// Reads all of `tensors`.
-pub(crate) fn read_in(tensors: &[(String, &Tensor)], threads: usize, progress: &Progress) -> Result<()> {
+pub(crate) fn read_in(
+    tensors: &[(String, &Tensor)],
+    threads: usize,
+    progress: &Progress,
+    cancelled: Cancelled<'_>,
+) -> Result<()> {
     let mut sorted: Vec<Named<'_>> = tensors
         .iter()
         .map(|(name, tensor)| Named { name, tensor })
@@ -87,7 +85,7 @@ pub(crate) fn read_in(tensors: &[(String, &Tensor)], threads: usize, progress: &
         chunk.will_need();
     }
     parallel::map(threads, &chunks, |index, chunk| {
-        if progress.is_cancelled() {
+        if cancelled() {
             let problem = "loading was cancelled";
             return Err(CheckpointError::file(
                 &chunk.tensor.tensor.file.path,

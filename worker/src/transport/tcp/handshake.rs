@@ -48,6 +48,17 @@ pub enum ConnectError {
     Listener(io::Error),
 }
 
+impl ConnectError {
+    /// The rank at fault, if it is one.
+    pub fn suspect(&self) -> Option<u32> {
+        match self {
+            ConnectError::Unreachable { rank, .. } => Some(*rank),
+            ConnectError::Missing { missing, .. } => missing.first().copied(),
+            ConnectError::Listener(_) => None,
+        }
+    }
+}
+
 /// One handshake; a peer on the same network needs a few milliseconds.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two attempts to reach a peer that has not begun the epoch yet.

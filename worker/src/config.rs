@@ -1,0 +1,100 @@
+//! What a worker is told at start.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_kernels::backend::KvDtype;
+use serde_json::Value;
+
+use crate::weights::Progress;
+
+/// Everything a worker is told. [`WorkerConfig::new`] has the defaults.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// host:port of the router's port for workers, or a whole URL.
+    pub router_addr: String,
+    /// Secret of the cluster; empty if it has none.
+    pub cluster_token: String,
+    pub model_dir: PathBuf,
+    pub load_format: LoadFormat,
+    /// A JSON object merged into config.json.
+    pub hf_overrides: Option<Value>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// 0: all of the machine's.
+    pub threads: usize,
+    /// Where peers connect to; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Host under which peers reach this worker; `None`: the address it listens on.
+    pub advertise: Option<String>,
+    /// Asked-for position in the group.
+    pub rank: Option<u32>,
+    pub kv_cache_dtype: KvDtype,
+    /// `None`: what `kv_cache_memory` holds.
+    pub kv_pages: Option<u32>,
+    /// Bytes; `None`: what a few of the longest sequences need, bounded by a share of the machine's memory.
+    pub kv_cache_memory: Option<u64>,
+    /// Must be the router's.
+    pub page_tokens: u32,
+    pub max_slots: u32,
+    /// Tokens of one step.
+    pub max_batched_tokens: u32,
+    /// Longest sequence; `None`: the model's.
+    pub max_model_len: Option<u32>,
+    /// Bytes of experts that this worker may hold; `None`: no limit is told.
+    pub expert_memory: Option<u64>,
+    /// Asked to end, the worker stays for so long while its sequences move away.
+    pub drain_timeout: Duration,
+    /// Without a router for so long, the worker gives up.
+    pub reconnect_for: Duration,
+    /// Follows loading.
+    pub progress: Arc<Progress>,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The checkpoint's safetensors.
+    #[default]
+    Auto,
+    /// Random values of the config's shapes and formats.
+    Dummy { seed: u64 },
+}
+
+impl WorkerConfig {
+    pub fn new(router_addr: impl Into<String>, model_dir: impl Into<PathBuf>) -> WorkerConfig {
+        WorkerConfig {
+            router_addr: router_addr.into(),
+            cluster_token: String::new(),
+            model_dir: model_dir.into(),
+            load_format: LoadFormat::Auto,
+            hf_overrides: None,
+            device: "auto".into(),
+            threads: 0,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            advertise: None,
+            rank: None,
+            kv_cache_dtype: KvDtype::Bf16,
+            kv_pages: None,
+            kv_cache_memory: None,
+            page_tokens: 16,
+            max_slots: 256,
+            max_batched_tokens: 2048,
+            max_model_len: None,
+            expert_memory: None,
+            drain_timeout: Duration::from_secs(30),
+            reconnect_for: Duration::from_secs(600),
+            progress: Progress::new(),
+        }
+    }
+
+    /// Threads to use.
+    pub fn resolved_threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
