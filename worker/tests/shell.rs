@@ -55,13 +55,13 @@ async fn a_worker_attaches_loads_and_generates() {
     let tokens = generate(&mut [&mut attached], 1, &expected.prompt, expected.greedy.len()).await;
     assert_eq!(tokens, expected.greedy);
     // A slow step is idle time of the worker.
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
     let end = wire::Step {
         end_slots: vec![0],
         ..empty(1, tokens.len() as u64)
     };
     let result = collective(&mut [&mut attached], end).await;
-    assert!(result.idle_us >= 50_000, "{}", result.idle_us);
+    assert!(result.idle_us >= 500_000, "{}", result.idle_us);
     assert!(attached.heartbeats > 0);
     let last = attached.progress.last().expect("progress was told");
     assert!(

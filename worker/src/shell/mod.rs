@@ -75,8 +75,9 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
 }
 
 fn open_source(config: &WorkerConfig) -> Result<WeightSource> {
+    let (directory, overrides) = (&config.model_dir, config.hf_overrides.as_ref());
     Ok(match config.load_format {
-        LoadFormat::Auto => WeightSource::open(&config.model_dir, config.hf_overrides.as_ref())?,
-        LoadFormat::Dummy { .. } => return Err(WorkerError::config("load-format", "dummy", "pending")),
+        LoadFormat::Auto => WeightSource::open(directory, overrides)?,
+        LoadFormat::Dummy { seed } => WeightSource::dummy(directory, overrides, seed, config.resolved_threads())?,
     })
 }

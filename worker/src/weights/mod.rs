@@ -6,6 +6,7 @@
 
 mod awq;
 mod dense;
+mod dummy;
 mod fp8;
 mod gptq;
 pub mod modules;
@@ -25,12 +26,14 @@ use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Result, Tensor};
 use modules::{LayerModules, LinearModule, VectorModule};
+pub use dummy::DummyWeights;
 pub use read_in::{Cancelled, Progress};
 
 /// Where weights come from.
 #[derive(Debug)]
 pub enum WeightSource {
     Checkpoint(Checkpoint),
+    Dummy(DummyWeights),
 }
 
 /// What a rank wants in memory.
@@ -50,9 +53,15 @@ impl WeightSource {
         Ok(WeightSource::Checkpoint(Checkpoint::open(directory, overrides)?))
     }
 
+    /// `--load-format dummy`: only the config of `directory` is read.
+    pub fn dummy(directory: &Path, overrides: Option<&Value>, seed: u64, threads: usize) -> Result<WeightSource> {
+        Ok(WeightSource::Dummy(DummyWeights::open(directory, overrides, seed, threads)?))
+    }
+
     pub fn config(&self) -> &Config {
         match self {
             WeightSource::Checkpoint(checkpoint) => &checkpoint.config,
+            WeightSource::Dummy(dummy) => &dummy.config,
         }
     }
 
@@ -64,18 +73,21 @@ impl WeightSource {
     pub fn id(&self) -> &str {
         match self {
             WeightSource::Checkpoint(checkpoint) => checkpoint.id(),
+            WeightSource::Dummy(dummy) => dummy.id(),
         }
     }
 
     pub fn linear(&self, module: &LinearModule) -> Result<HostLinear> {
         match self {
             WeightSource::Checkpoint(checkpoint) => reader::linear(checkpoint, module),
+            WeightSource::Dummy(dummy) => dummy.linear(module),
         }
     }
 
     pub fn vector(&self, module: &VectorModule) -> Result<Vec<f32>> {
         match self {
             WeightSource::Checkpoint(checkpoint) => reader::vector(checkpoint, module),
+            WeightSource::Dummy(dummy) => Ok(dummy.vector(module)),
         }
     }
 
@@ -105,6 +117,8 @@ impl WeightSource {
                     .collect::<Vec<_>>();
                 read_in::read_in(&tensors, threads, progress, cancelled)
             }
+            // There is nothing to read: values are made when they are asked for.
+            WeightSource::Dummy(_) => Ok(()),
         }
     }
 
@@ -145,6 +159,7 @@ impl WeightSource {
             WeightSource::Checkpoint(checkpoint) => reader::tensors(checkpoint, &module.name)
                 .map(|(_, tensor)| tensor.len as u64)
                 .sum(),
+            WeightSource::Dummy(dummy) => dummy.linear_bytes(module),
         }
     }
 
@@ -153,6 +168,7 @@ impl WeightSource {
             WeightSource::Checkpoint(checkpoint) => checkpoint
                 .tensor(&module.name)
                 .map_or(0, |tensor| tensor.len as u64),
+            WeightSource::Dummy(_) => 4 * module.len as u64,
         }
     }
 
