@@ -41,6 +41,9 @@ pub enum KvDtype {
     Fp8E5m2,
 }
 
+/// In `Batch::ids`: the token that the last `queue_sample` drew for the row in the lower bits.
+pub const SAMPLED: u32 = 1 << 31;
+
 /// The tokens of one step on this worker: runs of consecutive positions of one sequence each, laid end to end.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -129,6 +132,7 @@ pub struct Sampled {
     pub error: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug)]
 pub struct AttentionWeights {
     pub norm: VectorId,
     pub q: LinearId,
@@ -168,6 +172,26 @@ pub struct Limits {
     /// Rows that the experts of this rank may receive in one layer from all ranks.
     pub max_expert_rows: usize,
     pub page_tokens: usize,
+}
+
+/// A whole model whose experts are all on this device, for backends that run a step without the host in between.
+#[derive(Clone, Debug)]
+pub struct ForwardModel {
+    pub spec: conclave_plan::model::ModelSpec,
+    pub embedding: LinearId,
+    pub final_norm: VectorId,
+    pub head: LinearId,
+    pub layers: Vec<ForwardLayer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardLayer {
+    pub attention: AttentionWeights,
+    pub kv: KvId,
+    pub moe_norm: VectorId,
+    pub gate: LinearId,
+    pub selection_bias: Option<VectorId>,
+    pub experts: ExpertsId,
 }
 
 /// A device that runs the ops. One thread owns it.
@@ -270,4 +294,29 @@ pub trait Backend: Send + fmt::Debug {
         first: usize,
         rows: &[SampleRow<'_>],
     ) -> Result<Vec<Sampled>>;
+
+    /// Takes the handles of a whole model. `false`: this backend only runs op by op.
+    fn set_forward(&mut self, model: ForwardModel) -> Result<bool> {
+        let _ = model;
+        Ok(false)
+    }
+
+    /// After `begin`: embedding, all layers and the head, F32 `[rows, vocab]`, as the ops one by one would compute them.
+    /// `false`: nothing was done, go op by op.
+    fn forward(&mut self, logits: &Buffer) -> Result<bool> {
+        let _ = logits;
+        Ok(false)
+    }
+
+    /// Samples rows 0.. of `logits` without waiting. Later batches may name the tokens as `SAMPLED | row`, before
+    /// `sampled` has brought them. `false`: nothing was done, use `sample`.
+    fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
+        let _ = (logits, vocab, rows);
+        Ok(false)
+    }
+
+    /// Waits for the oldest `queue_sample` that has not been fetched.
+    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+        Err(KernelError::Unsupported("nothing was queued".into()))
+    }
 }

@@ -11,6 +11,8 @@
 pub mod backend;
 pub mod bench;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dummy;
 mod ops;
 mod simd;

@@ -6,9 +6,9 @@ use super::format::{image_bytes, padded};
 use super::loader::as_bytes;
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
-use super::{CudaBackend, KvCache, Memory, shape};
+use super::{CudaBackend, KvCache, shape};
 use crate::backend::*;
-use crate::ops::attention::cuda as attention;
+use crate::ops::attention::cuda::{self as attention, PrefillPlans, PrefillRows};
 use crate::ops::embed::cuda as embed;
 use crate::ops::experts::cuda::{self as experts, ExpertParams};
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
@@ -16,7 +16,6 @@ use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::rmsnorm::cuda::{CombineRows, MAX_WIDTH, NormInput, NormRows, combine_rows, norm_rows};
 use crate::ops::route::cuda::{self as route, GATE_PARTS, Group, Groups, RouteParams, RouteTokens};
 use crate::ops::sample::cuda as sample;
-use crate::ops::sample::host_sample;
 use crate::weight::HostLinear;
 
 /// Expert rows of one pass when the host has listed them.
@@ -94,7 +93,7 @@ impl Backend for CudaBackend {
         let table = self.linear("embed", table)?;
         let tokens = self.step.tokens;
         let hidden = self.memory_of("embed", "hidden", hidden, tokens * table.inputs * 4)?;
-        embed::embed(&self.gpu, table, self.step.ids(), tokens, hidden)
+        embed::embed(&self.gpu, table, self.step.ids(), self.sampled_tokens(), tokens, hidden)
     }
 
     fn qkv(
@@ -161,7 +160,13 @@ impl Backend for CudaBackend {
             (params.q, params.out) = (q, out);
             return attention::decode(&self.gpu, cache, &params);
         }
-        attention::prefill(&self.gpu, cache, &self.step, spec.heads, q, out, None)
+        let per_kv = spec.heads / spec.kv_heads;
+        let bytes = PrefillPlans::bytes(tokens, self.limits.max_runs, 1, per_kv);
+        self.workspace.get(&self.gpu, Slot::PrefillBlocks, bytes)?;
+        let area = self.workspace.memory(Slot::PrefillBlocks).ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
+        let plans = PrefillPlans::new(&self.gpu, area, &self.step, std::iter::once((0, tokens)), 0, per_kv)?;
+        let rows = PrefillRows { q, out, ..PrefillRows::default() };
+        plans.piece(0).map_or(Ok(()), |plan| attention::prefill(&self.gpu, &self.step, cache, spec.heads, plan, rows))
     }
 
     fn linear_add(&mut self, weight: LinearId, x: &Buffer, hidden: &Buffer) -> Result<()> {
@@ -198,6 +203,7 @@ impl Backend for CudaBackend {
         const OP: &str = "route";
         let tokens = self.step.tokens;
         let inputs = self.linear(OP, gate)?.inputs;
+        self.width = inputs;
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * inputs * 4)?;
         let normed = self.memory_of(OP, "normed", normed, tokens * inputs * 4)?;
         let ids = self.memory_of(OP, "ids", ids, tokens * spec.top_k * 4)?;
@@ -284,15 +290,15 @@ impl Backend for CudaBackend {
     fn combine(&mut self, k: usize, y: &Buffer, weights: &Buffer, hidden: &Buffer) -> Result<()> {
         const OP: &str = "combine";
         let tokens = self.step.tokens;
-        let width = hidden.bytes / 4 / self.limits.max_tokens.max(1);
-        if width == 0 || width % 2 != 0 || width > MAX_WIDTH {
-            return Err(shape(OP, "hidden", hidden.bytes, "F32 [max_tokens, an even width of at most 16384]"));
+        let width = self.width;
+        if width == 0 {
+            return Err(shape(OP, "width", 0, "that of a `route` before"));
         }
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * width * 4)?;
         let y = self.memory_of(OP, "y", y, tokens * k * width * 4)?;
         let weights = self.memory_of(OP, "weights", weights, tokens * k * 4)?;
         let input = NormInput { x0: hidden, sum_out: hidden, k: width as i32, ..NormInput::default() };
-        let params = CombineRows { norm: NormRows { input, ..NormRows::default() }, y, weights, slots: k as i32 };
+        let params = CombineRows { norm: NormRows { input, ..NormRows::default() }, y, weights, slots: k as i32, ..CombineRows::default() };
         combine_rows(&self.gpu, tokens, &params)
     }
 
@@ -342,7 +348,7 @@ impl Backend for CudaBackend {
                     let mut bytes = vec![0u8; vocab * 4];
                     self.gpu.read(&self.buffers[&logits.handle], (first + i) * vocab * 4, &mut bytes)?;
                     let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                    host_sample(&values, row)
+                    sample::on_host(&values, row)
                 }
             });
         }
@@ -356,6 +362,14 @@ impl Backend for CudaBackend {
 
     fn forward(&mut self, logits: &Buffer) -> Result<bool> {
         self.run_forward(logits)
+    }
+
+    fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
+        self.start_sampling(logits, vocab, rows)
+    }
+
+    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+        self.finish_sampling()
     }
 }
 
@@ -396,7 +410,7 @@ impl CudaBackend {
             return Err(shape("norm", "width", width, format!("at most {MAX_WIDTH}")));
         }
         let input = NormInput { x0: x, weight, eps, k: width as i32, ..NormInput::default() };
-        norm_rows(&self.gpu, count, &NormRows { input, rows, image, normed, padded: padded(width) as i32 })
+        norm_rows(&self.gpu, count, &NormRows { input, rows, image, normed, padded: padded(width) as i32, ..NormRows::default() })
     }
 
     /// q, k and v of `count` tokens, side by side.
@@ -424,12 +438,5 @@ impl CudaBackend {
             softmax: i32::from(spec.scoring == Scoring::Softmax),
             renormalize: i32::from(spec.renormalize),
         })
-    }
-}
-
-/// Memory that must not be freed by a placeholder.
-impl Memory {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.address == 0
     }
 }

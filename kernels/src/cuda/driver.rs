@@ -303,6 +303,15 @@ impl Memory {
         stream.wait(device)
     }
 
+    /// Starts a copy of the first bytes to page-locked memory, which must not be touched before an event after it.
+    pub(crate) fn start_read(&self, device: &Device, stream: &Stream, to: &mut [u8]) -> Result<()> {
+        self.bounds(device, 0, to.len())?;
+        // SAFETY: bounds checked; the caller keeps `to` until the copy has ended.
+        device.check("copy from the device", unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast::<c_void>(), self.address, to.len(), stream.raw)
+        })
+    }
+
     pub(crate) fn bounds(&self, device: &Device, offset: usize, bytes: usize) -> Result<()> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.bytes => Ok(()),
@@ -313,8 +322,10 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated by `raw`, freed once; the driver waits for work that uses it.
-        unsafe { sys::cuMemFree_v2(self.address) };
+        if self.address != 0 {
+            // SAFETY: allocated by `raw`, freed once; the driver waits for work that uses it.
+            unsafe { sys::cuMemFree_v2(self.address) };
+        }
     }
 }
 

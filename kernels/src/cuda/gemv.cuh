@@ -151,6 +151,7 @@ DEVICE void norm_into_image(const NormInput &in, int tokens, int begin, int end,
                 const float2 w = *reinterpret_cast<const float2 *>(in.x1 + base + k);
                 v[i].x += w.x, v[i].y += w.y;
             }
+            if (writer && in.sum_out) *reinterpret_cast<float2 *>(in.sum_out + base + k) = v[i];
         }
     }
 #pragma unroll
@@ -168,7 +169,6 @@ DEVICE void norm_into_image(const NormInput &in, int tokens, int begin, int end,
         const int k = 2 * (rank + i * share);
         if (2 * i * share >= end) break;
         const bool real = active && k < in.k;
-        if (writer && in.sum_out && real) *reinterpret_cast<float2 *>(in.sum_out + base + k) = v[i];
         float2 y = make_float2(0.f, 0.f);
         if (real) {
             const float2 w = *reinterpret_cast<const float2 *>(in.weight + k);

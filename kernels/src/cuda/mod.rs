@@ -9,10 +9,12 @@
 mod backend;
 mod driver;
 mod experts;
-mod format;
+pub(crate) mod format;
 mod forward;
 mod kernels;
 mod loader;
+pub(crate) mod plane;
+mod sampling;
 pub(crate) mod step;
 pub(crate) mod weights;
 pub(crate) mod workspace;
@@ -23,12 +25,13 @@ use std::fmt;
 pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};
+pub(crate) use loader::as_bytes;
 
 use crate::backend::{Buffer, KernelError, KvDtype, Limits, Result};
 use experts::ExpertBlock;
 use forward::Forward;
-pub use forward::{ForwardLayer, ForwardModel};
 use loader::Loader;
+use sampling::Sampling;
 use step::Step;
 use weights::Linear;
 use workspace::Workspace;
@@ -85,6 +88,9 @@ pub struct CudaBackend {
     workspace: Workspace,
     loader: Loader,
     forward: Option<Forward>,
+    sampling: Sampling,
+    /// Width of the hidden state, from the last `route`.
+    width: usize,
     gpu: Gpu,
 }
 
@@ -113,6 +119,8 @@ impl CudaBackend {
             workspace: Workspace::new(&gpu)?,
             loader: Loader::new(&gpu)?,
             forward: None,
+            sampling: Sampling::new(&gpu, &limits)?,
+            width: 0,
             limits,
             gpu,
         })

@@ -38,9 +38,17 @@ pub(crate) enum Slot {
     ExpertOut,
     ChosenIds,
     ChosenWeights,
+    /// Many tokens: attention's runs and blocks, planes of tokens, of attention's result, of sorted rows and of
+    /// activations, and the sort's lists.
+    PrefillBlocks,
+    Plane,
+    AttendedPlane,
+    SortedPlane,
+    ActedPlane,
+    Sort,
 }
 
-const SLOTS: usize = Slot::ChosenWeights as usize + 1;
+const SLOTS: usize = Slot::Sort as usize + 1;
 
 pub(crate) struct Workspace {
     slots: [Option<Memory>; SLOTS],

@@ -3,7 +3,7 @@
 use crate::backend::{KernelError, KvDtype, Result};
 use crate::cuda::step::{Step, attention_blocks};
 use crate::cuda::workspace::{Slot, Workspace};
-use crate::cuda::{Gpu, KvCache, Launch};
+use crate::cuda::{Gpu, KvCache, Launch, Memory, as_bytes};
 
 /// Query heads that share one reading of a key.
 const HEADS_HELD: usize = 8;
@@ -46,8 +46,10 @@ pub(crate) struct AttentionParams {
     pub(crate) partial_sums: u64,
     pub(crate) arrived: u64,
     pub(crate) image: u64,
+    pub(crate) plane: u64,
     pub(crate) out: u64,
     pub(crate) image_padded: i32,
+    pub(crate) plane_blocks: i32,
 }
 
 impl Pages {
@@ -119,4 +121,132 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
     let shared = WARPS * RING_BYTES + (HEADS_HELD + 2) * dim * 4 + 2 * WARPS * HEADS_HELD * 4 + WARPS * depth * 8 + 128;
     let launch = Launch { grid: (attention_blocks(gpu), 1), threads: WARPS as u32 * 32, shared: shared as u32, overlap: true };
     gpu.launch(&format!("attention_decode_{}_{dim}", kv_name(cache.dtype)?), launch, params)
+}
+
+/// Rows (token, head) of one block, and positions of one tile.
+const PREFILL_ROWS: usize = 128;
+const PREFILL_THREADS: u32 = 288;
+const PREFILL_RING: usize = 98304;
+
+/// Mirrors `PrefillParams` of `prefill.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PrefillParams {
+    pages: Pages,
+    blocks: u64,
+    run_first: u64,
+    run_length: u64,
+    run_position: u64,
+    q: u64,
+    out: u64,
+    plane: u64,
+    plane_blocks: i32,
+    heads: i32,
+    scale: f32,
+}
+
+/// Where the queries are and where the result goes; tokens are counted from the first one of the piece.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PrefillRows {
+    pub(crate) q: u64,
+    pub(crate) out: u64,
+    pub(crate) plane: u64,
+    pub(crate) plane_blocks: usize,
+}
+
+/// What the device needs to know of one piece of a step: its runs and blocks of rows.
+#[derive(Clone, Copy)]
+pub(crate) struct PrefillPlan {
+    runs: u64,
+    run_count: usize,
+    blocks: u64,
+    block_count: usize,
+}
+
+/// The plans of all pieces of a step, made and sent once.
+pub(crate) struct PrefillPlans {
+    plans: Vec<Option<PrefillPlan>>,
+}
+
+impl PrefillPlans {
+    /// Bytes that the plans of any step within the limits need.
+    pub(crate) fn bytes(tokens: usize, runs: usize, pieces: usize, per_kv: usize) -> usize {
+        let blocks = (tokens * per_kv).div_ceil(PREFILL_ROWS) + runs + pieces;
+        (pieces * (3 * runs + 2) + 2 * blocks) * 4
+    }
+
+    /// Plans the pieces [first, end) of the step without its first `skip` runs.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        area: &Memory,
+        step: &Step,
+        pieces: impl Iterator<Item = (usize, usize)>,
+        skip: usize,
+        per_kv: usize,
+    ) -> Result<PrefillPlans> {
+        let runs = step.runs.len();
+        let (mut words, mut plans) = (Vec::new(), Vec::new());
+        for (first, end) in pieces {
+            let header = words.len();
+            words.resize(header + (3 * runs).next_multiple_of(2), 0i32);
+            let mut blocks: Vec<(usize, i32, i32)> = Vec::new();
+            for (index, &(run_first, len, position)) in step.runs.iter().enumerate().skip(skip) {
+                let (from, to) = ((run_first as usize).max(first), (run_first as usize + len as usize).min(end));
+                if from >= to {
+                    continue;
+                }
+                let (position, rows) = (position as usize + from - run_first as usize, (to - from) * per_kv);
+                let run = &mut words[header..];
+                (run[index], run[runs + index], run[2 * runs + index]) = ((from - first) as i32, (to - from) as i32, position as i32);
+                for row in (0..rows).step_by(PREFILL_ROWS) {
+                    let reach = position + (row + PREFILL_ROWS).min(rows).div_ceil(per_kv);
+                    blocks.push((reach, index as i32, row as i32));
+                }
+            }
+            // The longest contexts first, so that none is left for the end.
+            blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.0));
+            let at = |word: usize| area.address + word as u64 * 4;
+            plans.push((!blocks.is_empty()).then(|| PrefillPlan {
+                runs: at(header),
+                run_count: runs,
+                blocks: at(words.len()),
+                block_count: blocks.len(),
+            }));
+            words.extend(blocks.iter().flat_map(|&(_, run, row)| [run, row]));
+        }
+        gpu.write(area, 0, as_bytes(&words))?;
+        Ok(PrefillPlans { plans })
+    }
+
+    /// `None`: the piece holds nothing for the prefill kernel.
+    pub(crate) fn piece(&self, index: usize) -> Option<PrefillPlan> {
+        self.plans.get(index).copied().flatten()
+    }
+}
+
+/// Causal attention of one piece of the step.
+pub(crate) fn prefill(gpu: &Gpu, step: &Step, cache: &KvCache, heads: usize, plan: PrefillPlan, rows: PrefillRows) -> Result<()> {
+    let array = |index: usize| plan.runs + (index * plan.run_count * 4) as u64;
+    let params = PrefillParams {
+        pages: Pages::new(cache, step),
+        blocks: plan.blocks,
+        run_first: array(0),
+        run_length: array(1),
+        run_position: array(2),
+        q: rows.q,
+        out: rows.out,
+        plane: rows.plane,
+        plane_blocks: rows.plane_blocks as i32,
+        heads: heads as i32,
+        scale: scale(cache.head_dim),
+    };
+    let dim = cache.head_dim;
+    let depth = PREFILL_RING / (2 * 64 * dim * kv_bytes(cache.dtype));
+    let launch = Launch {
+        grid: (plan.block_count as u32, cache.kv_heads as u32),
+        threads: PREFILL_THREADS,
+        shared: (PREFILL_RING + 2 * depth * 8) as u32,
+        overlap: true,
+    };
+    gpu.launch(&format!("attention_prefill_{}_{dim}", kv_name(cache.dtype)?), launch, &params)
 }

@@ -7,6 +7,7 @@
 // Bytes: keys and values once. In a decode step (`qkv`) the kernel also normalises and rotates q and k and writes the
 // new key and value; the context before them is already on its way while the projection still runs.
 #include "../../cuda/image.cuh"
+#include "../../cuda/plane.cuh"
 #include "../qkv/rope.cuh"
 #include "decode.cuh"
 
@@ -32,6 +33,8 @@ template <int KV, int HD> struct DecodeShared {
 // Writes one value of the result; a warp holds 32 neighbouring dims of one head.
 DEVICE void write_out(const AttentionParams &p, int token, int width, int k, float v) {
     if (p.out) p.out[static_cast<size_t>(token) * width + k] = v;
+    if (p.plane)
+        *reinterpret_cast<__nv_bfloat16 *>(p.plane + plane_offset(token, k & ~1, p.plane_blocks) + (k & 1) * 2) = __float2bfloat16_rn(v);
     if (p.image) {
         uint8_t *image = p.image + static_cast<size_t>(token) * image_bytes(p.image_padded);
         const __nv_bfloat16 high = __float2bfloat16_rn(v), low = __float2bfloat16_rn(v - __bfloat162float(high));

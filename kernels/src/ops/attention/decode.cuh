@@ -29,8 +29,8 @@ struct AttentionParams {
     float *partial;
     float2 *partial_sums;
     unsigned *arrived;  // [token][head block], zero between kernels
-    // Result: images for the next linear, or F32, or both.
-    uint8_t *image;
-    float *out;  // [tokens, heads * head_dim]
-    int image_padded;
+    // Result: images or a plane for the next linear, or F32 [tokens, heads * head_dim].
+    uint8_t *image, *plane;
+    float *out;
+    int image_padded, plane_blocks;
 };

@@ -1,10 +1,13 @@
 // hidden[t] = table[ids[t]]: a gather from the head's kind of stream.
 #include "../../cuda/stream.cuh"
 
+constexpr uint32_t SAMPLED = 1u << 31;
+
 struct EmbedParams {
     Weight table;
     int format;  // BF16, F16 or F32
     const uint32_t *ids;
+    const uint32_t *sampled;  // tokens of the last sampling: for ids SAMPLED | row
     float *hidden;  // [tokens, width]
     int width;
 };
@@ -12,7 +15,9 @@ struct EmbedParams {
 extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ EmbedParams p) {
     wait_for_inputs();
     allow_next_kernel();
-    const int row = p.ids[blockIdx.x];
+    uint32_t id = p.ids[blockIdx.x];
+    if (id & SAMPLED) id = p.sampled[id & ~SAMPLED];
+    const int row = static_cast<int>(min(id, static_cast<uint32_t>(INT32_MAX)));
     float *hidden = p.hidden + static_cast<size_t>(blockIdx.x) * p.width;
     if (row >= p.table.rows) {  // ids are checked before they come here: a NaN is seen, a fault is not
         for (int k = threadIdx.x; k < p.width; k += blockDim.x) hidden[k] = NAN;

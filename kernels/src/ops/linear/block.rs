@@ -10,7 +10,7 @@ use super::pack::{Order, Tokens};
 use super::tile::{self, Bf16, Decode, E4m3, F16, F32};
 use crate::backend::Result;
 use crate::cpu::memory::Memory;
-use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format};
+use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format, INT4_BLOCK};
 use crate::ops::linear::out::Out;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -110,8 +110,12 @@ fn block<S: Simd>(
                     next = end;
                 }
             }
-            Format::Int4 { scales, zeros, group } => {
-                let groups = weight.in_features.div_ceil(*group);
+            Format::Int4 {
+                scales,
+                zeros,
+                per_chunk,
+            } => {
+                let groups = weight.in_features.div_ceil(INT4_BLOCK) * per_chunk;
                 let of_row = |row: usize| Groups {
                     scales: &scales[row * groups..][..groups],
                     zeros: if zeros.is_empty() {
@@ -119,7 +123,7 @@ fn block<S: Simd>(
                     } else {
                         &zeros[row * groups..][..groups]
                     },
-                    size: *group,
+                    per_chunk: *per_chunk,
                 };
                 integers(s, weight, rows.clone(), tokens, first, &of_row, out);
             }
@@ -179,7 +183,7 @@ fn floats<S, D, const N: usize, const V: usize>(
             let panel = unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len() * 4) };
             some_rows::<S, F32, 64, 1, 4>(s, panel, x.stride * LANES * 4, None, row, x, first, out);
         } else {
-            some_rows::<S, D, N, V, 4>(s, four, bytes, Some(4 * bytes), row, x, first, out);
+            some_rows::<S, D, N, V, 4>(s, four, bytes, Some(ahead(bytes)), row, x, first, out);
         }
         row += 4;
     }
@@ -187,6 +191,13 @@ fn floats<S, D, const N: usize, const V: usize>(
         some_rows::<S, D, N, V, 1>(s, one, bytes, None, row, x, first, out);
         row += 1;
     }
+}
+
+/// How far ahead of the row that is read weights are asked for: the next rows, in the order of memory, so that the
+/// machine's own prefetcher sees one stream.
+#[inline(always)]
+fn ahead(row_bytes: usize) -> usize {
+    (4 * row_bytes).clamp(4096, 8192)
 }
 
 /// Decodes one row.
@@ -272,9 +283,19 @@ fn integers<'a, S: Simd>(
     let bytes = weight.row_bytes();
     let data = &weight.bytes()[rows.start * bytes..rows.end * bytes];
     let mut row = rows.start;
-    let (pairs, rest) = data.split_at((rows.len() - rows.len() % 2) * bytes);
-    for pair in pairs.chunks_exact(2 * bytes) {
+    let mut rest = data;
+    // Few tokens: more rows, so that there are as many sums to work on at a time.
+    while x.count < 4 && rest.len() >= 4 * bytes {
+        let (four, later) = rest.split_at(4 * bytes);
+        let groups = [groups(row), groups(row + 1), groups(row + 2), groups(row + 3)];
+        some_integer_rows::<S, 4>(s, four, bytes, groups, row, x, first, out);
+        rest = later;
+        row += 4;
+    }
+    while rest.len() >= 2 * bytes {
+        let (pair, later) = rest.split_at(2 * bytes);
         some_integer_rows::<S, 2>(s, pair, bytes, [groups(row), groups(row + 1)], row, x, first, out);
+        rest = later;
         row += 2;
     }
     for one in rest.chunks_exact(bytes) {
@@ -303,7 +324,7 @@ fn some_integer_rows<S: Simd, const R: usize>(
         *row = data[r * bytes..].as_ptr();
     }
     let mut token = 0;
-    let mut ahead = Some(R * bytes);
+    let mut ahead = Some(ahead(bytes));
     macro_rules! tiles {
         ($($tokens:literal),*) => {$(
             while x.count - token >= $tokens {
@@ -325,7 +346,9 @@ fn some_integer_rows<S: Simd, const R: usize>(
             }
         )*};
     }
-    if S::WIDE {
+    if S::WIDE && R == 4 {
+        tiles!(2, 1);
+    } else if S::WIDE {
         tiles!(8, 4, 2, 1);
     } else {
         tiles!(1);

@@ -3,7 +3,7 @@
 use crate::backend::{Buffer, LinearId, Result};
 use crate::cpu::CpuBackend;
 use crate::cpu::engine::Engine;
-use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format};
+use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format, INT4_BLOCK};
 use crate::ops::linear::{Block, Order, Out, Packed, Tokens, pack};
 use crate::simd::run;
 
@@ -113,12 +113,16 @@ pub(crate) fn dequantize_row(weight: &CpuLinear, row: usize, out: &mut [f32]) {
                 *out = crate::cpu::float8::e4m3_to_f32(*code) * scales[k / FP8_BLOCK];
             });
         }
-        Format::Int4 { scales, zeros, group } => {
-            let groups = weight.in_features.div_ceil(*group);
+        Format::Int4 {
+            scales,
+            zeros,
+            per_chunk,
+        } => {
+            let (chunks, size) = (weight.in_features.div_ceil(INT4_BLOCK), INT4_BLOCK / per_chunk);
             for (k, out) in out {
-                let at = row * groups + k / group;
+                let at = row * chunks * per_chunk + k / size;
                 let q = i32::from(bytes[k / 2] >> (4 * (k % 2)) & 15);
-                *out = (q - zeros.get(at).map_or(8, |zero| i32::from(*zero))) as f32 * scales[at];
+                *out = (q - zeros.get(at).map_or(8, |zero| *zero & 0xff)) as f32 * scales[at];
             }
         }
     }

@@ -1,24 +1,19 @@
 //! Tiles of an INT4 weight: exact integer sums per lane and chunk, scaled into F32 sums.
 
 use super::tile::reduce;
-use crate::cpu::weights::{INT4_BLOCK, INT4_LANE};
+use crate::cpu::weights::INT4_BLOCK;
 use crate::simd::{LANES, Simd};
 
-/// Scales and zeros of a row.
+/// Bytes of a chunk.
+const N: usize = INT4_BLOCK / 2;
+
+/// Scales and zeros of a row, `per_chunk` of each for every chunk.
 #[derive(Clone, Copy)]
 pub(crate) struct Groups<'a> {
     pub(crate) scales: &'a [f32],
     /// Empty: all 8.
-    pub(crate) zeros: &'a [u8],
-    pub(crate) size: usize,
-}
-
-impl Groups<'_> {
-    /// Group of a lane of a chunk; past the end of the row (where inputs are 0) the last one.
-    #[inline(always)]
-    fn of(&self, chunk: usize, lane: usize) -> usize {
-        ((chunk * INT4_BLOCK + lane * INT4_LANE) / self.size).min(self.scales.len() - 1)
-    }
+    pub(crate) zeros: &'a [i32],
+    pub(crate) per_chunk: usize,
 }
 
 /// `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk).
@@ -35,13 +30,16 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
     sx: [*const f32; T],
     ahead: Option<usize>,
 ) -> [[f32; T]; R] {
-    const N: usize = INT4_BLOCK / 2;
     let mut sums = [[s.splat(0.0); T]; R];
     let whole = bytes / N;
+    let base = rows[0];
     let mut rows = rows;
     for chunk in 0..whole {
         if let Some(ahead) = ahead {
-            rows.iter().for_each(|row| s.prefetch(row.wrapping_add(ahead)));
+            let next = base.wrapping_add(ahead + chunk * R * N);
+            for r in 0..R {
+                s.prefetch(next.wrapping_add(r * N));
+            }
         }
         // SAFETY: `chunk` is below the row's whole chunks, so that 64 bytes and 4 vectors are there.
         unsafe { step(s, &mut sums, rows, groups, x, sx, chunk) };
@@ -84,24 +82,36 @@ unsafe fn step<S: Simd, const R: usize, const T: usize>(
     sx: [*const f32; T],
     chunk: usize,
 ) {
-    let one_group = groups[0].size >= INT4_BLOCK;
     let mut q = [[s.splat_i32(0); 4]; R];
     let mut scales = [s.splat(0.0); R];
     for r in 0..R {
         // SAFETY: the caller vouches for 64 bytes.
         q[r] = s.int4x128(unsafe { &*rows[r].cast() });
-        let zero = zero(s, &groups[r], chunk, one_group);
+        let Groups {
+            scales: all,
+            zeros,
+            per_chunk,
+        } = groups[r];
+        let these = chunk * per_chunk..(chunk + 1) * per_chunk;
+        let mut zero = s.splat_i32(0x0008_0008);
+        if per_chunk == 1 {
+            scales[r] = s.splat(all[chunk]);
+            if !zeros.is_empty() {
+                zero = s.splat_i32(zeros[chunk]);
+            }
+        } else {
+            scales[r] = s.spread(&all[these.clone()]);
+            if !zeros.is_empty() {
+                zero = s.spread_i32(&zeros[these]);
+            }
+        }
         for n in 0..4 {
             q[r][n] = s.sub_i16(q[r][n], zero);
-        }
-        if !one_group {
-            let lanes: [f32; LANES] = std::array::from_fn(|d| groups[r].scales[groups[r].of(chunk, d)]);
-            scales[r] = s.load(&lanes);
         }
     }
     for t in 0..T {
         // SAFETY: the caller vouches for the chunk's scale.
-        let sx = unsafe { *sx[t].add(chunk) };
+        let sx = s.splat(unsafe { *sx[t].add(chunk) });
         let mut values = [s.splat_i32(0); 4];
         for n in 0..4 {
             // SAFETY: the caller vouches for the chunk's 4 vectors; an i32 has the layout of an f32.
@@ -112,25 +122,7 @@ unsafe fn step<S: Simd, const R: usize, const T: usize>(
             for n in 0..4 {
                 dot = s.dot_i16(dot, q[r][n], values[n]);
             }
-            let scale = if one_group {
-                s.splat(groups[r].scales[chunk * INT4_BLOCK / groups[r].size] * sx)
-            } else {
-                s.mul(scales[r], s.splat(sx))
-            };
-            sums[r][t] = s.fma(s.to_f32(dot), scale, sums[r][t]);
+            sums[r][t] = s.fma(s.mul(s.to_f32(dot), sx), scales[r], sums[r][t]);
         }
     }
-}
-
-/// The zero of each lane of a chunk, twice in its i32.
-#[inline(always)]
-fn zero<S: Simd>(s: S, groups: &Groups<'_>, chunk: usize, one_group: bool) -> S::I {
-    if groups.zeros.is_empty() {
-        return s.splat_i32(0x0008_0008);
-    }
-    let twice = |zero: u8| i32::from(zero) * 0x0001_0001;
-    if one_group {
-        return s.splat_i32(twice(groups.zeros[chunk * INT4_BLOCK / groups.size]));
-    }
-    s.load_i32(&std::array::from_fn(|d| twice(groups.zeros[groups.of(chunk, d)])))
 }

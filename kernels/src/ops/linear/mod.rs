@@ -13,10 +13,11 @@
 //! | INT4 | 128 | k / 8 | see below |
 //!
 //! INT4: the inputs of a chunk are rounded to 16-bit integers, `x = xi * sx` with `sx = max |x| / 32767` (error
-//! below 2^-16 of the chunk's largest input); each lane's `sum of (q - zero) * xi` over its 8 inputs is an exact
-//! integer, converted to F32 exactly, and added to the lane by fused multiply-add with `scale * sx` (rounded).
-//! A chunk that holds a NaN or an infinity has `sx = NaN`.
+//! below 2^-16 of the chunk's largest input); each lane's `p = sum of (q - zero) * xi` over its 8 inputs is an exact
+//! integer, converted to F32 exactly; the lane becomes `fma(p * sx, scale, lane)`, the product rounded. A chunk that holds a NaN or an infinity has `sx = NaN`.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod block;
 mod cpu;
 mod int4;

@@ -75,10 +75,14 @@ where
 {
     let mut sums = [[s.splat(0.0); T]; R];
     let whole = bytes / N;
+    let base = rows[0];
     let mut rows = rows;
     for at in 0..whole {
         if let Some(ahead) = ahead {
-            rows.iter().for_each(|row| s.prefetch(row.wrapping_add(ahead)));
+            let next = base.wrapping_add(ahead + at * R * N);
+            for r in 0..R {
+                s.prefetch(next.wrapping_add(r * N));
+            }
         }
         // SAFETY: `at` is below the row's whole steps, so that `N` bytes and `V` vectors are there.
         unsafe { step::<S, D, N, V, R, T>(s, &mut sums, rows, x, at) };

@@ -27,7 +27,9 @@ pub(crate) struct NormRows {
     pub(crate) rows: u64,
     pub(crate) image: u64,
     pub(crate) normed: u64,
+    pub(crate) plane: u64,
     pub(crate) padded: i32,
+    pub(crate) plane_blocks: i32,
 }
 
 /// Mirrors `CombineRows`.
@@ -36,6 +38,8 @@ pub(crate) struct NormRows {
 pub(crate) struct CombineRows {
     pub(crate) norm: NormRows,
     pub(crate) y: u64,
+    pub(crate) sorted: u64,
+    pub(crate) row_of_slot: u64,
     pub(crate) weights: u64,
     pub(crate) slots: i32,
 }

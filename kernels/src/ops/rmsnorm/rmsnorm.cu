@@ -1,13 +1,16 @@
-// From the residual stream to the next linear's input: h = x0 + x1, y = h / rms(h) * weight, as images and as F32.
+// From the residual stream to the next linear's input: h = x0 + x1, y = h / rms(h) * weight, as images (few tokens), as
+// a plane (many) and as F32.
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
 #include "../../cuda/gemv.cuh"
+#include "../../cuda/plane.cuh"
 
 struct NormRows {
     NormInput input;       // weight null: no norm, y = h
     const uint32_t *rows;  // input row of output row r; null: r
     uint8_t *image;        // [rows][image_bytes(padded)] or null
     float *normed;         // [rows, k] or null
-    int padded;
+    uint8_t *plane;        // or null
+    int padded, plane_blocks;
 };
 
 constexpr int NORM_THREADS = 512, NORM_PAIRS = 16;  // k <= 16384
@@ -28,6 +31,8 @@ DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[NORM_PAIRS]
             y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
             if (p.normed) *reinterpret_cast<float2 *>(p.normed + static_cast<size_t>(row) * p.input.k + k) = y;
         }
+        if (p.plane && k < p.padded)
+            *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
         if (p.image)
             image_store_pair(p.image + static_cast<size_t>(row) * image_bytes(p.padded), p.padded, k, y.x, y.y, k < p.padded);
     }
@@ -58,8 +63,10 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) norm_rows(const __gri
 // hidden[t] += sum over j of weights[t, j] * y[t * k + j], in the order of the slots; then, if there is a place for it,
 // the norm of the new hidden.
 struct CombineRows {
-    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; image and normed null: no norm
-    const float *y;     // [tokens * slots, k]
+    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; image, normed and plane null: no norm
+    const float *y;     // [tokens * slots, k], or null:
+    const __nv_bfloat16 *sorted;  // the same values, row row_of_slot[token * slots + j]
+    const uint32_t *row_of_slot;
     const float *weights;
     int slots;
 };
@@ -79,12 +86,19 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) combine_rows(const __
         float2 sum = make_float2(0.f, 0.f);
         for (int j = 0; j < p.slots; j++) {
             const float w = p.weights[row * p.slots + j];
-            const float2 y = *reinterpret_cast<const float2 *>(p.y + (static_cast<size_t>(row) * p.slots + j) * width + k);
+            const size_t slot = static_cast<size_t>(row) * p.slots + j;
+            float2 y;
+            if (p.y) {
+                y = *reinterpret_cast<const float2 *>(p.y + slot * width + k);
+            } else {
+                const size_t from = static_cast<size_t>(p.row_of_slot[slot]) * width + k;
+                y = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(p.sorted + from));
+            }
             sum.x = fmaf(w, y.x, sum.x), sum.y = fmaf(w, y.y, sum.y);
         }
         v[i] = *reinterpret_cast<const float2 *>(p.norm.input.x0 + from + k);
         v[i].x += sum.x, v[i].y += sum.y;
         *reinterpret_cast<float2 *>(p.norm.input.sum_out + from + k) = v[i];
     }
-    if (p.norm.image || p.norm.normed) finish_row(p.norm, row, v, scratch);
+    if (p.norm.image || p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, scratch);
 }

@@ -1,9 +1,8 @@
 //! Launches of `sample.cu`; rows with penalties, biases, masks or log-probabilities come to the host's sampler.
 
 use crate::backend::{Result, SampleParams, SampleRow, Sampled};
-use crate::cuda::loader::as_bytes;
 use crate::cuda::workspace::{Slot, Workspace};
-use crate::cuda::{Gpu, Launch};
+use crate::cuda::{Gpu, Launch, as_bytes};
 
 const SLICES: usize = 64;
 const BAD_LOGIT: u32 = u32::MAX;
@@ -90,6 +89,11 @@ pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, drawn: bool) -> Result<()
         gpu.launch("sample_rest", rest, params)?;
     }
     Ok(())
+}
+
+/// The CPU's sampler, for rows that ask for more than the device's knows.
+pub(crate) fn on_host(logits: &[f32], row: &SampleRow<'_>) -> Sampled {
+    super::sample(crate::simd::Isa::detect(), logits, row, &mut super::Scratch::new(logits.len()))
 }
 
 /// What a token from the device means.

@@ -1,0 +1,151 @@
+//! A step of more than 128 tokens: matrix products over planes; attention in chunks of tokens, experts in larger ones.
+
+use super::{ATTENTION_CHUNK, EXPERTS_CHUNK, Forward, Layer, cache};
+use crate::backend::Result;
+use crate::cuda::format::padded;
+use crate::cuda::plane::linear_gemm;
+use crate::cuda::step::FEW_TOKENS;
+use crate::cuda::workspace::Slot;
+use crate::cuda::{CudaBackend, shape};
+use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, PrefillPlan, PrefillPlans, PrefillRows, head_blocks};
+use crate::ops::embed::cuda::embed;
+use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows};
+use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
+use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormRows, combine_rows, norm_rows};
+use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens};
+
+pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Result<()> {
+    const OP: &str = "forward";
+    let (gpu, sizes, places, step) = (&backend.gpu, &forward.sizes, &forward.places, &backend.step);
+    let tokens = step.tokens;
+    embed(gpu, backend.linear(OP, forward.model.embedding)?, step.ids(), backend.sampled_tokens(), tokens, places.hidden)?;
+    // The decode tokens in front of the prompts: split over their contexts.
+    let single = step.runs.iter().take_while(|run| run.1 == 1).count().min(FEW_TOKENS);
+    if single > 0 {
+        step.queue_plan(gpu, head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)), single)?;
+    }
+    let pieces = |chunk: usize| (0..tokens).step_by(chunk).map(move |first| (first, tokens.min(first + chunk)));
+    let area = backend.workspace.memory(Slot::PrefillBlocks).ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
+    let per_kv = sizes.q_width / sizes.kv_width;
+    let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
+    for layer in &forward.layers {
+        for (piece, range) in pieces(ATTENTION_CHUNK).enumerate() {
+            attend(backend, forward, layer, range, single, plan.piece(piece))?;
+        }
+        for range in pieces(EXPERTS_CHUNK) {
+            experts(backend, forward, layer, range)?;
+        }
+    }
+    let rows = step.logit_count;
+    let norm = backend.vector(OP, forward.model.final_norm, sizes.hidden)?;
+    let heads = [backend.linear(OP, forward.model.head)?];
+    let input = NormInput { x0: places.hidden, weight: norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
+    let (plane, plane_blocks) = (places.plane, places.blocks as i32);
+    let normed = NormRows { input, rows: step.logit_rows(), plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() };
+    norm_rows(gpu, rows, &normed)?;
+    linear_gemm(gpu, &heads, places.plane, places.blocks, rows, logits, 0)
+}
+
+/// Norm, projections, attention and output projection of tokens [first, end).
+fn attend(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    (first, end): (usize, usize),
+    single: usize,
+    plan: Option<PrefillPlan>,
+) -> Result<()> {
+    const OP: &str = "forward";
+    let (gpu, sizes, places, step) = (&backend.gpu, &forward.sizes, &forward.places, &backend.step);
+    let count = end - first;
+    let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
+    let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
+    let input = NormInput { x0: hidden, weight: layer.norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
+    norm_rows(gpu, count, &NormRows { input, plane: places.plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() })?;
+    let weights = &layer.handles.attention;
+    let projections = [backend.linear(OP, weights.q)?, backend.linear(OP, weights.k)?, backend.linear(OP, weights.v)?];
+    linear_gemm(gpu, &projections, places.plane, blocks, count, places.projection, 0)?;
+    let spec = &forward.model.spec.layers[0].attention;
+    let cache = cache(backend, layer);
+    let params = RopeParams {
+        qkv: places.projection,
+        parts: 1,
+        tokens: count as i32,
+        heads: sizes.heads as i32,
+        rotary: sizes.rotary as i32,
+        norm: norm_kind(spec.qk_norm),
+        eps: sizes.eps,
+        q_norm: layer.q_norm,
+        k_norm: layer.k_norm,
+        turns: places.turns,
+        positions: step.positions() + first as u64 * 4,
+        token_run: step.token_run() + first as u64 * 4,
+        pages: Pages::new(cache, step),
+        q: places.queries,
+    };
+    rope_kv(gpu, cache, &params)?;
+    if first == 0 && single > 0 {
+        let params = AttentionParams { q: places.queries, plane: places.attended_plane, plane_blocks, ..layer.attention };
+        attention::decode(gpu, cache, &params)?;
+    }
+    if let Some(plan) = plan {
+        let rows = PrefillRows { q: places.queries, out: 0, plane: places.attended_plane, plane_blocks: blocks };
+        attention::prefill(gpu, step, cache, sizes.heads, plan, rows)?;
+    }
+    linear_gemm(gpu, &[backend.linear(OP, weights.o)?], places.attended_plane, blocks, count, hidden, hidden)
+}
+
+/// Norm, gate, sort, both products and the weighted sum of tokens [first, end).
+fn experts(backend: &CudaBackend, forward: &Forward, layer: &Layer, (first, end): (usize, usize)) -> Result<()> {
+    const OP: &str = "forward";
+    let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
+    let (count, pairs) = (end - first, (end - first) * sizes.top_k);
+    let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
+    let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
+    let input = NormInput { x0: hidden, weight: layer.moe_norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
+    norm_rows(gpu, count, &NormRows { input, plane: places.plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() })?;
+    linear_gemm(gpu, &[backend.linear(OP, layer.handles.gate)?], places.plane, blocks, count, places.gate_logits, 0)?;
+    let params = RouteTokens {
+        route: RouteParams { tokens: count as i32, parts: 1, ..layer.route },
+        ids: places.ids,
+        weights: places.weights,
+        ..RouteTokens::default()
+    };
+    route::route(gpu, &params)?;
+    let area = &places.sort;
+    let params = SortParams {
+        ids: places.ids,
+        plane: places.plane,
+        sorted: places.sorted_plane,
+        tokens: count as i32,
+        k: sizes.top_k as i32,
+        experts: sizes.experts as i32,
+        steps: (padded(sizes.hidden) / 128) as i32,
+        plane_blocks,
+        sorted_blocks: places.sorted_blocks as i32,
+        ..SortParams::default()
+    };
+    sort(gpu, &area.fill(params))?;
+    let up = ManyParams {
+        experts: layer.experts,
+        tiles: area.tiles,
+        tile_count: area.tile_count,
+        plane: places.sorted_plane,
+        acted: places.acted_plane,
+        y: 0,
+        blocks: places.sorted_blocks as i32,
+    };
+    // The sorted rows have been read when `down` writes: their place takes its result.
+    let down = ManyParams { plane: places.acted_plane, acted: 0, y: places.sorted_plane, ..up };
+    products(gpu, layer.format, sorted_rows(pairs, sizes.experts), &up, &down)?;
+    let input = NormInput { x0: hidden, sum_out: hidden, k: sizes.hidden as i32, ..NormInput::default() };
+    let params = CombineRows {
+        norm: NormRows { input, ..NormRows::default() },
+        sorted: places.sorted_plane,
+        row_of_slot: area.row_of_slot,
+        weights: places.weights,
+        slots: sizes.top_k as i32,
+        ..CombineRows::default()
+    };
+    combine_rows(gpu, count, &params)
+}

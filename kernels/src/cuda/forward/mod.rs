@@ -1,0 +1,251 @@
+//! Whole steps without the host: embedding, layers and head queued at once, and for few tokens recorded as a graph.
+//!
+//! `few` serves decode (up to 128 tokens, or short prompts), `many` prefill. Must stay true: nothing here waits for the
+//! device; everything that a recorded graph reads lies at addresses that never move (a move empties the graphs).
+
+mod few;
+mod many;
+
+use std::collections::HashMap;
+
+use conclave_plan::model::QkNorm;
+
+use super::format::{image_bytes, padded};
+use super::plane::{plane_blocks, plane_bytes};
+use super::step::{FEW_TOKENS, Step};
+use super::workspace::Slot;
+use super::{CudaBackend, Graph, KvCache, shape};
+use crate::backend::{Buffer, ForwardLayer, ForwardModel, KernelError, Result};
+use crate::ops::attention::cuda::{self as attention, AttentionParams, PrefillPlans};
+use crate::ops::experts::cuda::{ExpertsParam, HALF_SLOTS};
+use crate::ops::experts::many::{SortArea, sorted_rows};
+use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
+use crate::ops::route::cuda::{GATE_PARTS, Groups, RouteParams};
+use crate::ops::sample::cuda as sample;
+
+/// Tokens that `many` takes through attention at a time, and through the experts.
+const ATTENTION_CHUNK: usize = 4096;
+const EXPERTS_CHUNK: usize = 8192;
+/// Most recorded graphs: one for each number of tokens, twice for different result buffers.
+const GRAPHS: usize = 2 * FEW_TOKENS;
+
+/// A layer with every handle resolved.
+struct Layer {
+    handles: ForwardLayer,
+    norm: u64,
+    q_norm: u64,
+    k_norm: u64,
+    moe_norm: u64,
+    route: RouteParams,
+    experts: ExpertsParam,
+    format: super::Format,
+    attention: AttentionParams,
+}
+
+/// Sizes that all layers share.
+#[derive(Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    heads: usize,
+    q_width: usize,
+    kv_width: usize,
+    inter: usize,
+    experts: usize,
+    top_k: usize,
+    vocab: usize,
+    eps: f32,
+    rotary: usize,
+}
+
+/// Where things lie.
+#[derive(Clone, Copy)]
+struct Places {
+    images: u64,
+    acted: u64,
+    projection: u64,
+    squares: u64,
+    gate_logits: u64,
+    groups: Groups,
+    hidden: u64,
+    halves: u64,
+    attended: u64,
+    queries: u64,
+    expert_out: u64,
+    ids: u64,
+    weights: u64,
+    turns: u64,
+    plane: u64,
+    attended_plane: u64,
+    sorted_plane: u64,
+    acted_plane: u64,
+    sort: SortArea,
+    /// Blocks of the planes of tokens and of sorted rows.
+    blocks: usize,
+    sorted_blocks: usize,
+}
+
+pub(super) struct Forward {
+    model: ForwardModel,
+    layers: Vec<Layer>,
+    sizes: Sizes,
+    places: Places,
+    graphs: HashMap<(usize, usize, bool, u64), Graph>,
+    generation: u64,
+}
+
+impl CudaBackend {
+    pub(super) fn prepare_forward(&mut self, model: ForwardModel) -> Result<bool> {
+        const OP: &str = "forward";
+        let spec = &model.spec;
+        let Some(first) = spec.layers.first() else { return Ok(false) };
+        let same = |layer: &conclave_plan::model::LayerSpec| *layer == *first;
+        if model.layers.len() != spec.layers.len() || !spec.layers.iter().all(same) {
+            return Err(KernelError::Unsupported("the layers differ in shape".into()));
+        }
+        let sizes = Sizes {
+            hidden: spec.hidden,
+            heads: first.attention.heads,
+            q_width: first.attention.q_width(),
+            kv_width: first.attention.kv_width(),
+            inter: first.moe.intermediate,
+            experts: first.moe.experts,
+            top_k: first.moe.top_k,
+            vocab: spec.vocab,
+            eps: spec.rms_eps,
+            rotary: first.attention.rotary_dim,
+        };
+        let turns = Step::turns(&self.gpu, &mut self.workspace, sizes.rotary, first.attention.rope_theta)?;
+        let places = self.places(&sizes, turns)?;
+        sample::params(&self.gpu, &mut self.workspace, self.limits.max_logit_rows, sizes.vocab)?;
+        let mut layers = Vec::with_capacity(model.layers.len());
+        for handles in &model.layers {
+            self.cache(OP, handles.kv, &first.attention)?;
+            let (q_norm, k_norm) = self.qk_norms(OP, &first.attention, &handles.attention)?;
+            let block = self.expert_block(OP, handles.experts)?;
+            if (block.count, block.hidden, block.inter) != (sizes.experts, sizes.hidden, sizes.inter) {
+                return Err(shape(OP, "experts", format!("{} [{}, {}]", block.count, block.inter, block.hidden), "all of the layer's"));
+            }
+            let (experts, format) = (block.param(), block.format);
+            let cache = &self.caches[handles.kv.0 as usize];
+            layers.push(Layer {
+                handles: *handles,
+                norm: self.vector(OP, handles.attention.norm, sizes.hidden)?,
+                q_norm,
+                k_norm,
+                moe_norm: self.vector(OP, handles.moe_norm, sizes.hidden)?,
+                route: self.route_params(OP, &first.moe, handles.selection_bias, places.gate_logits, 0)?,
+                experts,
+                format,
+                attention: AttentionParams {
+                    turns,
+                    eps: sizes.eps,
+                    rotary: sizes.rotary as i32,
+                    ..attention::params(&self.gpu, &mut self.workspace, &self.step, cache, sizes.heads)?
+                },
+            });
+        }
+        let generation = self.workspace.generation;
+        self.forward = Some(Forward { model, layers, sizes, places, graphs: HashMap::new(), generation });
+        Ok(true)
+    }
+
+    /// Sizes the whole workspace, so that no step allocates.
+    fn places(&mut self, sizes: &Sizes, turns: u64) -> Result<Places> {
+        let limit = self.limits.max_tokens;
+        let few = FEW_TOKENS.min(limit.max(INLINE_TOKENS));
+        let pairs = few * sizes.top_k;
+        let width = sizes.q_width + 2 * sizes.kv_width;
+        let many = if limit > FEW_TOKENS { limit } else { 0 };
+        let (chunk, experts_chunk) = (many.min(ATTENTION_CHUNK), many.min(EXPERTS_CHUNK));
+        let blocks = plane_blocks(chunk.max(experts_chunk));
+        let sorted = match experts_chunk {
+            0 => 0,
+            tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
+        };
+        let (hidden, inter) = (padded(sizes.hidden), padded(sizes.inter));
+        let images = self.images(few)?;
+        let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
+        let per_kv = sizes.q_width / sizes.kv_width;
+        let pieces = many.div_ceil(ATTENTION_CHUNK);
+        get(Slot::PrefillBlocks, PrefillPlans::bytes(many, self.limits.max_runs, pieces, per_kv))?;
+        let groups = get(Slot::Groups, Groups::bytes(pairs, sizes.experts))?;
+        let sort = get(Slot::Sort, SortArea::bytes(experts_chunk, sizes.top_k))?;
+        Ok(Places {
+            images,
+            acted: get(Slot::Acted, pairs * image_bytes(inter))?,
+            projection: get(Slot::Projection, few.max(chunk) * width * 4)?,
+            squares: get(Slot::Squares, INLINE_TOKENS * width / 32 * 4)?,
+            gate_logits: get(Slot::GateLogits, (GATE_PARTS * few).max(experts_chunk) * sizes.experts * 4)?,
+            groups: Groups::at(groups, pairs, sizes.experts),
+            hidden: get(Slot::Hidden, limit * sizes.hidden * 4)?,
+            halves: get(Slot::Halves, (8 * INLINE_TOKENS).max(2 * few) * sizes.hidden * 4)?,
+            attended: get(Slot::Attended, few * image_bytes(padded(sizes.q_width)).max(sizes.q_width * 4))?,
+            queries: get(Slot::Queries, few.max(chunk) * sizes.q_width * 4)?,
+            expert_out: get(Slot::ExpertOut, pairs * sizes.hidden * 4)?,
+            ids: get(Slot::ChosenIds, few.max(experts_chunk) * sizes.top_k * 4)?,
+            weights: get(Slot::ChosenWeights, few.max(experts_chunk) * sizes.top_k * 4)?,
+            turns,
+            plane: get(Slot::Plane, plane_bytes(blocks, hidden))?,
+            attended_plane: get(Slot::AttendedPlane, plane_bytes(blocks, padded(sizes.q_width)))?,
+            sorted_plane: get(Slot::SortedPlane, plane_bytes(sorted / 8, hidden))?,
+            acted_plane: get(Slot::ActedPlane, plane_bytes(sorted / 8, inter))?,
+            sort: SortArea::at(sort, experts_chunk, sizes.top_k),
+            blocks,
+            sorted_blocks: sorted / 8,
+        })
+    }
+
+    pub(super) fn run_forward(&mut self, logits: &Buffer) -> Result<bool> {
+        const OP: &str = "forward";
+        let (tokens, rows) = (self.step.tokens, self.step.logit_count);
+        let Some(forward) = &self.forward else { return Ok(false) };
+        let vocab = forward.sizes.vocab;
+        let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
+        if tokens == 0 {
+            return Ok(true);
+        }
+        for layer in &forward.layers {
+            self.step.check_pages(OP, self.caches[layer.handles.kv.0 as usize].pages)?;
+        }
+        if tokens > FEW_TOKENS {
+            many::queue(self, forward, logits)?;
+            return Ok(true);
+        }
+        let inline = forward.inline(tokens) && self.step.runs.len() == tokens;
+        let key = (tokens, rows, inline, logits);
+        if forward.generation == self.workspace.generation
+            && let Some(graph) = forward.graphs.get(&key)
+        {
+            graph.launch(&self.gpu.device, &self.gpu.stream)?;
+            return Ok(true);
+        }
+        let graph = self.gpu.stream.capture(&self.gpu.device, || few::queue(self, forward, tokens, rows, inline, logits))?;
+        graph.launch(&self.gpu.device, &self.gpu.stream)?;
+        let generation = self.workspace.generation;
+        if let Some(forward) = &mut self.forward {
+            if forward.generation != generation || forward.graphs.len() >= GRAPHS {
+                self.gpu.stream.wait(&self.gpu.device)?;
+                forward.graphs.clear();
+                forward.generation = generation;
+            }
+            forward.graphs.insert(key, graph);
+        }
+        Ok(true)
+    }
+}
+
+impl Forward {
+    /// Whether the kernels that do norm, choice and sum themselves serve so many tokens.
+    fn inline(&self, tokens: usize) -> bool {
+        let sizes = &self.sizes;
+        let spec = &self.model.spec.layers[0].attention;
+        let whole = spec.qk_norm != QkNorm::PerHead && sizes.q_width % 32 == 0 && sizes.kv_width % 32 == 0;
+        let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden % 2 == 0;
+        tokens <= INLINE_TOKENS && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
+    }
+}
+
+/// The caches' lookup that both walks need.
+fn cache<'a>(backend: &'a CudaBackend, layer: &Layer) -> &'a KvCache {
+    &backend.caches[layer.handles.kv.0 as usize]
+}

@@ -1,0 +1,218 @@
+// Many tokens times a weight, on the warpgroup tensor cores.
+//
+// A tile of work is 256 weight rows x up to 128 activation rows. Two consumer warpgroups own 128 weight rows each, as
+// two sets of 64 (each warp one 16-row tile of the stream per set); a producer warp fills a ring of steps of 128 inputs:
+// the 16 tiles' stages and the plane's two chunks. Weights go from shared memory through registers, where they become
+// bf16 with their scales applied, straight into the products. Operations: 2 * rows * K per activation row.
+#pragma once
+#include "plane.cuh"
+#include "stream.cuh"
+#include "wgmma.cuh"
+
+constexpr int GEMM_CONSUMERS = 2, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128, GEMM_ROWS = 256, GEMM_COLUMNS = 128;
+constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
+constexpr int STEP_INPUTS = 128, STEP_CHUNKS = 2;
+
+template <int F> constexpr int STEP_STAGES = STEP_INPUTS / Layout<F>::K;
+template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
+constexpr int STEP_PLANE = STEP_CHUNKS * GEMM_COLUMNS * 128;
+// Weights, then planes aligned to 1024.
+template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE;
+template <int F> constexpr int GEMM_DEPTH = 225 * 1024 / STEP_BYTES<F> < 4 ? 225 * 1024 / STEP_BYTES<F> : 4;
+
+// One tile of work.
+struct GemmTile {
+    const uint8_t *set[2 * GEMM_CONSUMERS];  // the 64-row sets' streams: warpgroup w has 2w and 2w + 1
+    int sets_tiles[2 * GEMM_CONSUMERS];      // tiles of each set that exist (0 to 4)
+    const uint8_t *plane;                    // chunk 0 of the first activation row's block
+    size_t chunk_bytes;                      // from one chunk of the plane to the next
+    int steps, columns;                      // columns: 32, 64, 96 or 128
+};
+
+struct GemmRing {
+    uint8_t *slots;
+    uint64_t *full, *empty;
+    uint32_t slot, parity;
+    template <int F> DEVICE void advance() {
+        if (++slot == GEMM_DEPTH<F>) slot = 0, parity ^= 1;
+    }
+};
+
+// The producer's share of one tile: one warp, all lanes.
+template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int lane) {
+    constexpr int STAGES = STEP_STAGES<F>, BYTES = STAGES * Layout<F>::BYTES;
+    const size_t tile_bytes = static_cast<size_t>(tile.steps) * BYTES;
+    const uint32_t plane_bytes = tile.columns * 128;
+    int held = 0;
+    for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) held += tile.sets_tiles[s];
+    // Lane i < 16 copies tile i of the 256 rows, lanes 16 and 17 the two chunks of the plane.
+    const int set = lane / 4, in_set = lane % 4;
+    const bool has_tile = lane < GEMM_TILES && in_set < tile.sets_tiles[set & 3];
+    for (int step = 0; step < tile.steps; step++) {
+        barrier_wait(&ring.empty[ring.slot], ring.parity ^ 1);
+        uint8_t *slot = ring.slots + ring.slot * STEP_BYTES<F>;
+        uint64_t *full = &ring.full[ring.slot];
+        if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS * plane_bytes);
+        __syncwarp();
+        if (has_tile)
+            bulk_copy(slot + lane * BYTES, tile.set[set] + in_set * tile_bytes + static_cast<size_t>(step) * BYTES, BYTES, full);
+        else if (lane == GEMM_TILES || lane == GEMM_TILES + 1)
+            bulk_copy(slot + STEP_BYTES<F> - STEP_PLANE + (lane - GEMM_TILES) * plane_bytes,
+                      tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS + (lane - GEMM_TILES)) * tile.chunk_bytes,
+                      plane_bytes, full);
+        ring.template advance<F>();
+    }
+}
+
+// Multiplies a pair of bf16 by an F32 scale: high and low part, so that only the result is rounded.
+DEVICE uint32_t scaled(uint32_t v, __nv_bfloat162 high, __nv_bfloat162 low) {
+    const __nv_bfloat162 w = *reinterpret_cast<__nv_bfloat162 *>(&v);
+    __nv_bfloat162 out = __hfma2(w, high, __hmul2(w, low));
+    return *reinterpret_cast<uint32_t *>(&out);
+}
+
+struct SplitScale {
+    __nv_bfloat162 high, low;
+    __device__ __forceinline__ void set(float s) {
+        const __nv_bfloat16 h = __float2bfloat16_rn(s);
+        high = __bfloat162bfloat162(h);
+        low = __bfloat162bfloat162(__float2bfloat16_rn(s - __bfloat162float(h)));
+    }
+};
+
+// The weights of one 16-row tile for one step, decoded product by product. `at`: the tile's bytes of the step.
+template <int F> struct Decoder {
+    uint32_t at;
+    int lane, bf16_scales;
+    SplitScale scale[2];   // of this lane's rows g and g + 8
+    __nv_bfloat162 zero[2];
+    uint4 words;
+
+    // Product `i` of eight; `i` is a constant after unrolling.
+    __device__ __forceinline__ void decode(int i, uint32_t (&a)[4]) {
+        const int row = lane >> 2, s = i % 4;
+        if constexpr (F == INT4_G128 || F == INT4_G32) {
+            constexpr int PER_GROUP = 8 / (128 / Layout<F>::GROUP);
+            if (i % 4 == 0) words = load_shared16(at + (i / 4) * 512 + lane * 16);
+            if (i % PER_GROUP == 0) {
+                const uint32_t group = at + 1024 + (i / PER_GROUP) * 48;
+                uint32_t s0, s1, z0, z1;
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s0) : "r"(group + row * 2));
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s1) : "r"(group + 16 + row * 2));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z0) : "r"(group + 32 + row));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z1) : "r"(group + 40 + row));
+                scale[0].set(scale_value(s0, bf16_scales)), scale[1].set(scale_value(s1, bf16_scales));
+                zero[0] = __bfloat162bfloat162(__float2bfloat16_rn(static_cast<float>(128 + z0)));
+                zero[1] = __bfloat162bfloat162(__float2bfloat16_rn(static_cast<float>(128 + z1)));
+            }
+            const uint32_t word = s == 0 ? words.x : s == 1 ? words.y : s == 2 ? words.z : words.w;
+            unpack_int4(word, a);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                __nv_bfloat162 v = __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&a[j]), zero[j & 1]);
+                a[j] = scaled(*reinterpret_cast<uint32_t *>(&v), scale[j & 1].high, scale[j & 1].low);
+            }
+        } else if constexpr (F == FP8) {
+            if (i == 0) {
+                float v;
+                asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at + 2048));
+                scale[0].set(v);
+            }
+            if (i % 2 == 0) words = load_shared16(at + (i / 2) * 512 + lane * 16);
+            unpack_fp8(i % 2 ? words.z : words.x, a[0], a[1]);
+            unpack_fp8(i % 2 ? words.w : words.y, a[2], a[3]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) a[j] = scaled(a[j], scale[0].high, scale[0].low);
+        } else {
+            const uint4 v = load_shared16(at + (i / 4) * Layout<F>::BYTES + s * 512 + lane * 16);
+            a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+            if constexpr (F == F16) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float2 f = __half22float2(*reinterpret_cast<__half2 *>(&a[j]));
+                    a[j] = pack_bf16(f.x, f.y);
+                }
+            }
+        }
+    }
+
+    // The low parts of F32 weights.
+    __device__ __forceinline__ void decode_low(int i, uint32_t (&a)[4]) {
+        const uint4 v = load_shared16(at + (i / 4) * Layout<F>::BYTES + 2048 + (i % 4) * 512 + lane * 16);
+        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+    }
+};
+
+// A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
+template <int F, int N>
+DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[2][N / 2]) {
+    constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
+    Decoder<F> decoder[2];
+    for (int step = 0; step < tile.steps; step++) {
+        barrier_wait(&ring.full[ring.slot], ring.parity);
+        const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>);
+        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE;
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            decoder[h].at = slot + ((warpgroup * 2 + h) * 4 + warp) * BYTES, decoder[h].lane = lane, decoder[h].bf16_scales = bf16_scales;
+        uint32_t a[2][2][4];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
+#pragma unroll
+            for (int h = 0; h < 2; h++) decoder[h].decode(i, a[i & 1][h]);
+            products_begin();
+#pragma unroll
+            for (int h = 0; h < 2; h++) Product<N>::run(acc[h], a[i & 1][h], b);
+            if constexpr (F == F32) {
+                uint32_t low[2][4];
+#pragma unroll
+                for (int h = 0; h < 2; h++) decoder[h].decode_low(i, low[h]);
+                products_begin();
+#pragma unroll
+                for (int h = 0; h < 2; h++) Product<N>::run(acc[h], low[h], b);
+                products_end();
+                products_wait<0>();
+            } else {
+                products_end();
+                products_wait<1>();  // the operands of product i - 1 are free
+            }
+        }
+        products_wait<0>();
+        if (lane == 0) barrier_arrive(&ring.empty[ring.slot]);
+        ring.template advance<F>();
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) hold(acc[h]);
+}
+
+// Shared memory of the ring; the barriers stand behind it.
+template <int F> DEVICE GemmRing ring_in(uint8_t *shared) {
+    uint8_t *slots = shared + (-shared_address(shared) & 1023);
+    uint64_t *barriers = reinterpret_cast<uint64_t *>(slots + GEMM_DEPTH<F> * STEP_BYTES<F>);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < GEMM_DEPTH<F>; i++) {
+            barrier_init(&barriers[i], 1);
+            barrier_init(&barriers[GEMM_DEPTH<F> + i], GEMM_CONSUMERS * 4);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    return {slots, barriers, barriers + GEMM_DEPTH<F>, 0, 0};
+}
+
+// More registers for the warpgroups that multiply, fewer for the one that copies.
+DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
+DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+
+// A number of columns as a type.
+template <int N> struct Columns {
+    static constexpr int value = N;
+};
+
+// Width of the products for so many columns.
+DEVICE int product_columns(int columns) { return min(GEMM_COLUMNS, ceil_div(columns, 32) * 32); }

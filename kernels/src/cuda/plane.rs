@@ -1,0 +1,82 @@
+//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`), and the launch of `gemm.cu`.
+
+use super::weights::{Linear, WeightParam};
+use super::{Format, Gpu, Launch, shape};
+use crate::backend::{KernelError, Result};
+
+/// Rows of one block of a plane.
+pub(crate) const PLANE_ROWS: usize = 8;
+/// Weight rows and activation rows of one tile of work.
+pub(crate) const GEMM_ROWS: usize = 256;
+pub(crate) const GEMM_COLUMNS: usize = 128;
+const THREADS: u32 = 384;
+
+/// Blocks of a plane of `rows` rows; a tile may read, not use, rows past them.
+pub(crate) fn plane_blocks(rows: usize) -> usize {
+    rows.next_multiple_of(GEMM_COLUMNS) / PLANE_ROWS
+}
+
+/// Bytes of a plane of `blocks` blocks of `padded` values.
+pub(crate) fn plane_bytes(blocks: usize, padded: usize) -> usize {
+    padded / 64 * blocks * 1024
+}
+
+/// Shared memory of a block: the ring, its alignment and its barriers.
+fn shared_bytes(format: Format) -> usize {
+    let stages = 128 / format.stage_inputs();
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * GEMM_COLUMNS * 128;
+    let depth = (225 * 1024 / step).min(4);
+    1024 + depth * step + 2 * depth * 8
+}
+
+/// A persistent grid for `work` tiles.
+pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
+    let blocks = (gpu.blocks() as usize).min(work) as u32;
+    Launch { grid: (blocks, 1), threads: THREADS, shared: shared_bytes(format) as u32, overlap: true }
+}
+
+/// Mirrors `GemmParams` of `linear/gemm.cu`.
+#[repr(C)]
+struct GemmParams {
+    segments: [WeightParam; 3],
+    plane: u64,
+    y: u64,
+    residual: u64,
+    tokens: i32,
+    blocks: i32,
+    width: i32,
+    tiles: i32,
+    steps: i32,
+}
+
+/// `y = plane * weights (+ residual)` for `tokens` rows of a plane of `blocks` blocks.
+pub(crate) fn linear_gemm(gpu: &Gpu, weights: &[&Linear], plane: u64, blocks: usize, tokens: usize, y: u64, residual: u64) -> Result<()> {
+    const OP: &str = "linear";
+    let first = weights.first().filter(|_| weights.len() <= 3).ok_or_else(|| shape(OP, "weights", weights.len(), "1 to 3"))?;
+    for (i, weight) in weights.iter().enumerate() {
+        if weight.format != first.format || weight.inputs != first.inputs {
+            return Err(KernelError::Unsupported("weights of one projection differ in format or inputs".into()));
+        }
+        if i + 1 < weights.len() && weight.rows % 64 != 0 {
+            return Err(shape(OP, "rows of a part", weight.rows, "a multiple of 64"));
+        }
+    }
+    let tiles: usize = weights.iter().map(|weight| weight.tiles()).sum();
+    let mut segments = [WeightParam::default(); 3];
+    for (segment, weight) in segments.iter_mut().zip(weights) {
+        *segment = weight.param();
+    }
+    let params = GemmParams {
+        segments,
+        plane,
+        y,
+        residual,
+        tokens: tokens as i32,
+        blocks: blocks as i32,
+        width: weights.iter().map(|weight| weight.rows).sum::<usize>() as i32,
+        tiles: tiles as i32,
+        steps: (first.padded() / 128) as i32,
+    };
+    let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS);
+    gpu.launch(&format!("linear_gemm_{}", first.format.name()), gemm_launch(gpu, first.format, work), &params)
+}

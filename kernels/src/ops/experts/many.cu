@@ -1,0 +1,127 @@
+// The two products of many rows of many experts, each all experts in one launch. See gemm.cuh and sort.cu.
+//
+// Gate and up: a tile of work is 128 channels (the gate's rows in one set of a warpgroup, the same channels' up rows in
+// the other) x one expert's up to 128 rows; silu(gate) * up happens in registers. Down: 256 rows of y.
+// Operations: 6 * hidden * inter per (token, slot); bytes: each expert's stream once per 128 of its rows.
+#include "many.cuh"
+
+// Transposes an 8x8 tile of 16-bit values over the warp: lane (g, t) gives (row g, columns 2t, 2t+1) and gets (row of
+// the result g = former column, its former rows 2t, 2t+1).
+DEVICE uint32_t transpose8(uint32_t v) {
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+    return out;
+}
+
+template <int F, int N>
+DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, int m, int warpgroup, int warp, int lane) {
+    float acc[2][N / 2];
+    consume<F, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
+    const int g = lane >> 2, t = lane & 3;
+    const int channel = (m * GEMM_CONSUMERS + warpgroup) * 64 + warp * TILE_ROWS;
+    if (channel >= p.experts.inter_padded) return;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        float a[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float gate = acc[0][4 * j + e], up = acc[1][4 * j + e];
+            a[e] = gate / (1.f + __expf(-gate)) * up;
+        }
+        // Now two neighbouring channels of one row are one word.
+        const uint32_t low = transpose8(pack_bf16(a[0], a[1])), high = transpose8(pack_bf16(a[2], a[3]));
+        const int row = 8 * j + g;
+        if (row < rows.rows) {
+            *reinterpret_cast<uint32_t *>(p.acted + plane_offset(rows.first + row, channel + 2 * t, p.blocks)) = low;
+            *reinterpret_cast<uint32_t *>(p.acted + plane_offset(rows.first + row, channel + 8 + 2 * t, p.blocks)) = high;
+        }
+    }
+}
+
+template <int F, int N>
+DEVICE void consume_down(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, int m, int warpgroup, int warp, int lane) {
+    float acc[2][N / 2];
+    consume<F, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int column = ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 64 + warp * TILE_ROWS;
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+            const uint32_t low = transpose8(pack_bf16(acc[h][4 * j], acc[h][4 * j + 1]));
+            const uint32_t high = transpose8(pack_bf16(acc[h][4 * j + 2], acc[h][4 * j + 3]));
+            const int row = 8 * j + g;
+            __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column + 2 * t;
+            if (row < rows.rows) {
+                if (column + 2 * t < p.experts.hidden) *reinterpret_cast<uint32_t *>(to) = low;
+                if (column + 8 + 2 * t < p.experts.hidden) *reinterpret_cast<uint32_t *>(to + 8) = high;
+            }
+        }
+    }
+}
+
+template <int F, bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const ExpertTile &rows, int m) {
+    const Experts &experts = p.experts;
+    const uint8_t *base = experts.base + rows.expert * experts.expert_bytes;
+    const int inputs = UP ? experts.hidden_padded : experts.inter_padded;
+    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<F>::K) * Layout<F>::BYTES;
+    GemmTile tile;
+#pragma unroll
+    for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
+        const int at = UP ? (m * GEMM_CONSUMERS + s / 2) * 4 : (m * 2 * GEMM_CONSUMERS + s) * 4;
+        const int tiles = UP ? experts.inter_padded / TILE_ROWS : ceil_div(experts.hidden, TILE_ROWS);
+        tile.sets_tiles[s] = max(0, min(4, tiles - at));
+        tile.set[s] = base + (UP ? (s % 2 ? experts.up_offset : 0) : experts.down_offset) + at * tile_bytes;
+    }
+    tile.plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
+    tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
+    tile.steps = inputs / STEP_INPUTS;
+    tile.columns = product_columns(rows.rows);
+    return tile;
+}
+
+template <int F, bool UP> DEVICE void many(const ManyParams &p) {
+    extern __shared__ uint8_t shared[];
+    GemmRing ring = ring_in<F>(shared);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
+    wait_for_inputs();
+    allow_next_kernel();
+    const int m_tiles = UP ? ceil_div(p.experts.inter_padded, GEMM_ROWS / 2) : ceil_div(p.experts.hidden, GEMM_ROWS);
+    const int work = *p.tile_count * m_tiles;
+    if (warpgroup == GEMM_CONSUMERS) {
+        give_registers();
+        if (warp % 4 == 0)
+            for (int w = blockIdx.x; w < work; w += gridDim.x)
+                produce<F>(expert_tile<F, UP>(p, p.tiles[w / m_tiles], w % m_tiles), ring, lane);
+    } else {
+        take_registers();
+        for (int w = blockIdx.x; w < work; w += gridDim.x) {
+            const int m = w % m_tiles;
+            const ExpertTile rows = p.tiles[w / m_tiles];
+            const GemmTile tile = expert_tile<F, UP>(p, rows, m);
+            const auto run = [&](auto columns) {
+                constexpr int N = decltype(columns)::value;
+                if constexpr (UP)
+                    consume_gate_up<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
+                else
+                    consume_down<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
+            };
+            switch (tile.columns) {
+                case 32: run(Columns<32>()); break;
+                case 64: run(Columns<64>()); break;
+                case 96: run(Columns<96>()); break;
+                default: run(Columns<128>()); break;
+            }
+        }
+    }
+}
+
+#define MANY(NAME, FORMAT)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
+        many_gate_up_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, true>(p); }                           \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
+        many_down_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, false>(p); }
+MANY(int4_g128, INT4_G128)
+MANY(int4_g32, INT4_G32)
+MANY(fp8, FP8)
+MANY(bf16, BF16)

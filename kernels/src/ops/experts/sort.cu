@@ -1,0 +1,108 @@
+// Before the products of many rows: the rows sorted by expert, each expert's from a multiple of eight on, in the order
+// of the tokens; the list of tiles; and the plane of the sorted rows.
+#include "many.cuh"
+
+constexpr int SORT_TOKENS = 128, SORT_THREADS = 256;
+
+struct SortParams {
+    const uint32_t *ids;   // [tokens, k]
+    const int *local;      // expert -> its place on this rank, or -1; null: the same
+    int *counts;           // [blocks][MAX_EXPERTS]: of 128 tokens' rows; then the rows before them
+    int *starts;           // [MAX_EXPERTS]
+    ExpertTile *tiles;
+    int *tile_count;
+    uint32_t *row_of_slot; // [tokens, k]: sorted row of each (token, slot)
+    const uint8_t *plane;  // of the tokens
+    uint8_t *sorted;       // plane of the sorted rows
+    int tokens, k, experts, steps, plane_blocks, sorted_blocks;
+};
+
+constexpr uint32_t NO_ROW = 0xffffffffu;
+
+// Which of the block's tokens chose each expert.
+DEVICE void mark_tokens(const SortParams &p, uint32_t (&tokens_of)[MAX_EXPERTS][SORT_TOKENS / 32]) {
+    for (int i = threadIdx.x; i < MAX_EXPERTS * SORT_TOKENS / 32; i += SORT_THREADS)
+        tokens_of[i / (SORT_TOKENS / 32)][i % (SORT_TOKENS / 32)] = 0;
+    __syncthreads();
+    const int first = blockIdx.x * SORT_TOKENS, count = min(SORT_TOKENS, p.tokens - first);
+    for (int i = threadIdx.x; i < count * p.k; i += SORT_THREADS) {
+        const int token = i / p.k, id = p.ids[first * p.k + i], local = p.local ? p.local[id] : id;
+        if (local >= 0) atomicOr(&tokens_of[local][token / 32], 1u << (token % 32));
+    }
+    __syncthreads();
+}
+
+extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_count(const __grid_constant__ SortParams p) {
+    __shared__ uint32_t tokens_of[MAX_EXPERTS][SORT_TOKENS / 32];
+    wait_for_inputs();
+    allow_next_kernel();
+    mark_tokens(p, tokens_of);
+    int count = 0;
+    for (int w = 0; w < SORT_TOKENS / 32; w++) count += __popc(tokens_of[threadIdx.x][w]);
+    p.counts[blockIdx.x * MAX_EXPERTS + threadIdx.x] = count;
+}
+
+// One block, a thread an expert.
+extern "C" __global__ void __launch_bounds__(MAX_EXPERTS) sort_scan(const __grid_constant__ SortParams p) {
+    __shared__ int rows_of[MAX_EXPERTS], tiles_of[MAX_EXPERTS];
+    wait_for_inputs();
+    allow_next_kernel();
+    const int expert = threadIdx.x, blocks = ceil_div(p.tokens, SORT_TOKENS);
+    int rows = 0;
+    for (int b = 0; b < blocks; b++) {
+        const int count = p.counts[b * MAX_EXPERTS + expert];
+        p.counts[b * MAX_EXPERTS + expert] = rows;
+        rows += count;
+    }
+    const int padded = ceil_div(rows, PLANE_ROWS) * PLANE_ROWS;
+    // Equal tiles of a multiple of 32 rows, so that the last one is not a sliver.
+    const int tiles = ceil_div(padded, GEMM_COLUMNS);
+    const int each = tiles ? min(GEMM_COLUMNS, ceil_div(ceil_div(padded, tiles), 32) * 32) : 0;
+    rows_of[expert] = padded, tiles_of[expert] = tiles;
+    __syncthreads();
+    int start = 0, tile = 0, total = 0;
+    for (int e = 0; e < MAX_EXPERTS; e++) {
+        if (e < expert) start += rows_of[e], tile += tiles_of[e];
+        total += tiles_of[e];
+    }
+    p.starts[expert] = start;
+    for (int i = 0; i < tiles; i++) p.tiles[tile + i] = {expert, start + i * each, min(each, rows - i * each), 0};
+    if (expert == 0) *p.tile_count = total;
+}
+
+extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_place(const __grid_constant__ SortParams p) {
+    __shared__ uint32_t tokens_of[MAX_EXPERTS][SORT_TOKENS / 32];
+    wait_for_inputs();
+    allow_next_kernel();
+    mark_tokens(p, tokens_of);
+    const int first = blockIdx.x * SORT_TOKENS, count = min(SORT_TOKENS, p.tokens - first);
+    for (int i = threadIdx.x; i < count * p.k; i += SORT_THREADS) {
+        const int token = i / p.k, id = p.ids[first * p.k + i], local = p.local ? p.local[id] : id;
+        uint32_t row = NO_ROW;
+        if (local >= 0) {
+            row = p.starts[local] + p.counts[blockIdx.x * MAX_EXPERTS + local];
+            for (int w = 0; w < token / 32; w++) row += __popc(tokens_of[local][w]);
+            row += __popc(tokens_of[local][token / 32] & ((1u << (token % 32)) - 1));
+        }
+        p.row_of_slot[first * p.k + i] = row;
+    }
+}
+
+// Copies each token's row to the places of its slots: 16-byte units, permuted for the row they come to.
+extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_rows(const __grid_constant__ SortParams p) {
+    wait_for_inputs();
+    allow_next_kernel();
+    const int token = blockIdx.x, units = p.steps * 2 * 8;
+    for (int i = threadIdx.x; i < units; i += SORT_THREADS) {
+        const int chunk = i / 8, unit = i % 8, r = token % PLANE_ROWS;
+        const uint4 v = *reinterpret_cast<const uint4 *>(
+            p.plane + (static_cast<size_t>(chunk) * p.plane_blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((unit ^ r) * 16));
+        for (int j = 0; j < p.k; j++) {
+            const uint32_t row = p.row_of_slot[token * p.k + j];
+            if (row == NO_ROW) continue;
+            const int to = row % PLANE_ROWS;
+            *reinterpret_cast<uint4 *>(p.sorted + (static_cast<size_t>(chunk) * p.sorted_blocks + row / PLANE_ROWS) * PLANE_BLOCK +
+                                       to * 128 + ((unit ^ to) * 16)) = v;
+        }
+    }
+}

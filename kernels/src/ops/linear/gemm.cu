@@ -1,0 +1,97 @@
+// y[t, o] = sum over i of x[t, i] w[o, i] (+ residual) for many tokens; x is a plane. See gemm.cuh.
+#include "../../cuda/gemm.cuh"
+
+constexpr int LINEAR_SEGMENTS = 3;
+
+struct GemmParams {
+    Weight segments[LINEAR_SEGMENTS];
+    const uint8_t *plane;  // [K / 64][blocks][1024]
+    float *y;              // [tokens, width]
+    const float *residual; // or null
+    int tokens, blocks, width, tiles, steps;
+};
+
+DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
+    if (tile < p.segments[0].tiles) return p.segments[0];
+    tile -= p.segments[0].tiles;
+    if (tile < p.segments[1].tiles) return p.segments[1];
+    tile -= p.segments[1].tiles;
+    return p.segments[2];
+}
+
+// Tile m (256 rows) of column block n. A set of 64 rows lies within one segment: rows of all but the last are
+// multiples of 64.
+template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n) {
+    GemmTile tile;
+#pragma unroll
+    for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
+        int at = (m * 2 * GEMM_CONSUMERS + s) * 4;
+        tile.sets_tiles[s] = max(0, min(4, p.tiles - at));
+        const Weight &w = segment_of(p, at);
+        tile.set[s] = w.stream + static_cast<size_t>(at) * w.stages * Layout<F>::BYTES;
+    }
+    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK;
+    tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
+    tile.steps = p.steps;
+    tile.columns = product_columns(p.tokens - n * GEMM_COLUMNS);
+    return tile;
+}
+
+template <int F, int N>
+DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, int m, int n, int warpgroup, int warp, int lane) {
+    float acc[2][N / 2];
+    consume<F, N>(tile, ring, warpgroup, warp, lane, p.segments[0].bf16_scales, acc);
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int at = (m * 2 * GEMM_CONSUMERS + warpgroup * 2 + h) * 4 + warp;
+        const int column = at * TILE_ROWS + g;
+        if (at >= p.tiles) continue;
+        const Weight &w = segment_of(p, at);
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int token = n * GEMM_COLUMNS + 8 * j + 2 * t + e % 2, row = 8 * (e / 2);
+                if (token >= p.tokens || at * TILE_ROWS + g + row >= w.rows) continue;
+                const size_t to = static_cast<size_t>(token) * p.width + column + row;
+                p.y[to] = acc[h][4 * j + e] + (p.residual ? p.residual[to] : 0.f);
+            }
+    }
+}
+
+template <int F> DEVICE void linear_gemm(const GemmParams &p) {
+    extern __shared__ uint8_t shared[];
+    GemmRing ring = ring_in<F>(shared);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
+    const int m_tiles = ceil_div(p.tiles, GEMM_TILES), work = m_tiles * ceil_div(p.tokens, GEMM_COLUMNS);
+    wait_for_inputs();
+    allow_next_kernel();
+    if (warpgroup == GEMM_CONSUMERS) {
+        give_registers();
+        if (warp % 4 == 0)
+            for (int w = blockIdx.x; w < work; w += gridDim.x) produce<F>(tile_of<F>(p, w % m_tiles, w / m_tiles), ring, lane);
+    } else {
+        take_registers();
+        for (int w = blockIdx.x; w < work; w += gridDim.x) {
+            const int m = w % m_tiles, n = w / m_tiles;
+            const GemmTile tile = tile_of<F>(p, m, n);
+            switch (tile.columns) {
+                case 32: consume_linear<F, 32>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
+                case 64: consume_linear<F, 64>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
+                case 96: consume_linear<F, 96>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
+                default: consume_linear<F, 128>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
+            }
+        }
+    }
+}
+
+#define GEMM(NAME, FORMAT)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
+        linear_gemm_##NAME(const __grid_constant__ GemmParams p) { linear_gemm<FORMAT>(p); }
+GEMM(int4_g128, INT4_G128)
+GEMM(int4_g32, INT4_G32)
+GEMM(fp8, FP8)
+GEMM(bf16, BF16)
+GEMM(f16, F16)
+GEMM(f32, F32)
