@@ -1,7 +1,6 @@
 //! What can go wrong while a router starts or runs. Errors of single requests are gRPC statuses, see `api::errors`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 /// Why a router did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -13,14 +12,10 @@ pub enum RouterError {
         problem: String,
         advice: &'static str,
     },
-    #[error("{path}: {problem}; {advice}", path = path.display())]
-    File {
-        path: PathBuf,
-        problem: String,
-        advice: &'static str,
-    },
     #[error(transparent)]
     Plan(#[from] conclave_plan::PlanError),
+    #[error("{0}; give another directory, or serve token ids only with --skip-tokenizer-init")]
+    Text(#[from] conclave_text::TextError),
     #[error("cannot listen on {address} for {purpose}: {source}; choose another port, or 0 for any free one")]
     Bind {
         purpose: &'static str,

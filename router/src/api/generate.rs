@@ -33,7 +33,7 @@ pub async fn generate(
         return Err(errors::draining());
     }
     let span = crate::trace::request_span(request.metadata());
-    let checked = validate::check(request.into_inner(), &context.model, false)?;
+    let checked = validate::check(request.into_inner(), &context.model)?;
     span.record("request_id", &checked.request_id);
     run(context, checked, arrived, span.clone())
         .instrument(span)
@@ -46,6 +46,9 @@ async fn run(
     arrived: Instant,
     span: tracing::Span,
 ) -> Result<ResponseStream, Status> {
+    if context.log_prompts {
+        tracing::info!(prompt = %checked.prompt, "prompt");
+    }
     let prompt = prompt::prepare(context, &mut checked).await?;
     let max_new_tokens = room(context, &checked, prompt.tokens.len())?;
     let (guard, submission, admitted) = submission(context, checked, prompt, max_new_tokens, arrived, span)?;
@@ -115,13 +118,14 @@ fn submission(
     arrived: Instant,
     span: tracing::Span,
 ) -> Result<(CancelOnDrop, Submission, Admission), Status> {
+    let texts = prompt.choice_texts(context, &checked)?;
     let stop_tokens: Arc<[u32]> = checked.stop_tokens.into();
     let eos: Arc<[u32]> = context.model.eos.as_slice().into();
     let salt = salt(&checked.cache_salt);
     let mut sequences = Vec::new();
     let mut permits = Vec::new();
     let mut choices = Vec::new();
-    for index in 0..checked.n {
+    for (index, text) in (0..).zip(texts) {
         let id = SequenceId(context.next_sequence.fetch_add(1, Ordering::Relaxed));
         let permit = context.sequencer.ends.clone().try_reserve_owned().map_err(|_| {
             errors::exhausted(
@@ -130,7 +134,7 @@ fn submission(
             )
         })?;
         permits.push((id, permit));
-        choices.push(Choice::new(index, eos.clone()));
+        choices.push(Choice::new(index, text, eos.clone()));
         sequences.push(Submit {
             id,
             prompt: prompt.tokens.clone(),
@@ -155,6 +159,7 @@ fn submission(
         request_id: checked.request_id,
         model: context.model.name().to_owned(),
         prompt: prompt.tokens,
+        offsets: prompt.offsets,
         prompt_logprobs: checked.output.prompt_logprobs.is_some(),
         arrived,
         span,

@@ -14,10 +14,7 @@ pub const MAX_REPETITION_PENALTY: f32 = 100.0;
 pub const MAX_BIAS: f32 = 100.0;
 /// Each entry travels to a worker with the sequence.
 pub const MAX_LOGIT_BIAS: usize = 1024;
-/// Each is searched for in every new piece of text.
-pub const MAX_STOP_STRINGS: usize = 64;
-/// Text is held back for as long as a stop string may still be completed.
-pub const MAX_STOP_BYTES: usize = 1024;
+/// Each new token is compared with all of them.
 pub const MAX_STOP_TOKENS: usize = 128;
 /// Each is compared with the last tokens at every step.
 pub const MAX_BAD_WORDS: usize = 128;
@@ -25,6 +22,3 @@ pub const MAX_BAD_WORD_BYTES: usize = 256;
 /// OpenAI's largest `top_logprobs`.
 pub const MAX_LOGPROBS: u32 = crate::cluster::translate::MAX_LOGPROBS as u32;
 pub const MAX_SALT_BYTES: usize = 256;
-/// A grammar, schema or regex as text.
-pub const MAX_GRAMMAR_BYTES: usize = 1 << 20;
-pub const MAX_CHOICES: usize = 4096;

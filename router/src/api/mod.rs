@@ -3,6 +3,7 @@
 //! Must stay true: every request is checked before anything is done for it; text work happens on the pool; a client
 //! that goes away is noticed by its future or its stream being dropped, and that ends its sequences.
 
+mod chat;
 pub mod errors;
 mod generate;
 mod limits;
@@ -107,7 +108,7 @@ impl Conclave for ConclaveService {
             vocab_size: model.vocab,
             family: model.spec.family.clone(),
             checkpoint_id: context.registry.checkpoint_id().unwrap_or_default(),
-            has_tokenizer: false,
+            has_tokenizer: model.text.is_some(),
             workers: context.sequencer.view.borrow().workers,
             version: env!("CARGO_PKG_VERSION").into(),
             created: i64::try_from(created.as_secs()).unwrap_or(i64::MAX),

@@ -3,16 +3,17 @@
 //!
 //! Must stay true: what leaves here as [`Checked`] cannot make a worker or the core fail.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 use conclave_proto::v1::generate_request::Prompt;
-use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams, StructuredOutput};
+use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams};
 use conclave_router_core::api::Sampling;
 use tonic::Status;
 
 use super::errors::{Violations, unknown_model};
 use super::limits::*;
 use crate::model::Model;
+use conclave_text::stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 
 /// A request whose fields are all within their ranges. Lengths in tokens are checked when they are known.
 pub struct Checked {
@@ -33,7 +34,6 @@ pub struct Checked {
     pub cache_salt: String,
     /// Keep only so many of the prompt's last tokens.
     pub truncate: Option<u32>,
-    pub structured: Option<StructuredOutput>,
     pub output: OutputSpec,
 }
 
@@ -42,6 +42,17 @@ pub enum Input {
     Text { text: String, add_special_tokens: bool },
     Ids(Vec<u32>),
     Chat(Chat),
+}
+
+/// As `--log-prompts` writes it.
+impl Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Input::Text { text, .. } => write!(f, "{text:?}"),
+            Input::Ids(ids) => write!(f, "{ids:?}"),
+            Input::Chat(chat) => write!(f, "{:?}", chat.messages),
+        }
+    }
 }
 
 /// What the client wants to see.
@@ -57,7 +68,8 @@ pub struct OutputSpec {
 }
 
 /// Checks a request; lists everything that is wrong with it.
-pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Result<Checked, Status> {
+pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status> {
+    let has_tokenizer = model.text.is_some();
     if !model.serves(&request.model) {
         return Err(unknown_model(&request.model, &model.names));
     }
@@ -75,7 +87,15 @@ pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Re
         v.add("cache_salt", &request.cache_salt, problem);
     }
     let truncate = truncation(&mut v, request.truncate_prompt_tokens, model);
+    let is_chat = matches!(request.prompt, Some(Prompt::Chat(_)));
     let output = output(&mut v, request.output.unwrap_or_default(), has_tokenizer);
+    if output.echo && (is_chat || !output.text) {
+        v.add(
+            "output.echo",
+            true,
+            "needs a prompt of text or ids, and text output; leave it out",
+        );
+    }
     let params = request.sampling.unwrap_or_default();
     let mut sampling = sampling(&mut v, &params, model);
     sampling.logprobs = output.logprobs;
@@ -86,7 +106,7 @@ pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Re
         "sampling.stop",
         &params.stop,
         MAX_STOP_STRINGS,
-        MAX_STOP_BYTES,
+        MAX_STOP_STRING_BYTES,
     );
     strings(
         &mut v,
@@ -109,9 +129,15 @@ pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Re
             needs_text(false, "use logit_bias"),
         );
     }
-    let structured = request.structured.filter(|structured| structured.kind.is_some());
-    if structured.is_some() && !has_tokenizer {
-        v.add("structured", "set", needs_text(false, "leave it out"));
+    if request
+        .structured
+        .is_some_and(|structured| structured.kind.is_some())
+    {
+        v.add(
+            "structured",
+            "set",
+            "this router does not constrain output; leave it out",
+        );
     }
     let prompt = input(
         &mut v,
@@ -146,7 +172,6 @@ pub fn check(request: GenerateRequest, model: &Model, has_tokenizer: bool) -> Re
         priority: request.priority,
         cache_salt: request.cache_salt,
         truncate,
-        structured,
         output,
     })
 }
@@ -182,6 +207,13 @@ fn input(
             if text.is_empty() {
                 v.add("prompt", "\"\"", "empty; give at least one character");
             }
+            if let Some(longest) = longest_prompt_bytes(model).filter(|&longest| text.len() > longest) {
+                let problem = format!(
+                    "more than the model's length of {} tokens can hold, which is at most {longest} bytes",
+                    model.max_model_len
+                );
+                v.add("prompt", format_args!("{} bytes", text.len()), problem);
+            }
             Some(Input::Text {
                 text,
                 add_special_tokens: add_special_tokens.unwrap_or(true),
@@ -201,8 +233,12 @@ fn input(
     }
 }
 
+fn longest_prompt_bytes(model: &Model) -> Option<usize> {
+    model.text.as_ref()?.longest_prompt_bytes
+}
+
 /// Token ids of a client, as a prompt or to be decoded.
-fn check_ids(v: &mut Violations, field: &str, ids: &[u32], model: &Model) {
+pub fn check_ids(v: &mut Violations, field: &str, ids: &[u32], model: &Model) {
     if ids.is_empty() {
         v.add(field, "[]", "empty; give at least one token id");
     }
@@ -251,9 +287,14 @@ fn output(v: &mut Violations, output: OutputOptions, has_tokenizer: bool) -> Out
 
 fn sampling(v: &mut Violations, params: &SamplingParams, model: &Model) -> Sampling {
     let defaults = &model.defaults;
-    let repetition = params.repetition_penalty.unwrap_or(defaults.repetition_penalty);
-    let top_p = params.top_p.unwrap_or(defaults.top_p);
-    let top_k = params.top_k.unwrap_or(defaults.top_k);
+    let repetition = params
+        .repetition_penalty
+        .or(defaults.repetition_penalty)
+        .unwrap_or(1.0);
+    let top_p = params.top_p.or(defaults.top_p).unwrap_or(1.0);
+    let top_k = params
+        .top_k
+        .map_or(i64::from(defaults.top_k.unwrap_or(0)), i64::from);
     // NaN is in no range.
     if !(top_p > 0.0 && top_p <= 1.0) {
         v.add("sampling.top_p", top_p, "must be above 0 and at most 1");
@@ -273,7 +314,7 @@ fn sampling(v: &mut Violations, params: &SamplingParams, model: &Model) -> Sampl
         temperature: within(
             v,
             "sampling.temperature",
-            params.temperature.unwrap_or(defaults.temperature),
+            params.temperature.or(defaults.temperature).unwrap_or(1.0),
             0.0,
             MAX_TEMPERATURE,
         ),
@@ -282,7 +323,7 @@ fn sampling(v: &mut Violations, params: &SamplingParams, model: &Model) -> Sampl
         min_p: within(
             v,
             "sampling.min_p",
-            params.min_p.unwrap_or(defaults.min_p),
+            params.min_p.or(defaults.min_p).unwrap_or(0.0),
             0.0,
             1.0,
         ),

@@ -206,11 +206,7 @@ impl Machine {
                 }
             }
             Command::Deliver { id, tokens } => self.output(id, Output::Tokens(tokens)),
-            Command::PromptLogprobs {
-                id,
-                position,
-                entries,
-            } => self.output(id, Output::PromptLogprobs { position, entries }),
+            Command::PromptLogprobs { id, entries, .. } => self.output(id, Output::PromptLogprobs(entries)),
             Command::Finish { id, reason, usage } => self.finish(id, reason, usage),
             Command::Reject { id, error } => {
                 self.streams.remove(&id);

@@ -89,10 +89,8 @@ pub enum Output {
     /// The sequence got a slot for the first time.
     Running,
     Tokens(Vec<Delivered>),
-    PromptLogprobs {
-        position: u32,
-        entries: Vec<Logprobs>,
-    },
+    /// Of the prompt's tokens from the second on, in order.
+    PromptLogprobs(Vec<Logprobs>),
     Finish {
         reason: FinishReason,
         usage: Usage,

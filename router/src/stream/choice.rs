@@ -1,9 +1,14 @@
 //! One choice of a request: tokens in, deltas out.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use conclave_proto::v1 as pb;
 use conclave_router_core::api::{Delivered, FinishReason, Logprobs};
+use conclave_text::output::{OutputDelta, OutputStream};
+use conclave_text::parse::{End, ToolCallDelta};
+use conclave_text::tokenizer::Tokenizer;
 
 /// What the tokens of a choice led to.
 pub enum Verdict {
@@ -12,10 +17,22 @@ pub enum Verdict {
     Stopped(pb::Finished),
 }
 
+/// How a choice's tokens become text.
+pub struct ChoiceText {
+    pub output: OutputStream,
+    pub tokenizer: Arc<Tokenizer>,
+    /// The prompt's text, to come first (`echo`).
+    pub echo: Option<Arc<str>>,
+}
+
 /// The state of one choice.
 pub struct Choice {
     index: u32,
-    eos: std::sync::Arc<[u32]>,
+    /// `None`: token ids only.
+    text: Option<ChoiceText>,
+    /// Characters of the prompt's text that were put before the choice's own.
+    echoed: u32,
+    eos: Arc<[u32]>,
     tokens: u32,
     done: bool,
     pub last_token_at: Option<Instant>,
@@ -23,9 +40,11 @@ pub struct Choice {
 
 impl Choice {
     /// `eos`: tokens that end a sequence without being a reason to name.
-    pub fn new(index: u32, eos: std::sync::Arc<[u32]>) -> Choice {
+    pub fn new(index: u32, text: Option<ChoiceText>, eos: Arc<[u32]>) -> Choice {
         Choice {
             index,
+            text,
+            echoed: 0,
             eos,
             tokens: 0,
             done: false,
@@ -38,24 +57,37 @@ impl Choice {
         self.tokens
     }
 
+    /// Tokens of those that were reasoning.
     pub fn reasoning_tokens(&self) -> u32 {
-        0
+        self.text
+            .as_ref()
+            .map_or(0, |text| text.output.reasoning_tokens())
     }
 
-    /// Takes new tokens.
+    /// Takes new tokens. Those after a stop string are not the client's.
     pub fn push(&mut self, tokens: Vec<Delivered>) -> (pb::Delta, Verdict) {
-        let mut delta = pb::Delta {
-            index: self.index,
-            ..Default::default()
-        };
+        let mut delta = self.delta();
         for Delivered { token, logprobs } in tokens {
             if self.done {
                 break;
             }
             self.tokens += 1;
             delta.token_ids.push(token);
+            let mut offset = 0;
+            let mut stopped_by = None;
+            if let Some(text) = &mut self.text {
+                let out = text.output.push(&[token]);
+                offset = self.echoed + out.text_offsets.first().copied().unwrap_or(0);
+                stopped_by = add(&mut delta, out);
+            }
             if let Some(logprobs) = logprobs {
-                delta.logprobs.push(self.entry(token, &logprobs, 0));
+                delta.logprobs.push(self.entry(token, &logprobs, offset));
+            }
+            if let Some(stop_reason) = stopped_by {
+                self.done = true;
+                let rest = self.text.as_mut().map(|text| text.output.finish(End::Stop));
+                add(&mut delta, rest.unwrap_or_default());
+                return (delta, Verdict::Stopped(self.stopped(stop_reason)));
             }
         }
         (delta, Verdict::GoesOn)
@@ -66,43 +98,86 @@ impl Choice {
         if std::mem::replace(&mut self.done, true) {
             return None;
         }
-        let delta = pb::Delta {
-            index: self.index,
-            ..Default::default()
+        let mut delta = self.delta();
+        let end = match reason {
+            FinishReason::Stop(_) => End::Stop,
+            _ => End::Cut,
         };
-        let mut finished = pb::Finished {
-            index: self.index,
-            ..Default::default()
-        };
-        let wire = match reason {
+        if let Some(text) = &mut self.text
+            && let Some(stop_reason) = add(&mut delta, text.output.finish(end))
+        {
+            // The last half of a character, given out at the end, completed a stop string.
+            return Some((delta, self.stopped(stop_reason)));
+        }
+        let mut finished = self.finished();
+        match reason {
             FinishReason::Stop(token) => {
-                finished.stop_reason = token
-                    .filter(|token| !self.eos.contains(token))
-                    .map(|token| token.to_string())
-                    .unwrap_or_default();
-                pb::FinishReason::Stop
+                finished = self.stopped(
+                    token
+                        .filter(|token| !self.eos.contains(token))
+                        .map(|token| token.to_string())
+                        .unwrap_or_default(),
+                );
             }
-            FinishReason::Length => pb::FinishReason::Length,
-            FinishReason::Cancelled => pb::FinishReason::Cancelled,
+            FinishReason::Length => finished.set_reason(pb::FinishReason::Length),
+            FinishReason::Cancelled => finished.set_reason(pb::FinishReason::Cancelled),
             FinishReason::Error(error) => {
                 finished.error = error;
-                pb::FinishReason::Error
+                finished.set_reason(pb::FinishReason::Error);
             }
-        };
-        finished.set_reason(wire);
+        }
         Some((delta, finished))
     }
 
     /// The log-probabilities of a prompt token.
-    pub fn prompt_entry(&self, token: u32, logprobs: &Logprobs) -> pb::TokenLogprobs {
-        self.entry(token, logprobs, 0)
+    pub fn prompt_entry(&self, token: u32, logprobs: &Logprobs, text_offset: u32) -> pb::TokenLogprobs {
+        self.entry(token, logprobs, text_offset)
+    }
+
+    /// An empty delta; the first one begins with the prompt's text, if that is wanted.
+    fn delta(&mut self) -> pb::Delta {
+        let mut delta = pb::Delta {
+            index: self.index,
+            ..Default::default()
+        };
+        if let Some(echo) = self.text.as_mut().and_then(|text| text.echo.take()) {
+            delta.text.push_str(&echo);
+            self.echoed = u32::try_from(echo.chars().count()).unwrap_or(u32::MAX);
+        }
+        delta
+    }
+
+    fn finished(&self) -> pb::Finished {
+        pb::Finished {
+            index: self.index,
+            ..Default::default()
+        }
+    }
+
+    fn stopped(&self, stop_reason: String) -> pb::Finished {
+        let called = self
+            .text
+            .as_ref()
+            .is_some_and(|text| text.output.tool_calls() > 0);
+        let mut finished = pb::Finished {
+            stop_reason,
+            ..self.finished()
+        };
+        finished.set_reason(if called {
+            pb::FinishReason::ToolCalls
+        } else {
+            pb::FinishReason::Stop
+        });
+        finished
     }
 
     fn entry(&self, token: u32, logprobs: &Logprobs, text_offset: u32) -> pb::TokenLogprobs {
         let one = |token_id, logprob, rank| pb::TokenLogprob {
             token_id,
             logprob,
-            token: Default::default(),
+            token: self.text.as_ref().map_or_else(Bytes::new, |text| {
+                Bytes::copy_from_slice(text.tokenizer.token_bytes(token_id))
+            }),
             rank,
         };
         pb::TokenLogprobs {
@@ -113,6 +188,23 @@ impl Choice {
                 .collect(),
             text_offset,
         }
+    }
+}
+
+/// Adds what a token came to; gives the stop string that ended the output, if one did.
+fn add(delta: &mut pb::Delta, out: OutputDelta) -> Option<String> {
+    delta.text.push_str(&out.text);
+    delta.reasoning.push_str(&out.reasoning);
+    delta.tool_calls.extend(out.tool_calls.into_iter().map(tool_call));
+    out.stopped_by
+}
+
+fn tool_call(call: ToolCallDelta) -> pb::ToolCallDelta {
+    pb::ToolCallDelta {
+        index: call.index,
+        id: call.id.unwrap_or_default(),
+        name: call.name.unwrap_or_default(),
+        arguments: call.arguments,
     }
 }
 

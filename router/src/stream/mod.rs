@@ -5,6 +5,6 @@ mod queue;
 mod request;
 mod response;
 
-pub use choice::Choice;
+pub use choice::{Choice, ChoiceText};
 pub use request::{Request, RequestSpec};
 pub use response::{CancelOnDrop, ResponseStream};

@@ -25,6 +25,8 @@ pub struct RequestSpec {
     pub request_id: String,
     pub model: String,
     pub prompt: Arc<[u32]>,
+    /// Where the text of each prompt token begins; empty where that is not known.
+    pub offsets: Vec<u32>,
     /// The first choice's sequence brings the prompt's log-probabilities, and `Started` waits for them.
     pub prompt_logprobs: bool,
     pub arrived: Instant,
@@ -142,14 +144,16 @@ impl Request {
                     self.metrics.queue_time.observe(waited.as_secs_f64());
                 }
             }
-            Output::PromptLogprobs { entries, .. } => {
+            Output::PromptLogprobs(entries) => {
                 if work.prompt_logprobs.is_empty() {
                     // Nothing comes before the first token that could predict it.
                     work.prompt_logprobs.push(Default::default());
                 }
                 for logprobs in entries {
-                    if let Some(&token) = self.spec.prompt.get(work.prompt_logprobs.len()) {
-                        let entry = work.choices[place].prompt_entry(token, &logprobs);
+                    let position = work.prompt_logprobs.len();
+                    if let Some(&token) = self.spec.prompt.get(position) {
+                        let offset = self.spec.offsets.get(position).copied().unwrap_or(0);
+                        let entry = work.choices[place].prompt_entry(token, &logprobs, offset);
                         work.prompt_logprobs.push(entry);
                     }
                 }

@@ -1,0 +1,199 @@
+//! Text in and out, with the demo model's tokenizer and template and a scripted worker.
+
+mod support;
+
+use std::path::PathBuf;
+
+use conclave_proto::v1 as pb;
+use conclave_proto::v1::generate_request::Prompt;
+use conclave_router::RouterConfig;
+use support::{Answer, Cluster, Script, config};
+use tonic::Code;
+
+fn demo() -> RouterConfig {
+    RouterConfig {
+        model: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo")),
+        skip_tokenizer_init: false,
+        ..config()
+    }
+}
+
+fn text_request(prompt: &str, max_tokens: i64) -> pb::GenerateRequest {
+    pb::GenerateRequest {
+        prompt: Some(Prompt::Text(prompt.into())),
+        ..support::request(&[1], max_tokens)
+    }
+}
+
+async fn decode(cluster: &Cluster, ids: &[u32]) -> String {
+    let request = pb::DetokenizeRequest {
+        token_ids: ids.to_vec(),
+        ..Default::default()
+    };
+    cluster
+        .client
+        .clone()
+        .detokenize(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .text
+}
+
+fn user(text: &str) -> pb::Chat {
+    pb::Chat {
+        messages: vec![pb::ChatMessage {
+            role: "user".into(),
+            content: Some(pb::chat_message::Content::Text(text.into())),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn text_comes_out_as_the_whole_decode() {
+    let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;
+    let answer = Answer::read(
+        cluster
+            .generate(text_request("What is an epoch?", 100))
+            .await
+            .unwrap(),
+    )
+    .await;
+    let special = pb::GenerateRequest {
+        output: Some(pb::OutputOptions {
+            skip_special_tokens: Some(false),
+            ..Default::default()
+        }),
+        ..text_request("What is an epoch?", 100)
+    };
+    let whole = Answer::read(cluster.generate(special).await.unwrap()).await;
+    assert_eq!(whole.tokens, answer.tokens);
+    assert_eq!(whole.text[0], decode(&cluster, &whole.tokens[0]).await);
+    assert_eq!(answer.tokens[0].len(), 100);
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_choice_and_frees_its_slot() {
+    let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;
+    let free = Answer::read(
+        cluster
+            .generate(text_request("Say something", 200))
+            .await
+            .unwrap(),
+    )
+    .await;
+    let text = &free.text[0];
+    let middle = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+    let stop: String = text[middle..].chars().take(6).collect();
+    let cut = text.find(&stop).unwrap();
+    for include in [false, true] {
+        let mut request = text_request("Say something", 4000);
+        request.sampling.as_mut().unwrap().stop = vec!["never written".into(), stop.clone()];
+        request.output = Some(pb::OutputOptions {
+            include_stop_str_in_output: include,
+            ..Default::default()
+        });
+        let answer = Answer::read(cluster.generate(request).await.unwrap()).await;
+        let end = if include { cut + stop.len() } else { cut };
+        assert_eq!(answer.text[0], text[..end]);
+        assert_eq!(answer.reason(0), pb::FinishReason::Stop);
+        assert_eq!(answer.finished[0].as_ref().unwrap().stop_reason, stop);
+        let tokens = &answer.tokens[0];
+        assert_eq!(tokens[..], free.tokens[0][..tokens.len()]);
+        assert_eq!(answer.usage.unwrap().completion_tokens as usize, tokens.len());
+        cluster.until(|view| view.running == 0).await;
+        assert_eq!(cluster.metric("conclave:kv_pages_referenced").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn echo_puts_the_prompt_first_and_offsets_count_from_there() {
+    let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;
+    let mut request = text_request("Grüße an alle", 6);
+    request.output = Some(pb::OutputOptions {
+        echo: true,
+        logprobs: Some(1),
+        prompt_logprobs: Some(0),
+        ..Default::default()
+    });
+    let answer = Answer::read(cluster.generate(request).await.unwrap()).await;
+    let text: Vec<char> = answer.text[0].chars().collect();
+    assert!(answer.text[0].starts_with("Grüße an alle"), "{answer:?}");
+    let started = answer.started.as_ref().unwrap();
+    let entries = started.prompt_logprobs.iter().chain(&answer.logprobs[0]).skip(1);
+    let mut last = 0;
+    for entry in entries {
+        let token = &entry.sampled.as_ref().unwrap().token;
+        let offset = entry.text_offset as usize;
+        assert!(offset >= last);
+        last = offset;
+        if let Ok(token) = std::str::from_utf8(token) {
+            let here: String = text[offset..].iter().take(token.chars().count()).collect();
+            assert!(
+                here == token || here.contains('\u{fffd}') || offset == text.len(),
+                "{here:?} {token:?}"
+            );
+        }
+    }
+    assert!(last >= "Grüße an alle".chars().count());
+}
+
+#[tokio::test]
+async fn chats_are_rendered_by_the_template() {
+    let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;
+    let request = pb::TokenizeRequest {
+        input: Some(pb::tokenize_request::Input::Chat(user("Hello"))),
+        return_token_strs: true,
+        ..Default::default()
+    };
+    let rendered = cluster.client.clone().tokenize(request).await.unwrap().into_inner();
+    assert!(rendered.text.contains("Hello"));
+    assert_eq!(rendered.token_strs.len(), rendered.token_ids.len());
+    assert_eq!(rendered.max_model_len, 32768);
+    let chat = pb::GenerateRequest {
+        prompt: Some(Prompt::Chat(user("Hello"))),
+        ..support::request(&[1], 5)
+    };
+    let answer = Answer::read(cluster.generate(chat).await.unwrap()).await;
+    assert_eq!(answer.started.unwrap().prompt_token_ids, rendered.token_ids);
+}
+
+#[tokio::test]
+async fn text_that_cannot_fit_is_refused_before_it_is_tokenized() {
+    let cluster = Cluster::start(demo()).await;
+    let status = cluster
+        .generate(text_request(&"x".repeat(6 << 20), 5))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("prompt"), "{status:?}");
+    let status = cluster
+        .generate(text_request(&"1 2 ".repeat(20_000), 5))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("32768"), "{status:?}");
+    // The protocol's own bound comes first.
+    let status = cluster
+        .generate(text_request(&"x".repeat(9 << 20), 5))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+}
+
+#[tokio::test]
+async fn sampling_defaults_are_the_checkpoints() {
+    let cluster = Cluster::start(demo()).await;
+    let info = cluster
+        .client
+        .clone()
+        .model_info(pb::ModelInfoRequest {})
+        .await
+        .unwrap();
+    let info = info.into_inner();
+    assert!(info.has_tokenizer);
+    assert_eq!((info.vocab_size, info.max_model_len), (3072, 32768));
+    assert_eq!(info.family, "minimax_m2");
+}
