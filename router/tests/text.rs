@@ -1,4 +1,5 @@
 //! Text in and out, with the demo model's tokenizer and template and a scripted worker.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -148,7 +149,13 @@ async fn chats_are_rendered_by_the_template() {
         return_token_strs: true,
         ..Default::default()
     };
-    let rendered = cluster.client.clone().tokenize(request).await.unwrap().into_inner();
+    let rendered = cluster
+        .client
+        .clone()
+        .tokenize(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert!(rendered.text.contains("Hello"));
     assert_eq!(rendered.token_strs.len(), rendered.token_ids.len());
     assert_eq!(rendered.max_model_len, 32768);

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{TOKEN, VOCAB};
+use super::{EOS, TOKEN, VOCAB};
 
 /// The token at `position` after `last`: never eos, and the whole vocabulary otherwise.
 pub fn next_token(last: u32, position: u32) -> u32 {
@@ -32,6 +32,8 @@ pub struct Script {
     pub silent_after: Option<u64>,
     /// Claims this token from then on.
     pub bad_token_after: Option<(u64, u32)>,
+    /// Draws eos at this position.
+    pub eos_at: Option<u32>,
     /// The slot's sampling fails at this position.
     pub error_at: Option<u32>,
 }
@@ -61,6 +63,7 @@ impl Script {
             step: Duration::ZERO,
             silent_after: None,
             bad_token_after: None,
+            eos_at: None,
             error_at: None,
         }
     }
@@ -243,7 +246,10 @@ fn execute(script: &Script, slots: &mut HashMap<u32, Slot>, step: &pb::Step, ste
             });
         }
         if run.sample {
-            slot.last = next_token(slot.last, slot.length);
+            slot.last = match script.eos_at {
+                Some(position) if position == slot.length => EOS,
+                _ => next_token(slot.last, slot.length),
+            };
             let failed = script.error_at == Some(slot.length);
             let token = match script.bad_token_after {
                 Some((after, token)) if steps > after => token,
