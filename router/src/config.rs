@@ -168,6 +168,22 @@ impl RouterConfig {
                 "workers are let in by this secret: draw a random one",
             ));
         }
+        let unused = [
+            ("chat_template", self.chat_template.is_some()),
+            ("tool_call_parser", self.tool_call_parser.is_some()),
+            ("reasoning_parser", self.reasoning_parser.is_some()),
+        ];
+        if let Some((field, _)) = unused
+            .into_iter()
+            .find(|&(_, set)| set && self.skip_tokenizer_init)
+        {
+            return Err(RouterError::config(
+                field,
+                "set",
+                "there is no text to use it on",
+                "leave it out, or leave out --skip-tokenizer-init",
+            ));
+        }
         if self.heartbeat_timeout < 2 * self.heartbeat_interval {
             return Err(RouterError::config(
                 "heartbeat_timeout",

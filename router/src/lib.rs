@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod metrics;
 mod model;
+mod net;
 mod pool;
 mod random;
 mod router;

@@ -39,6 +39,9 @@ const TOKENS: [f64; 18] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5,
 ];
 
+/// vLLM's bounds of `n`.
+const CHOICES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Finished {
     finished_reason: &'static str,
@@ -78,6 +81,11 @@ pub struct Metrics {
     pub inter_token_latency: Histogram,
     pub request_latency: Histogram,
     pub queue_time: Histogram,
+    pub prefill_time: Histogram,
+    pub decode_time: Histogram,
+    pub time_per_output_token: Histogram,
+    pub request_max_tokens: Histogram,
+    pub request_n: Histogram,
     pub request_prompt_tokens: Histogram,
     pub request_generation_tokens: Histogram,
     workers: Gauge,
@@ -119,6 +127,11 @@ impl Metrics {
             inter_token_latency: Histogram::new(BETWEEN_TOKENS),
             request_latency: Histogram::new(REQUEST),
             queue_time: Histogram::new(REQUEST),
+            prefill_time: Histogram::new(REQUEST),
+            decode_time: Histogram::new(REQUEST),
+            time_per_output_token: Histogram::new(BETWEEN_TOKENS),
+            request_max_tokens: Histogram::new(TOKENS),
+            request_n: Histogram::new(CHOICES),
             request_prompt_tokens: Histogram::new(TOKENS),
             request_generation_tokens: Histogram::new(TOKENS),
             workers: Gauge::default(),
@@ -206,6 +219,31 @@ impl Metrics {
             "vllm:request_queue_time_seconds",
             "From a request's arrival to its first slot",
             self.queue_time.clone(),
+        );
+        r.register(
+            "vllm:request_prefill_time_seconds",
+            "From a sequence's first slot to its first token",
+            self.prefill_time.clone(),
+        );
+        r.register(
+            "vllm:request_decode_time_seconds",
+            "From a sequence's first token to its last",
+            self.decode_time.clone(),
+        );
+        r.register(
+            "vllm:request_time_per_output_token_seconds",
+            "Mean time between a sequence's tokens",
+            self.time_per_output_token.clone(),
+        );
+        r.register(
+            "vllm:request_params_max_tokens",
+            "Tokens a request may generate",
+            self.request_max_tokens.clone(),
+        );
+        r.register(
+            "vllm:request_params_n",
+            "Choices of a request",
+            self.request_n.clone(),
         );
         r.register(
             "vllm:request_prompt_tokens",

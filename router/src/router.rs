@@ -13,7 +13,6 @@ use conclave_router_core::api::CoreConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -24,6 +23,7 @@ use crate::config::RouterConfig;
 use crate::error::{Result, RouterError};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::net;
 use crate::pool::TextPool;
 use crate::sequencer::{Channels, Handle, Input, Machine, View, channels};
 use crate::server;
@@ -64,10 +64,8 @@ impl Router {
     pub async fn start(config: RouterConfig) -> Result<Router> {
         config.check()?;
         let model = Arc::new(Model::load(&config)?);
-        let client_listener = bind("clients", config.listen)?;
-        let cluster_listener = bind("workers", config.cluster_listen)?;
-        let client_address = local("clients", config.listen, &client_listener)?;
-        let cluster_address = local("workers", config.cluster_listen, &cluster_listener)?;
+        let (client_listener, client_address) = net::bind("clients", config.listen)?;
+        let (cluster_listener, cluster_address) = net::bind("workers", config.cluster_listen)?;
 
         let metrics = Arc::new(Metrics::new(model.name()));
         let max_live = config.max_waiting + PLANNED_WORKERS * config.max_num_seqs as usize;
@@ -196,37 +194,6 @@ fn core_config(config: &RouterConfig, model: &Model) -> CoreConfig {
     }
 }
 
-fn bind(purpose: &'static str, address: SocketAddr) -> Result<TcpListener> {
-    let bound = TcpListener::bind(address).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    bound.map_err(|source| RouterError::Bind {
-        purpose,
-        address,
-        source,
-    })
-}
-
-fn local(purpose: &'static str, address: SocketAddr, listener: &TcpListener) -> Result<SocketAddr> {
-    listener.local_addr().map_err(|source| RouterError::Bind {
-        purpose,
-        address,
-        source,
-    })
-}
-
-/// Must be called within the runtime that is to serve the listener.
-fn incoming(listener: TcpListener) -> Result<TcpIncoming> {
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|source| RouterError::Start {
-        what: "a listener",
-        source,
-    })?;
-    Ok(TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(server::TCP_KEEPALIVE)))
-}
-
 fn api_server(
     config: &RouterConfig,
     context: Arc<Context>,
@@ -252,10 +219,13 @@ fn api_server(
         .add_service(service)
         .add_service(health)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(incoming(listener)?, async {
-            // A dropped sender means the same.
-            let _ = stop.await;
-        });
+        .serve_with_incoming_shutdown(
+            net::incoming(listener, server::MAX_CLIENT_CONNECTIONS, net::HANDSHAKE_TIMEOUT)?,
+            async {
+                // A dropped sender means the same.
+                let _ = stop.await;
+            },
+        );
     Ok(tokio::spawn(server))
 }
 
@@ -326,7 +296,11 @@ fn start_sequencer(parts: SequencerParts, config: &RouterConfig) -> Result<onesh
     );
     let incoming = {
         let _inside = runtime.enter();
-        incoming(parts.listener)?
+        net::incoming(
+            parts.listener,
+            server::MAX_WORKER_CONNECTIONS,
+            net::HANDSHAKE_TIMEOUT,
+        )?
     };
     let (ended, has_ended) = oneshot::channel();
     let body = move || {

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use tonic::transport::Server;
 
+/// Connections of clients at once; each costs a descriptor and its windows.
+pub const MAX_CLIENT_CONNECTIONS: usize = 16 << 10;
+/// Connections to the workers' port at once.
+pub const MAX_WORKER_CONNECTIONS: usize = 4 << 10;
 /// Streams of one connection at once.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 /// Calls of one connection that have not begun to answer.
@@ -24,8 +28,6 @@ pub const MAX_HEADER_BYTES: u32 = 16 << 10;
 pub const MAX_PENDING_RESETS: usize = 64;
 /// Streams that this side may reset because of the client's errors (MadeYouReset); then GOAWAY.
 pub const MAX_LOCAL_RESETS: usize = 256;
-/// Probes on connections that h2 pings do not cover (before the handshake).
-pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 const FRAME_BYTES: u32 = 16 << 10;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;

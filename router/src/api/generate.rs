@@ -51,6 +51,8 @@ async fn run(
     }
     let prompt = prompt::prepare(context, &mut checked).await?;
     let max_new_tokens = room(context, &checked, prompt.tokens.len())?;
+    context.metrics.request_n.observe(checked.n.into());
+    context.metrics.request_max_tokens.observe(max_new_tokens.into());
     let (guard, submission, admitted) = submission(context, checked, prompt, max_new_tokens, arrived, span)?;
     // `admitted` is dropped before `guard` if the client goes away meanwhile: the sequencer either has not seen the
     // submission, and finds it abandoned, or has, and learns of the end.

@@ -46,6 +46,8 @@ struct Member {
 #[derive(Default)]
 struct Members {
     checkpoint_id: Option<String>,
+    /// An epoch has been ready: what was delivered since depends on the checkpoint.
+    pinned: bool,
     by_id: HashMap<Arc<str>, Member>,
 }
 
@@ -71,6 +73,7 @@ impl Registry {
             terms,
             next: AtomicU64::new(1),
             members: Mutex::new(Members {
+                pinned: checkpoint_id.is_some(),
                 checkpoint_id,
                 by_id: HashMap::new(),
             }),
@@ -165,6 +168,12 @@ impl Registry {
         self.lock().checkpoint_id.clone()
     }
 
+    /// From now on the checkpoint stays, even if all workers leave.
+    pub fn pin_checkpoint(&self) {
+        self.lock().pinned = true;
+    }
+
+    /// How far a worker is with loading.
     pub fn progress(&self, worker: WorkerId, done: u64, total: u64) {
         if let Some(member) = self.lock().by_id.values_mut().find(|m| m.worker == worker) {
             member.progress = (done, total);
@@ -199,7 +208,12 @@ impl Registry {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.registry.lock().by_id.remove(&self.identity.worker_id);
+        let mut members = self.registry.lock();
+        members.by_id.remove(&self.identity.worker_id);
+        if members.by_id.is_empty() && !members.pinned {
+            // A wrong first worker must not keep the right ones out.
+            members.checkpoint_id = None;
+        }
     }
 }
 

@@ -178,6 +178,7 @@ fn event(
             return Ok(None);
         }
         Message::EpochReady(ready) => {
+            shared.registry.pin_checkpoint();
             tracing::info!(
                 worker = worker.0,
                 epoch = ready.epoch,

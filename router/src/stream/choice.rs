@@ -1,7 +1,6 @@
 //! One choice of a request: tokens in, deltas out.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use conclave_proto::v1 as pb;
@@ -35,7 +34,6 @@ pub struct Choice {
     eos: Arc<[u32]>,
     tokens: u32,
     done: bool,
-    pub last_token_at: Option<Instant>,
 }
 
 impl Choice {
@@ -48,7 +46,6 @@ impl Choice {
             eos,
             tokens: 0,
             done: false,
-            last_token_at: None,
         }
     }
 

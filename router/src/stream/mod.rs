@@ -4,6 +4,7 @@ mod choice;
 mod queue;
 mod request;
 mod response;
+mod timing;
 
 pub use choice::{Choice, ChoiceText};
 pub use request::{Request, RequestSpec};

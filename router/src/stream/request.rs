@@ -16,6 +16,7 @@ use tonic::Status;
 
 use super::choice::{Choice, Verdict, is_worth_sending};
 use super::queue::{MAX_UNREAD_TOKENS, ResponseQueue};
+use super::timing::Timing;
 use crate::metrics::Metrics;
 use crate::pool::{StreamJob, TextPool};
 use crate::sequencer::{End, Output, Sink};
@@ -55,8 +56,8 @@ pub struct Request {
 struct Work {
     choices: Vec<Choice>,
     prompt_logprobs: Vec<conclave_proto::v1::TokenLogprobs>,
+    timings: Vec<Timing>,
     started: bool,
-    running: bool,
     finished: usize,
     cached_tokens: u32,
 }
@@ -80,10 +81,10 @@ impl Request {
             permits: Mutex::new(permits.into_iter().map(Some).collect()),
             queue,
             work: Mutex::new(Work {
+                timings: choices.iter().map(|_| Timing::new(spec.arrived)).collect(),
                 choices,
                 prompt_logprobs: Vec::new(),
                 started: false,
-                running: false,
                 finished: 0,
                 cached_tokens: 0,
             }),
@@ -139,10 +140,7 @@ impl Request {
         let place = index as usize;
         match output {
             Output::Running => {
-                if !std::mem::replace(&mut work.running, true) {
-                    let waited = at.duration_since(self.spec.arrived);
-                    self.metrics.queue_time.observe(waited.as_secs_f64());
-                }
+                work.timings[place].running(at, &self.metrics);
             }
             Output::PromptLogprobs(entries) => {
                 if work.prompt_logprobs.is_empty() {
@@ -160,8 +158,12 @@ impl Request {
             }
             Output::Tokens(tokens) => {
                 self.start(work);
+                if let Some(first) = work.timings[place].tokens(at, &self.metrics)
+                    && index == 0
+                {
+                    self.spec.span.record("ttft_ms", first * 1e3);
+                }
                 let choice = &mut work.choices[place];
-                self.observe(choice, at);
                 let given = tokens.len();
                 let (delta, verdict) = choice.push(tokens);
                 // Tokens after a stop string are not the client's.
@@ -194,6 +196,7 @@ impl Request {
             self.finished(&finished);
             self.queue.push(Some(place), Event::Finished(finished));
         }
+        work.timings[place].finished(work.choices[place].tokens(), &self.metrics);
         work.finished += 1;
         if work.finished == work.choices.len() {
             self.complete(work);
@@ -218,20 +221,6 @@ impl Request {
         span.record("cached_tokens", usage.cached_tokens);
         self.queue.push(None, Event::Usage(usage));
         self.queue.end(Ok(()));
-    }
-
-    fn observe(&self, choice: &mut Choice, at: Instant) {
-        match choice.last_token_at.replace(at) {
-            None => {
-                let ttft = at.duration_since(self.spec.arrived).as_secs_f64();
-                self.metrics.time_to_first_token.observe(ttft);
-                self.spec.span.record("ttft_ms", ttft * 1e3);
-            }
-            Some(last) => {
-                let gap = at.duration_since(last).as_secs_f64();
-                self.metrics.inter_token_latency.observe(gap);
-            }
-        }
     }
 
     fn finished(&self, finished: &conclave_proto::v1::Finished) {
