@@ -1,0 +1,218 @@
+//! API keys: from flags, environment and a file that is read again when it changes.
+//!
+//! Keys are kept and compared as SHA-256 digests, every known key each time, so that neither a key's length
+//! nor its first characters show in the time an answer takes.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::error::{ApiError, ApiResult};
+
+/// Anthropic's clients send their key here.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// How often the key file's time stamp is looked at.
+pub(crate) const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// A key file larger than this is not one.
+const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
+
+type KeyDigest = [u8; 32];
+
+/// The keys in force.
+pub(crate) struct Keys {
+    fixed: Vec<KeyDigest>,
+    file: Option<PathBuf>,
+    /// With the stamp of the file they came from.
+    loaded: RwLock<(Option<Stamp>, Arc<[KeyDigest]>)>,
+}
+
+type Stamp = (SystemTime, u64);
+
+impl Keys {
+    /// # Errors
+    /// An empty key, and a key file that cannot be read: an open gateway must be asked for, not fallen into.
+    pub(crate) fn new(fixed: &[String], file: Option<PathBuf>) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            fixed.iter().all(|key| !key.trim().is_empty()),
+            "api key: must not be empty"
+        );
+        let keys = Self {
+            fixed: fixed.iter().map(|key| digest(key.trim())).collect(),
+            file,
+            loaded: RwLock::new((None, Arc::from([]))),
+        };
+        keys.reload()?;
+        Ok(keys)
+    }
+
+    /// Whether anyone may come in.
+    pub(crate) fn open(&self) -> bool {
+        self.fixed.is_empty() && self.file.is_none()
+    }
+
+    /// Reads the key file if it changed since.
+    pub(crate) fn reload(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.file else { return Ok(()) };
+        let stamp = stamp(path)?;
+        if self.loaded.read().is_ok_and(|loaded| loaded.0 == Some(stamp)) {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("api key file {}: cannot be read", path.display()))?;
+        let keys: Arc<[KeyDigest]> = text
+            .lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim())
+            .filter(|key| !key.is_empty())
+            .map(digest)
+            .collect();
+        tracing::info!(file = %path.display(), keys = keys.len(), "api keys loaded");
+        let mut loaded = self
+            .loaded
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *loaded = (Some(stamp), keys);
+        Ok(())
+    }
+
+    /// Finds the key that a request presents.
+    ///
+    /// # Errors
+    /// 401 in every case but a known key, presented once.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> ApiResult<()> {
+        if self.open() {
+            return Ok(());
+        }
+        let presented = presented(headers)?;
+        let given = digest(presented);
+        let loaded = self
+            .loaded
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .1
+            .clone();
+        let mut known = subtle::Choice::from(0);
+        for key in self.fixed.iter().chain(loaded.iter()) {
+            known |= key.ct_eq(&given);
+        }
+        if bool::from(known) {
+            Ok(())
+        } else {
+            Err(denied("the API key is not known"))
+        }
+    }
+}
+
+fn presented(headers: &HeaderMap) -> ApiResult<&str> {
+    let mut values = headers
+        .get_all(header::AUTHORIZATION)
+        .iter()
+        .map(|value| (true, value))
+        .chain(headers.get_all(X_API_KEY).iter().map(|value| (false, value)));
+    let Some((is_bearer, value)) = values.next() else {
+        return Err(denied("no API key: send it as \"Authorization: Bearer KEY\""));
+    };
+    if values.next().is_some() {
+        return Err(denied("more than one API key was sent"));
+    }
+    let text = value
+        .to_str()
+        .map_err(|_| denied("the API key is not plain ASCII"))?;
+    if !is_bearer {
+        return Ok(text);
+    }
+    match text.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim_start()),
+        _ => Err(denied("the Authorization header must be \"Bearer KEY\"")),
+    }
+}
+
+fn denied(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
+}
+
+fn digest(key: &str) -> KeyDigest {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+fn stamp(path: &Path) -> anyhow::Result<Stamp> {
+    let of = || format!("api key file {}: cannot be read", path.display());
+    let metadata = std::fs::metadata(path).with_context(of)?;
+    anyhow::ensure!(
+        metadata.len() <= KEY_FILE_BYTES_MAX,
+        "api key file {}: {} bytes, at most {KEY_FILE_BYTES_MAX}",
+        path.display(),
+        metadata.len()
+    );
+    Ok((metadata.modified().with_context(of)?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn with(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().fold(HeaderMap::new(), |mut headers, (name, value)| {
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+            headers
+        })
+    }
+
+    #[test]
+    fn only_a_known_key_presented_once_gets_in() {
+        let keys = Keys::new(&[String::from("secret"), String::from("other")], None).unwrap();
+        let bearer = |value| with(&[(header::AUTHORIZATION, value)]);
+        for good in [
+            bearer("Bearer secret"),
+            bearer("bearer other"),
+            with(&[(X_API_KEY, "secret")]),
+        ] {
+            assert!(keys.check(&good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            with(&[]),
+            bearer(""),
+            bearer("secret"),
+            bearer("Bearer"),
+            bearer("Bearer "),
+            bearer("Bearer secre"),
+            bearer("Bearer secret2"),
+            bearer("Bearer SECRET"),
+            bearer("Bearer secret other"),
+            bearer("Basic secret"),
+            with(&[
+                (header::AUTHORIZATION, "Bearer secret"),
+                (header::AUTHORIZATION, "Bearer secret"),
+            ]),
+            with(&[(header::AUTHORIZATION, "Bearer wrong"), (X_API_KEY, "secret")]),
+        ] {
+            let error = keys.check(&bad).unwrap_err();
+            assert_eq!(error.status, StatusCode::UNAUTHORIZED, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_file_is_read_again_and_never_opens_the_gateway() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        assert!(Keys::new(&[], Some(path.clone())).is_err());
+        std::fs::write(&path, "# team a\none # the first\n\n").unwrap();
+        let keys = Keys::new(&[], Some(path.clone())).unwrap();
+        let key = |key: &str| keys.check(&with(&[(X_API_KEY, key)])).is_ok();
+        assert!(key("one") && !key("two") && !key(""));
+        std::fs::write(&path, "two\nthree\n").unwrap();
+        keys.reload().unwrap();
+        assert!(!key("one") && key("two") && key("three"));
+        std::fs::write(&path, "").unwrap();
+        keys.reload().unwrap();
+        assert!(!keys.open() && !key("two"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(keys.reload().is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! What happens around every request: its id, its span, its key, its count.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+use tracing::Instrument as _;
+
+use super::context::{REQUEST_ID, RequestContext};
+use crate::metrics::{RequestLabels, RouteLabels};
+use crate::routes::{self, Access};
+use crate::server::App;
+
+/// The innermost layer of the router: the route is known here, and unknown paths come by as well.
+pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let deadline = app.config.limits.request_timeout.map(|timeout| started + timeout);
+    let context = RequestContext::new(request.headers(), deadline.map(Into::into));
+    let id = context.id_header();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .and_then(|path| routes::find(path.as_str()));
+    let method = method_name(request.method());
+    let span = tracing::info_span!(
+        "http",
+        method,
+        route = route.map_or("none", |route| route.path),
+        request_id = %context.id,
+        status = tracing::field::Empty,
+    );
+    let is_public = route.is_some_and(|route| route.access == Access::Public);
+    let allowed = if is_public {
+        Ok(())
+    } else {
+        app.keys.check(request.headers())
+    };
+    let mut response = match allowed {
+        Ok(()) => {
+            request.extensions_mut().insert(context);
+            next.run(request).instrument(span.clone()).await
+        }
+        Err(error) => error.into_response(),
+    };
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    let status = response.status().as_u16();
+    span.record("status", status);
+    let route = route.map_or("none", |route| route.path);
+    app.metrics
+        .requests
+        .get_or_create(&RequestLabels {
+            route,
+            method,
+            status,
+        })
+        .inc();
+    app.metrics
+        .seconds_to_headers
+        .get_or_create(&RouteLabels { route })
+        .observe(started.elapsed().as_secs_f64());
+    response
+}
+
+/// Metrics and spans name only methods that exist.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+/// CORS for the given origins, none for an empty list.
+pub(crate) fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let origin = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(
+            origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        )
+    };
+    Some(
+        CorsLayer::new()
+            .allow_origin(origin)
+            .allow_methods(AllowMethods::list([Method::GET, Method::POST]))
+            // Client libraries bring headers of their own: whatever the page asks for.
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers([
+                REQUEST_ID,
+                header::RETRY_AFTER,
+                HeaderName::from_static("traceparent"),
+            ]),
+    )
+}

@@ -1,0 +1,130 @@
+//! The one error type of the HTTP side, and OpenAI's shape of it:
+//! `{"error":{"message","type","param","code"}}`.
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+/// A refusal or failure, before it takes an API's shape.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    /// The request's field, as the client spelt it (`messages[0].content`).
+    pub(crate) param: Option<String>,
+    /// A word that programs may match.
+    pub(crate) code: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+    /// Methods that the path does serve, with 405.
+    pub(crate) allow: Option<&'static str>,
+}
+
+pub(crate) type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    /// 400 about one field.
+    pub(crate) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::new(StatusCode::BAD_REQUEST, message)
+        }
+    }
+
+    /// 400 about one field that this server does not serve.
+    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::field(param, message).code("unsupported_parameter")
+    }
+
+    pub(crate) fn code(self, code: impl Into<String>) -> Self {
+        Self {
+            code: Some(code.into()),
+            ..self
+        }
+    }
+
+    pub(crate) fn retry_after(self, delay: Duration) -> Self {
+        Self {
+            retry_after: Some(delay),
+            ..self
+        }
+    }
+
+    /// OpenAI's word for the class of error.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            408 | 504 => "timeout_error",
+            429 => "rate_limit_error",
+            status if status < 500 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    /// The JSON text of this error in OpenAI's shape.
+    pub(crate) fn to_openai(&self) -> String {
+        let envelope = Envelope {
+            error: Inner {
+                message: &self.message,
+                kind: self.kind(),
+                param: self.param.as_deref(),
+                code: self.code.as_deref(),
+            },
+        };
+        serde_json::to_string(&envelope).unwrap_or_else(|_| String::from("{\"error\":{}}"))
+    }
+
+    /// `body` as this error's answer: status, JSON, and the headers that go with it.
+    pub(crate) fn respond_with(self, body: String) -> Response {
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(delay) = self.retry_after {
+            // Whole seconds, rounded up: zero would ask for a retry at once.
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = self.to_openai();
+        self.respond_with(body)
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}

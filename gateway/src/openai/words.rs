@@ -1,0 +1,50 @@
+//! The router's words about a field back into the client's.
+
+use crate::http::error::ApiError;
+
+/// Field names that differ between request and proto.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Words {
+    pub(super) logprobs: &'static str,
+    pub(super) max_tokens: &'static str,
+    pub(super) structured: &'static str,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self {
+            logprobs: "logprobs",
+            max_tokens: "max_tokens",
+            structured: "response_format",
+        }
+    }
+}
+
+impl Words {
+    /// Puts the proto path in `error.param` into the client's words.
+    pub(super) fn speak(&self, mut error: ApiError) -> ApiError {
+        if let Some(param) = error.param.take() {
+            error.param = Some(self.field(&param));
+        }
+        error
+    }
+
+    fn field(&self, proto: &str) -> String {
+        let bare = ["sampling.", "output.", "chat.", "prompt."]
+            .iter()
+            .find_map(|prefix| proto.strip_prefix(prefix))
+            .unwrap_or(proto);
+        match bare {
+            "logprobs" => self.logprobs.to_owned(),
+            "max_tokens" => self.max_tokens.to_owned(),
+            "text" | "token_ids" | "token_ids.ids" => String::from("prompt"),
+            "template_kwargs_json" => String::from("chat_template_kwargs"),
+            "chat" => String::from("messages"),
+            _ if bare.starts_with("structured") => self.structured.to_owned(),
+            _ if bare.starts_with("token_ids") => String::from("prompt"),
+            _ => bare
+                .replace("function_json", "function")
+                .replace("arguments_json", "function.arguments"),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A gateway's life: bind, serve, drain, end.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::config::GatewayConfig;
+use crate::http::auth::{self, Keys};
+use crate::http::body::BodyBudget;
+use crate::metrics::Metrics;
+use crate::net::{Connections, accept_loop};
+use crate::routes;
+use crate::upstream::Upstream;
+
+/// Streams that are cut at the end of the drain get so long to take their last event.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What every request can reach.
+pub(crate) struct App {
+    pub(crate) config: GatewayConfig,
+    pub(crate) upstream: Upstream,
+    pub(crate) keys: Keys,
+    pub(crate) bodies: BodyBudget,
+    pub(crate) metrics: Arc<Metrics>,
+    /// True from the moment shutdown was asked for.
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// A gateway that has its port and does not serve yet.
+pub struct Gateway {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: Arc<App>,
+    draining: watch::Sender<bool>,
+    /// True when running requests must end.
+    cut: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// Takes the port and checks the configuration. Routers need not answer yet.
+    ///
+    /// # Errors
+    /// An address in use, a router address or a key file that is no good; the message names it.
+    pub async fn bind(config: GatewayConfig) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new());
+        let (draining, draining_seen) = watch::channel(false);
+        let (cut, cut_seen) = watch::channel(false);
+        let upstream = Upstream::new(&config.routers, metrics.clone(), cut_seen)?;
+        let keys = Keys::new(&config.api_keys, config.api_key_file.clone())?;
+        for origin in &config.cors_origins {
+            http::HeaderValue::from_str(origin)
+                .with_context(|| format!("cors origin {origin:?}: not valid"))?;
+        }
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listen {}: cannot take this address", config.listen))?;
+        let address = listener
+            .local_addr()
+            .context("listen: the socket has no address")?;
+        let bodies = BodyBudget::new(&config.limits);
+        let app = Arc::new(App {
+            config,
+            upstream,
+            keys,
+            bodies,
+            metrics,
+            draining: draining_seen,
+        });
+        Ok(Self {
+            listener,
+            address,
+            app,
+            draining,
+            cut,
+        })
+    }
+
+    /// Where the gateway listens, with the port the system chose.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves and what ran then has ended, or the drain time is over.
+    ///
+    /// # Errors
+    /// The accept loop failed, which is a defect.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self {
+            listener,
+            address,
+            app,
+            draining,
+            cut,
+        } = self;
+        let mut background = JoinSet::new();
+        background.spawn(watch_keys(app.clone()));
+        app.upstream.spawn_probes(&mut background);
+        let connections = Arc::new(Connections {
+            service: routes::service(app.clone()),
+            limits: app.config.limits.clone(),
+            metrics: app.metrics.clone(),
+        });
+        tracing::info!(%address, routers = ?app.config.routers, keys = !app.keys.open(), "gateway serves HTTP");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut accepting = tokio::spawn(accept_loop(listener, connections, async {
+            // A dropped sender means the same as a sent word.
+            stopped.await.unwrap_or_default();
+        }));
+        tokio::select! {
+            () = shutdown => {}
+            ended = &mut accepting => return ended.context("the accept loop failed"),
+        }
+        tracing::info!(timeout = ?app.config.drain_timeout, "gateway drains");
+        draining.send_replace(true);
+        drop(stop);
+        if tokio::time::timeout(app.config.drain_timeout, &mut accepting)
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests were still running at the end of the drain time");
+            cut.send_replace(true);
+            if tokio::time::timeout(FAREWELL, &mut accepting).await.is_err() {
+                accepting.abort();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`Gateway::bind`] and [`Gateway::serve`] in one.
+///
+/// # Errors
+/// Those of the two.
+pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    Gateway::bind(config).await?.serve(shutdown).await
+}
+
+async fn watch_keys(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(auth::RELOAD_INTERVAL).await;
+        if let Err(error) = app.keys.reload() {
+            // The keys in force stay: a file that is being replaced must not lock everybody out.
+            tracing::warn!(%error, "api keys not reloaded");
+        }
+    }
+}

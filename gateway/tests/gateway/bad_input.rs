@@ -1,0 +1,532 @@
+//! Bodies that are wrong: each is refused with the field's name, and none reaches the router.
+
+use serde_json::{Value, json};
+
+use crate::router::{hello, say, start_saying, start_with};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+/// A chat with `fields` put over it, as text.
+fn chat(fields: &str) -> String {
+    format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}],{fields}}}")
+}
+
+fn text(fields: &str) -> String {
+    format!("{{\"prompt\":\"a\",{fields}}}")
+}
+
+#[tokio::test]
+async fn wrong_fields_are_named() {
+    let setup = start_saying(hello()).await;
+    let cases: Vec<(&str, String, &str)> = vec![
+        // Types and ranges of numbers.
+        (CHAT, chat(r#""n":0"#), "n"),
+        (CHAT, chat(r#""n":-1"#), "n"),
+        (CHAT, chat(r#""n":129"#), "n"),
+        (CHAT, chat(r#""n":1000000000"#), "n"),
+        (CHAT, chat(r#""n":1.5"#), "n"),
+        (CHAT, chat(r#""n":"2""#), "n"),
+        (CHAT, chat(r#""max_tokens":9223372036854775808"#), "max_tokens"),
+        (CHAT, chat(r#""max_tokens":1e30"#), "max_tokens"),
+        (CHAT, chat(r#""max_tokens":"5""#), "max_tokens"),
+        (
+            CHAT,
+            chat(r#""max_completion_tokens":9223372036854775808"#),
+            "max_completion_tokens",
+        ),
+        (CHAT, chat(r#""temperature":"hot""#), "temperature"),
+        (CHAT, chat(r#""temperature":1e300"#), "temperature"),
+        (CHAT, chat(r#""temperature":[1]"#), "temperature"),
+        (CHAT, chat(r#""top_p":-1e300"#), "top_p"),
+        (CHAT, chat(r#""top_k":4294967296"#), "top_k"),
+        (CHAT, chat(r#""min_p":true"#), "min_p"),
+        (CHAT, chat(r#""presence_penalty":{}"#), "presence_penalty"),
+        (CHAT, chat(r#""frequency_penalty":"x""#), "frequency_penalty"),
+        (CHAT, chat(r#""repetition_penalty":1e39"#), "repetition_penalty"),
+        (CHAT, chat(r#""seed":1.5"#), "seed"),
+        (CHAT, chat(r#""seed":18446744073709551616"#), "seed"),
+        (CHAT, chat(r#""seed":"a""#), "seed"),
+        (CHAT, chat(r#""priority":9223372036854775807"#), "priority"),
+        (CHAT, chat(r#""priority":-9223372036854775808"#), "priority"),
+        (CHAT, chat(r#""min_tokens":1e19"#), "min_tokens"),
+        (
+            CHAT,
+            chat(r#""truncate_prompt_tokens":1e19"#),
+            "truncate_prompt_tokens",
+        ),
+        (CHAT, chat(r#""logprobs":5"#), "logprobs"),
+        (CHAT, chat(r#""logprobs":"yes""#), "logprobs"),
+        (CHAT, chat(r#""top_logprobs":5"#), "top_logprobs"),
+        (CHAT, chat(r#""logprobs":true,"top_logprobs":21"#), "top_logprobs"),
+        (CHAT, chat(r#""logprobs":true,"top_logprobs":-1"#), "top_logprobs"),
+        (
+            CHAT,
+            chat(r#""logprobs":true,"top_logprobs":18446744073709551615"#),
+            "top_logprobs",
+        ),
+        (CHAT, chat(r#""prompt_logprobs":-1"#), "prompt_logprobs"),
+        (TEXT, text(r#""logprobs":true"#), "logprobs"),
+        (TEXT, text(r#""logprobs":21"#), "logprobs"),
+        (TEXT, text(r#""logprobs":18446744073709551615"#), "logprobs"),
+        (TEXT, text(r#""best_of":129"#), "best_of"),
+        // Maps, lists, flags.
+        (CHAT, chat(r#""logit_bias":{"a":1}"#), "logit_bias"),
+        (CHAT, chat(r#""logit_bias":{"-1":1}"#), "logit_bias"),
+        (CHAT, chat(r#""logit_bias":{"4294967296":1}"#), "logit_bias"),
+        (CHAT, chat(r#""logit_bias":{"1":1e300}"#), "logit_bias"),
+        (CHAT, chat(r#""logit_bias":[1]"#), "logit_bias"),
+        (CHAT, chat(r#""logit_bias":{"1":"x"}"#), "logit_bias.1"),
+        (CHAT, chat(r#""stop":5"#), "stop"),
+        (CHAT, chat(r#""stop":["a",5]"#), "stop[1]"),
+        (CHAT, chat(r#""stop_token_ids":[-1]"#), "stop_token_ids[0]"),
+        (
+            CHAT,
+            chat(r#""stop_token_ids":[4294967296]"#),
+            "stop_token_ids[0]",
+        ),
+        (CHAT, chat(r#""stream":"yes""#), "stream"),
+        (
+            CHAT,
+            chat(r#""stream_options":{"include_usage":true}"#),
+            "stream_options",
+        ),
+        (
+            CHAT,
+            chat(r#""stream":true,"stream_options":{"include_usage":1}"#),
+            "stream_options.include_usage",
+        ),
+        (CHAT, chat(r#""ignore_eos":0"#), "ignore_eos"),
+        (CHAT, chat(r#""model":5"#), "model"),
+        (CHAT, chat(r#""n":1,"n":2"#), "n"),
+        (
+            CHAT,
+            chat(r#""add_generation_prompt":true,"continue_final_message":true"#),
+            "continue_final_message",
+        ),
+        // Prompts.
+        (TEXT, String::from("{}"), "prompt"),
+        (TEXT, String::from(r#"{"prompt":null}"#), "prompt"),
+        (TEXT, String::from(r#"{"prompt":5}"#), "prompt"),
+        (TEXT, String::from(r#"{"prompt":{}}"#), "prompt"),
+        (TEXT, String::from(r#"{"prompt":[]}"#), "prompt"),
+        (TEXT, String::from(r#"{"prompt":["a",1]}"#), "prompt"),
+        (TEXT, String::from(r#"{"prompt":[1,-1]}"#), "prompt[1]"),
+        (TEXT, String::from(r#"{"prompt":[4294967296]}"#), "prompt[0]"),
+        (TEXT, String::from(r#"{"prompt":[[1],[1.5]]}"#), "prompt[1][0]"),
+        (
+            TEXT,
+            format!("{{\"prompt\":[{}]}}", vec!["\"a\""; 1025].join(",")),
+            "prompt",
+        ),
+        (
+            TEXT,
+            format!(
+                "{{\"prompt\":[{}],\"stop\":\"{}\"}}",
+                vec!["\"a\""; 1024].join(","),
+                "b".repeat(1 << 15)
+            ),
+            "prompt",
+        ),
+        // Messages.
+        (CHAT, String::from("{}"), "messages"),
+        (CHAT, String::from(r#"{"messages":[]}"#), "messages"),
+        (CHAT, String::from(r#"{"messages":"hi"}"#), "messages"),
+        (CHAT, String::from(r#"{"messages":["hi"]}"#), "messages[0]"),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"content":"a"}]}"#),
+            "messages[0].role",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"","content":"a"}]}"#),
+            "messages[0]",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":5}]}"#),
+            "messages[0].role",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"user","role":"user"}]}"#),
+            "messages[0].role",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"user","content":5}]}"#),
+            "messages[0].content",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"user","content":[{"text":"a"}]}]}"#),
+            "messages[0].content[0].type",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#),
+            "messages[0].content[0].text",
+        ),
+        (
+            CHAT,
+            String::from(
+                r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#,
+            ),
+            "messages[0].content[0]",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"user","x":{"a":1,"a":2}}]}"#),
+            "messages[0].x",
+        ),
+        (
+            CHAT,
+            String::from(r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"a"}]}]}"#),
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            CHAT,
+            String::from(
+                r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"a","arguments":5}}]}]}"#,
+            ),
+            "messages[0].tool_calls[0]",
+        ),
+        // Tools.
+        (CHAT, chat(r#""tools":{}"#), "tools"),
+        (CHAT, chat(r#""tools":[5]"#), "tools[0]"),
+        (CHAT, chat(r#""tools":[{"type":"retrieval"}]"#), "tools[0].type"),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function"}]"#),
+            "tools[0].function",
+        ),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function","function":{}}]"#),
+            "tools[0].function",
+        ),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function","function":{"name":""}}]"#),
+            "tools[0].function.name",
+        ),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function","function":{"name":"a","parameters":{"x":1,"x":2}}}]"#),
+            "tools[0].function",
+        ),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function","function":{"name":"a","parameters":{"x":1e400}}}]"#),
+            "tools[0].function",
+        ),
+        (
+            CHAT,
+            chat(r#""tools":[{"type":"function","function":{"name":"a","description":"\ud800"}}]"#),
+            "tools[0].function",
+        ),
+        (CHAT, chat(r#""tool_choice":"any""#), "tool_choice"),
+        (CHAT, chat(r#""tool_choice":"required""#), "tool_choice"),
+        (
+            CHAT,
+            chat(r#""tool_choice":{"type":"function","function":{"name":"a"}}"#),
+            "tool_choice",
+        ),
+        (
+            CHAT,
+            chat(r#""tool_choice":{"type":"function"}"#),
+            "tool_choice.function",
+        ),
+        // Constraints.
+        (
+            CHAT,
+            chat(r#""response_format":{"type":"xml"}"#),
+            "response_format.type",
+        ),
+        (
+            CHAT,
+            chat(r#""response_format":{"type":"json_schema"}"#),
+            "response_format.json_schema.schema",
+        ),
+        (
+            CHAT,
+            chat(r#""response_format":{"type":"json_schema","json_schema":{"schema":5}}"#),
+            "response_format.json_schema.schema",
+        ),
+        (
+            CHAT,
+            chat(r#""response_format":{"type":"json_schema","json_schema":{"schema":{"a":1,"a":1}}}"#),
+            "response_format.json_schema.schema",
+        ),
+        (CHAT, chat(r#""guided_json":"{""#), "guided_json"),
+        (CHAT, chat(r#""guided_choice":"a""#), "guided_choice"),
+        (
+            CHAT,
+            chat(r#""guided_regex":"a","guided_choice":["a"]"#),
+            "guided_choice",
+        ),
+        (
+            CHAT,
+            chat(r#""structured_outputs":{"structural_tag":{}}"#),
+            "structured_outputs.structural_tag",
+        ),
+        (CHAT, chat(r#""chat_template_kwargs":[]"#), "chat_template_kwargs"),
+        (
+            CHAT,
+            chat(r#""chat_template_kwargs":{"a":1,"a":2}"#),
+            "chat_template_kwargs",
+        ),
+        // Asked for and not served.
+        (TEXT, text(r#""suffix":"b""#), "suffix"),
+        (TEXT, text(r#""use_beam_search":true"#), "use_beam_search"),
+        (CHAT, chat(r#""chat_template":"{{ x }}""#), "chat_template"),
+        (CHAT, chat(r#""functions":[]"#), "functions"),
+        (CHAT, chat(r#""allowed_token_ids":[1]"#), "allowed_token_ids"),
+        (
+            CHAT,
+            chat(r#""logits_processors":["os.system"]"#),
+            "logits_processors",
+        ),
+        (CHAT, chat(r#""modalities":["audio"]"#), "modalities"),
+        (CHAT, chat(r#""echo":true"#), "echo"),
+        (CHAT, chat(r#""best_of":2"#), "best_of"),
+    ];
+    for (path, body, param) in &cases {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                path,
+                &[("content-type", "application/json")],
+                body.as_bytes(),
+            )
+            .await;
+        let shown: String = body.chars().take(120).collect();
+        assert_eq!(reply.status, 400, "{shown}: {reply:?}");
+        let (_, message, found, _) = reply.error();
+        assert_eq!(found, *param, "{shown}: {message}");
+    }
+    assert!(cases.len() > 100);
+    assert!(
+        setup.seen.generate.lock().unwrap().is_empty(),
+        "nothing of it reached the router"
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_refused_without_a_field() {
+    let setup = start_saying(hello()).await;
+    let nested = |open: &str, close: &str| {
+        let mut body = String::from("{\"prompt\":\"a\",\"x\":");
+        body.push_str(&open.repeat(10_000));
+        body.push_str(&close.repeat(10_000));
+        body.push('}');
+        body.into_bytes()
+    };
+    let cases: Vec<Vec<u8>> = vec![
+        b"".to_vec(),
+        b" ".to_vec(),
+        b"\0".to_vec(),
+        b"{".to_vec(),
+        b"{}{}".to_vec(),
+        b"{\"prompt\":\"a\",}".to_vec(),
+        b"{'prompt':'a'}".to_vec(),
+        b"prompt=a".to_vec(),
+        b"\xef\xbb\xbf{\"prompt\":\"a\"}".to_vec(),
+        b"\xff\xfe{\0}\0".to_vec(),
+        b"{\"prompt\":\"\xff\"}".to_vec(),
+        b"{\"prompt\":\"\xed\xa0\x80\"}".to_vec(),
+        b"{\"prompt\":\"a\nb\"}".to_vec(),
+        br#"{"prompt":"\ud800"}"#.to_vec(),
+        br#"{"prompt":"\udc00\ud800"}"#.to_vec(),
+        br#"{"prompt":"\u12"}"#.to_vec(),
+        br#"{"prompt":"a","temperature":NaN}"#.to_vec(),
+        br#"{"prompt":"a","temperature":Infinity}"#.to_vec(),
+        br#"{"prompt":"a","temperature":1e400}"#.to_vec(),
+        br#"{"prompt":"a","temperature":01}"#.to_vec(),
+        br#"{"prompt":"a","temperature":.5}"#.to_vec(),
+        nested("[", "]"),
+        nested("{\"a\":", "}")
+            .iter()
+            .map(|byte| if *byte == b'}' { b'}' } else { *byte })
+            .collect(),
+    ];
+    for body in &cases {
+        let reply = setup
+            .client
+            .send("POST", TEXT, &[("content-type", "application/json")], body)
+            .await;
+        let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
+        assert_eq!(reply.status, 400, "{shown:?}: {reply:?}");
+        let (_, message, param, code) = reply.error();
+        assert_eq!(
+            (param, code),
+            (Value::Null, json!("invalid_json")),
+            "{shown:?}: {message}"
+        );
+    }
+    for not_an_object in ["5", "null", "\"a\"", "[]", "true"] {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                TEXT,
+                &[("content-type", "application/json")],
+                not_an_object.as_bytes(),
+            )
+            .await;
+        assert_eq!(reply.status, 400, "{not_an_object}");
+    }
+    assert!(setup.seen.generate.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn odd_but_valid_bodies_pass() {
+    let setup = start_saying(hello()).await;
+    for body in [
+        r#"{"prompt":"\u0000"}"#,
+        r#"{"prompt":"\ud83d\ude00"}"#,
+        r#"{"prompt":"a","temperature":-0}"#,
+        r#"{"prompt":"a","temperature":1E-400}"#,
+        r#"{"prompt":"a","unknown":{"a":1,"a":2}}"#,
+        " \r\n\t{\"prompt\":\"a\"}\n ",
+        r#"{"prompt":"a","n":null,"stream":null,"stop":null,"logit_bias":null,"stream_options":null,"suffix":""}"#,
+    ] {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                TEXT,
+                &[("content-type", "application/json")],
+                body.as_bytes(),
+            )
+            .await;
+        assert_eq!(reply.status, 200, "{body}: {reply:?}");
+    }
+    for content_type in [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/vnd.x+json",
+    ] {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                TEXT,
+                &[("content-type", content_type)],
+                b"{\"prompt\":\"a\"}",
+            )
+            .await;
+        assert_eq!(reply.status, 200, "{content_type}");
+    }
+    assert_eq!(
+        setup
+            .client
+            .send("POST", TEXT, &[], b"{\"prompt\":\"a\"}")
+            .await
+            .status,
+        200
+    );
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+    ] {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                TEXT,
+                &[("content-type", content_type)],
+                b"{\"prompt\":\"a\"}",
+            )
+            .await;
+        assert_eq!(reply.status, 415, "{content_type}");
+    }
+}
+
+#[tokio::test]
+async fn the_body_limit_is_exact() {
+    let setup = start_with(|config| config.limits.body_bytes = 1000, |_| Ok(say(hello()))).await;
+    let body = |bytes: usize| {
+        let frame = "{\"prompt\":\"\"}".len();
+        format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes - frame))
+    };
+    for (bytes, status) in [(1000, 200), (1001, 413), (5_000_000, 413)] {
+        let reply = setup
+            .client
+            .send(
+                "POST",
+                TEXT,
+                &[("content-type", "application/json")],
+                body(bytes).as_bytes(),
+            )
+            .await;
+        assert_eq!(reply.status, status, "{bytes}");
+        let chunked = chunked(body(bytes).as_bytes());
+        assert_eq!(setup.client.raw(&chunked).await.status, status, "{bytes} chunked");
+    }
+    let declared = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1073741824\r\n\r\n";
+    let reply = setup.client.raw(declared).await;
+    assert_eq!((reply.status, reply.error().3), (413, json!("request_too_large")));
+}
+
+fn chunked(body: &[u8]) -> Vec<u8> {
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut bytes = head.as_bytes().to_vec();
+    for piece in body.chunks(700) {
+        bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        bytes.extend_from_slice(piece);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+#[tokio::test]
+async fn the_default_limit_takes_ten_mebibytes() {
+    let setup = start_saying(hello()).await;
+    let frame = "{\"prompt\":\"\"}".len();
+    for (bytes, status) in [(10 << 20, 200), ((10 << 20) + 1, 413)] {
+        let body = format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes - frame));
+        assert_eq!(
+            setup.client.send("POST", TEXT, &[], body.as_bytes()).await.status,
+            status,
+            "{bytes}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn bodies_in_memory_have_a_common_bound() {
+    let setup = start_with(
+        |config| config.limits.bodies_in_memory_bytes = 64 << 10,
+        |_| Ok(say(hello())),
+    )
+    .await;
+    let body = |bytes: usize| format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes));
+    assert_eq!(
+        setup
+            .client
+            .send("POST", TEXT, &[], body(1000).as_bytes())
+            .await
+            .status,
+        200
+    );
+    let reply = setup
+        .client
+        .send("POST", TEXT, &[], body(200_000).as_bytes())
+        .await;
+    assert_eq!((reply.status, reply.error().3), (503, json!("server_busy")));
+    // What was reserved came back.
+    assert_eq!(
+        setup
+            .client
+            .send("POST", TEXT, &[], body(1000).as_bytes())
+            .await
+            .status,
+        200
+    );
+}

@@ -1,0 +1,543 @@
+//! The wire: ambiguous requests, slow and silent clients, connection limits, HTTP/2.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::client::{Reply, read_to_end, read_until};
+use crate::router::{Step, hello, say, start, start_saying, start_with, started, text};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn requests_with_two_readings_are_refused_and_the_connection_ends() {
+    let setup = start_saying(hello()).await;
+    let body = "{\"prompt\":\"a\"}";
+    let post = |headers: &str, body: &str| {
+        format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}")
+    };
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let length = body.len();
+    let cases = [
+        (
+            "CL.TE",
+            post(
+                &format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+                &chunked,
+            ),
+        ),
+        (
+            "TE.CL",
+            post(
+                &format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+                &chunked,
+            ),
+        ),
+        (
+            "TE.TE",
+            post(
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+                &chunked,
+            ),
+        ),
+        (
+            "TE twice",
+            post(
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                &chunked,
+            ),
+        ),
+        ("TE not chunked", post("Transfer-Encoding: gzip\r\n", &chunked)),
+        ("TE xchunked", post("Transfer-Encoding: xchunked\r\n", &chunked)),
+        (
+            "TE space before colon",
+            post("Transfer-Encoding : chunked\r\n", &chunked),
+        ),
+        ("TE folded", post("Transfer-Encoding:\r\n chunked\r\n", &chunked)),
+        (
+            "CL twice",
+            post(
+                &format!("Content-Length: {length}\r\nContent-Length: {length}\r\n"),
+                body,
+            ),
+        ),
+        (
+            "CL differ",
+            post(
+                &format!("Content-Length: {length}\r\nContent-Length: 3\r\n"),
+                body,
+            ),
+        ),
+        (
+            "CL list",
+            post(&format!("Content-Length: {length}, {length}\r\n"), body),
+        ),
+        ("CL signed", post(&format!("Content-Length: +{length}\r\n"), body)),
+        ("CL negative", post("Content-Length: -1\r\n", body)),
+        (
+            "CL huge",
+            post("Content-Length: 99999999999999999999999\r\n", body),
+        ),
+        (
+            "two hosts",
+            post(&format!("Host: b\r\nContent-Length: {length}\r\n"), body),
+        ),
+        (
+            "bare line feeds",
+            post(&format!("Content-Length: {length}\r\n"), body).replace("\r\n", "\n"),
+        ),
+        (
+            "bare line feed",
+            format!("POST /v1/completions HTTP/1.1\r\nHost: a\nContent-Length: {length}\r\n\r\n{body}"),
+        ),
+        (
+            "bare carriage return",
+            format!(
+                "POST /v1/completions HTTP/1.1\r\nHost: a\rX: b\r\nContent-Length: {length}\r\n\r\n{body}"
+            ),
+        ),
+        (
+            "folded header",
+            post(&format!("X: a\r\n b\r\nContent-Length: {length}\r\n"), body),
+        ),
+        (
+            "NUL in header",
+            post(&format!("X: a\0b\r\nContent-Length: {length}\r\n"), body),
+        ),
+        (
+            "no colon",
+            post(&format!("nonsense\r\nContent-Length: {length}\r\n"), body),
+        ),
+        (
+            "HTTP/1.0 with TE",
+            post("Transfer-Encoding: chunked\r\n", &chunked).replacen("HTTP/1.1", "HTTP/1.0", 1),
+        ),
+        (
+            "HTTP/3.0",
+            post(&format!("Content-Length: {length}\r\n"), body).replacen("HTTP/1.1", "HTTP/3.0", 1),
+        ),
+        (
+            "space in target",
+            post(&format!("Content-Length: {length}\r\n"), body).replacen(
+                "/v1/completions",
+                "/v1/ completions",
+                1,
+            ),
+        ),
+        (
+            "chunk size not hex",
+            post("Transfer-Encoding: chunked\r\n", &chunked).replacen("e\r\n{", "z\r\n{", 1),
+        ),
+        (
+            "chunk size overflow",
+            post("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\n"),
+        ),
+        (
+            "chunk without its end",
+            post(
+                "Transfer-Encoding: chunked\r\n",
+                &format!("{:x}\r\n{body}X0\r\n\r\n", body.len()),
+            ),
+        ),
+        (
+            "nonsense",
+            String::from("\x16\x03\x01\x02\x00\x01\x00\x01\x7c\x03\x03 hello\r\n\r\n"),
+        ),
+    ];
+    for (name, request) in cases {
+        // A second request behind it must never be answered.
+        let bytes = format!("{request}GET /version HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut stream = setup.client.connect().await;
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let all = read_to_end(&mut stream).await;
+        let reply = Reply::parse(&all);
+        assert!(matches!(reply.status, 0 | 400), "{name}: {reply:?}");
+        assert!(!String::from_utf8_lossy(&all).contains("\"version\""), "{name}");
+    }
+    assert!(setup.seen.generate.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn pipelined_and_split_requests_are_answered_in_order() {
+    let setup = start_saying(hello()).await;
+    let post = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{\"prompt\":\"a\"}";
+    let last = "GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for step in [1, 7, 10_000] {
+        let mut stream = setup.client.connect().await;
+        stream.set_nodelay(true).unwrap();
+        for piece in format!("{post}{post}{last}").as_bytes().chunks(step) {
+            stream.write_all(piece).await.unwrap();
+        }
+        let all = String::from_utf8(read_to_end(&mut stream).await).unwrap();
+        assert_eq!(all.matches("text_completion").count(), 2, "{all}");
+        assert!(all.ends_with("{\"version\":\"0.1.0\"}"), "{all}");
+    }
+}
+
+#[tokio::test]
+async fn headers_have_a_size_and_a_number() {
+    let setup = start_with(
+        |config| {
+            config.limits.header_bytes = 4096;
+            config.limits.header_count = 10;
+        },
+        |_| Ok(say(hello())),
+    )
+    .await;
+    let with = async |headers: String| {
+        setup
+            .client
+            .raw(format!("GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n").as_bytes())
+            .await
+            .status
+    };
+    assert_eq!(with(format!("X: {}\r\n", "a".repeat(3000))).await, 200);
+    assert_eq!(with(format!("X: {}\r\n", "a".repeat(5000))).await, 431);
+    assert_eq!(with("X: a\r\n".repeat(8)).await, 200);
+    assert_eq!(with("X: a\r\n".repeat(9)).await, 431);
+    let mut stream = setup.client.connect().await;
+    // An endless request line must not be buffered.
+    let _ = stream.write_all("GET /".as_bytes()).await;
+    for _ in 0..64 {
+        if stream.write_all(&[b'a'; 4096]).await.is_err() {
+            break;
+        }
+    }
+    assert!(matches!(
+        Reply::parse(&read_to_end(&mut stream).await).status,
+        0 | 414 | 431
+    ));
+}
+
+#[tokio::test]
+async fn slow_senders_lose_their_connection() {
+    let setup = start_with(
+        |config| {
+            config.limits.header_read_timeout = SHORT;
+            config.limits.body_read_timeout = SHORT;
+        },
+        |_| Ok(say(hello())),
+    )
+    .await;
+    let partial_body = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{\"pro";
+    for (name, bytes, status) in [
+        ("says nothing", "", 0),
+        ("part of the HTTP/2 preface", "PRI * HT", 0),
+        ("half a request line", "GET /ver", 0),
+        ("half the headers", "GET /version HTTP/1.1\r\nHost: a\r\n", 0),
+        ("half the body", partial_body, 408),
+    ] {
+        let began = Instant::now();
+        let mut stream = setup.client.connect().await;
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let reply = Reply::parse(&read_to_end(&mut stream).await);
+        assert_eq!(reply.status, status, "{name}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{name}");
+    }
+    // One byte at a time does not win time.
+    let mut stream = setup.client.connect().await;
+    let began = Instant::now();
+    for byte in "GET /version HTTP/1.1\r\nHost: abcdefghijklmnopqrstuvwxyz\r\n\r\n".bytes() {
+        if stream.write_all(&[byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    read_to_end(&mut stream).await;
+    assert!(began.elapsed() < Duration::from_secs(10));
+    // A kept connection that is idle is closed as well.
+    let mut stream = setup.client.connect().await;
+    stream
+        .write_all(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(
+        String::from_utf8(read_to_end(&mut stream).await)
+            .unwrap()
+            .contains("200 OK")
+    );
+}
+
+/// More text than all buffers between router and client hold.
+fn endless() -> Vec<Step> {
+    let piece = "x".repeat(16 << 10);
+    let mut steps = say(vec![started(&[1])]);
+    steps.extend((0..4096).map(|_| Step::Say(text(0, &piece, &[1]))));
+    steps
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_cut_and_its_call_dropped() {
+    let setup = start_with(|config| config.limits.write_timeout = SHORT, |_| Ok(endless())).await;
+    let mut slow = setup.client.connect().await;
+    let body = json!({"prompt": "a", "stream": true}).to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    slow.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    wait_for(|| setup.seen.dropped.load(Ordering::SeqCst) == 1).await;
+    // Others are not disturbed.
+    assert_eq!(setup.client.get("/version").await.status, 200);
+    let rest = read_to_end(&mut slow).await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "a cut stream must not look whole");
+}
+
+#[tokio::test]
+async fn a_large_whole_answer_that_nobody_reads_is_cut() {
+    let setup = start_with(
+        |config| config.limits.write_timeout = SHORT,
+        |_| {
+            let mut steps = endless();
+            steps.extend(say(vec![
+                crate::router::finished(0, conclave_proto::v1::FinishReason::Stop),
+                crate::router::usage(1, 1, 0, 0),
+            ]));
+            Ok(steps)
+        },
+    )
+    .await;
+    let mut slow = setup.client.connect().await;
+    slow.write_all(
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{\"prompt\":\"a\"}",
+    )
+    .await
+    .unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let all = read_to_end(&mut slow).await;
+    assert!(all.len() < 4096 * (16 << 10), "{}", all.len());
+}
+
+async fn wait_for(mut condition: impl FnMut() -> bool) {
+    tokio::time::timeout(crate::client::PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the condition never came true");
+}
+
+#[tokio::test]
+async fn clients_that_leave_drop_their_calls() {
+    let setup =
+        start(|_| Ok([say(vec![started(&[1]), text(0, "a", &[1])]), vec![Step::Hang]].concat())).await;
+    let post = |body: &str| {
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    const CLIENTS: usize = 50;
+    for stream in [true, false] {
+        let body = json!({"prompt": ["a", "b"], "stream": stream}).to_string();
+        let mut connections = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut connection = setup.client.connect().await;
+            connection.write_all(post(&body).as_bytes()).await.unwrap();
+            connections.push(connection);
+        }
+        wait_for(|| setup.seen.running.load(Ordering::SeqCst) == 2 * CLIENTS).await;
+        drop(connections);
+        wait_for(|| setup.seen.running.load(Ordering::SeqCst) == 0).await;
+    }
+    assert_eq!(setup.seen.dropped.load(Ordering::SeqCst), 4 * CLIENTS);
+}
+
+#[tokio::test]
+async fn a_silent_router_and_keep_alives_become_comments() {
+    use conclave_proto::v1::KeepAlive;
+    use conclave_proto::v1::generate_response::Event;
+    let setup = start_with(
+        |config| config.limits.keep_alive_interval = Duration::from_millis(100),
+        |_| {
+            Ok([
+                vec![
+                    Step::Wait(Duration::from_millis(350)),
+                    Step::Say(Event::KeepAlive(KeepAlive::default())),
+                ],
+                say(hello()),
+            ]
+            .concat())
+        },
+    )
+    .await;
+    for (path, body) in [
+        ("/v1/completions", json!({"prompt": "a", "stream": true})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "stream": true}),
+        ),
+    ] {
+        let reply = setup.client.post(path, &body).await;
+        assert!(reply.body.starts_with(": keep-alive\n\n"), "{reply:?}");
+        assert!(reply.body.matches(": keep-alive\n\n").count() >= 2, "{reply:?}");
+        assert!(reply.body.ends_with("data: [DONE]\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_told_so() {
+    let setup = start_with(|config| config.limits.connections = 2, |_| Ok(say(hello()))).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = setup.client.connect().await;
+        stream
+            .write_all(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        read_until(&mut stream, "version").await;
+        held.push(stream);
+    }
+    let mut third = setup.client.connect().await;
+    let reply = Reply::parse(&read_to_end(&mut third).await);
+    assert_eq!(
+        (reply.status, reply.error().3),
+        (503, json!("too_many_connections"))
+    );
+    drop(held);
+    wait_for_status(&setup.client, 200).await;
+}
+
+async fn wait_for_status(client: &crate::client::Client, status: u16) {
+    tokio::time::timeout(crate::client::PATIENCE, async {
+        while client.get("/version").await.status != status {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the status never came");
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_streams_many_at_once() {
+    let setup = start_saying(hello()).await;
+    let stream = setup.client.connect().await;
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let requests = (0..40).map(|_| {
+        let mut sender = sender.clone();
+        async move {
+            let body = json!({"prompt": "a", "stream": true}).to_string();
+            let request =
+                http::Request::post("http://a/v1/completions").body(Full::new(bytes::Bytes::from(body)));
+            let response = sender.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), 200);
+            response.into_body().collect().await.unwrap().to_bytes()
+        }
+    });
+    for body in futures::future::join_all(requests).await {
+        assert!(body.ends_with(b"data: [DONE]\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn an_http2_stream_that_nobody_reads_ends_alone() {
+    let setup = start_with(
+        |config| config.limits.write_timeout = SHORT,
+        |request| Ok(if request.n == 2 { endless() } else { say(hello()) }),
+    )
+    .await;
+    let stream = setup.client.connect().await;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let mut post = async |n: u32| {
+        let body = json!({"prompt": "a", "stream": true, "n": n}).to_string();
+        let request =
+            http::Request::post("http://a/v1/completions").body(Full::new(bytes::Bytes::from(body)));
+        sender.send_request(request.unwrap()).await.unwrap()
+    };
+    let unread = post(2).await;
+    wait_for(|| setup.seen.dropped.load(Ordering::SeqCst) == 1).await;
+    let read = post(1).await;
+    let read = read.into_body().collect().await.unwrap().to_bytes();
+    assert!(read.ends_with(b"data: [DONE]\n\n"));
+    assert!(
+        unread.into_body().collect().await.is_err(),
+        "a cut stream must not look whole"
+    );
+}
+
+#[tokio::test]
+async fn http2_floods_end_the_connection() {
+    let setup = start_saying(hello()).await;
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut bytes = length[1..].to_vec();
+        bytes.extend_from_slice(&[kind, flags]);
+        bytes.extend_from_slice(&stream.to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    };
+    // GET /version, all from HPACK's static table but the path.
+    let get = [&[0x82, 0x86, 0x41, 0x01, b'a', 0x04, 0x08][..], b"/version"].concat();
+    let rapid_reset: Vec<u8> = (0..2000_u32)
+        .flat_map(|at| {
+            let stream = 2 * at + 1;
+            [
+                frame(1, 5, stream, &get),
+                frame(3, 0, stream, &8_u32.to_be_bytes()),
+            ]
+            .concat()
+        })
+        .collect();
+    let continuation = {
+        let mut bytes = frame(1, 1, 1, &get);
+        (0..5000).for_each(|_| bytes.extend(frame(9, 0, 1, &[0x00, 0x01, b'x', 0x01, b'y'])));
+        bytes
+    };
+    let empty_data = {
+        let mut bytes = frame(1, 4, 1, &get);
+        (0..50_000).for_each(|_| bytes.extend(frame(0, 0, 1, &[])));
+        bytes
+    };
+    let unknown_stream = frame(0, 0, 99, b"data");
+    for (name, flood) in [
+        ("rapid reset", rapid_reset),
+        ("continuation", continuation),
+        ("empty data", empty_data),
+        ("data on an idle stream", unknown_stream),
+    ] {
+        let mut stream = setup.client.connect().await;
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(4, 0, 0, &[]));
+        bytes.extend(flood);
+        let _ = stream.write_all(&bytes).await;
+        let all = read_to_end(&mut stream).await;
+        let goaway = all
+            .windows(9)
+            .any(|window| window[3] == 7 && window[5..9] == [0; 4]);
+        assert!(goaway || all.len() < 200, "{name}: {} bytes", all.len());
+    }
+    assert_eq!(setup.client.get("/version").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_expected_continue_is_given_only_to_bodies_that_fit() {
+    let setup = start_with(|config| config.limits.body_bytes = 100, |_| Ok(say(hello()))).await;
+    let head = |length: usize| {
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let mut stream = setup.client.connect().await;
+    stream.write_all(head(14).as_bytes()).await.unwrap();
+    let mut piece = [0; 25];
+    stream.read_exact(&mut piece).await.unwrap();
+    assert_eq!(&piece, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"{\"prompt\":\"a\"}").await.unwrap();
+    assert_eq!(Reply::parse(&read_to_end(&mut stream).await).status, 200);
+    let mut stream = setup.client.connect().await;
+    stream.write_all(head(1 << 40).as_bytes()).await.unwrap();
+    assert_eq!(Reply::parse(&read_to_end(&mut stream).await).status, 413);
+}
