@@ -151,6 +151,21 @@ pub fn read_tools(tools: &[Tool]) -> Result<Vec<ToolSpec>> {
     Ok(specs)
 }
 
+/// A choice of tool must be possible.
+pub(crate) fn check_tool_choice(choice: &ToolChoice, tools: &[ToolSpec]) -> Result<()> {
+    let wrong = |reason: String| Err(TextError::request("tool_choice", reason));
+    match choice {
+        ToolChoice::Auto | ToolChoice::None => Ok(()),
+        ToolChoice::Required if tools.is_empty() => {
+            wrong("\"required\" needs tools, and the request has none".to_owned())
+        }
+        ToolChoice::Named(name) if !tools.iter().any(|tool| tool.name == *name) => {
+            wrong(format!("names {name:?}, which is not among the request's tools"))
+        }
+        ToolChoice::Required | ToolChoice::Named(_) => Ok(()),
+    }
+}
+
 /// Reads a JSON object out of a request's string field.
 pub(crate) fn read_object(field: &str, text: &str) -> Result<Object> {
     match json::parse(text) {
@@ -362,7 +377,12 @@ mod tests {
         assert!(bad(&[tool(r#"{"name":"a"}"#), tool(r#"{"name":"a"}"#)]).starts_with("tools[1]"));
         assert!(bad(&[tool(r#"{"name":"a","parameters":3}"#)]).contains("parameters"));
         assert!(bad(&vec![tool("{}"); MAX_TOOLS + 1]).contains("at most"));
-        assert_eq!(read_tools(&[tool(r#"{"name":"a"}"#)]).unwrap()[0].name, "a");
+        let tools = read_tools(&[tool(r#"{"name":"a"}"#)]).unwrap();
+        assert_eq!(tools[0].name, "a");
+        assert!(check_tool_choice(&ToolChoice::Required, &tools).is_ok());
+        assert!(check_tool_choice(&ToolChoice::Required, &[]).is_err());
+        assert!(check_tool_choice(&ToolChoice::Named("a".to_owned()), &tools).is_ok());
+        assert!(check_tool_choice(&ToolChoice::Named("b".to_owned()), &tools).is_err());
     }
 
     #[test]

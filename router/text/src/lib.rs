@@ -23,4 +23,4 @@ mod text;
 pub mod tokenizer;
 
 pub use error::{Result, TextError};
-pub use text::Text;
+pub use text::{ChatOutput, RenderedChat, Text};

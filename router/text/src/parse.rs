@@ -3,6 +3,28 @@
 //! A parser sees tokens one by one, as id and text. Markers that the tokenizer knows as one token (`<think>`) are
 //! recognised by id alone, so that the same letters written as ordinary text stay text; markers it does not know,
 //! and output that comes without ids, are recognised by text. Either way the pieces do not depend on the cut.
+//!
+//! `Tagged` drives every format in which calls are blocks within text; a new such format is one file that
+//! implements `ToolSyntax`. Formats built otherwise implement `OutputParser` (`harmony`).
+
+mod call_object;
+mod calls;
+mod deepseek_v31;
+mod format;
+mod harmony;
+mod hermes;
+mod json_stream;
+mod minimax_m2;
+mod plain_json;
+mod qwen3_coder;
+mod scan;
+mod schema;
+mod tagged;
+mod xml_calls;
+
+pub use calls::CallRules;
+pub use format::{Format, ParserNames};
+pub use scan::Marker;
 
 /// How an output ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +56,6 @@ pub struct ToolCallDelta {
     pub arguments: String,
 }
 
-impl Pieces {
-    pub fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.reasoning.is_empty() && self.tool_calls.is_empty()
-    }
-}
-
 /// An incremental parser of one output format, for one choice.
 pub trait OutputParser: Send {
     /// Takes the next token's text. `id` is `None` for text that no token stands behind.
@@ -48,6 +64,9 @@ pub trait OutputParser: Send {
     /// The output has ended; gives what was held back.
     fn finish(&mut self, end: End, out: &mut Pieces);
 
-    /// Whether the last token was reasoning (for usage figures).
+    /// Whether the next token is reasoning, as far as known (for usage figures).
     fn in_reasoning(&self) -> bool;
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,20 +33,13 @@ const RESERVED: [&str; 5] = [
     "chat_template",
 ];
 
-/// A prompt ready to be generated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RenderedChat {
-    pub text: String,
-    pub ids: Vec<u32>,
-}
-
-/// Renders and encodes a conversation whose tools have been read.
+/// Renders and encodes a conversation whose tools have been read: prompt text and token ids.
 pub(crate) fn render_chat(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     chat: &Chat,
     tools: &[ToolSpec],
-) -> Result<RenderedChat> {
+) -> Result<(String, Vec<u32>)> {
     let mut input = Input::new(template, chat, tools)?;
     let mut text = template.render(&input.variables(), false)?;
     let marks = Marks::find(&mut input, tokenizer.added());
@@ -59,7 +52,7 @@ pub(crate) fn render_chat(
         barred.retain(|&at| at < text.len());
     }
     let ids = tokenizer.encode_marked(&text, &barred)?;
-    Ok(RenderedChat { text, ids })
+    Ok((text, ids))
 }
 
 /// Everything a request gives to the template.

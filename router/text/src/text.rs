@@ -1,12 +1,27 @@
 //! The face of this crate: everything textual about one model.
+//!
+//! ```no_run
+//! # use conclave_text::{Text, chat::Chat, output::OutputOptions, parse::End};
+//! # fn main() -> conclave_text::Result<()> {
+//! # let (chat, seed, tokens) = (Chat::default(), 0, vec![]);
+//! let text = Text::load(std::path::Path::new("models/demo"))?;
+//! let prompt = text.render_chat(&chat)?;
+//! // … generate from `prompt.ids`; then, for each choice:
+//! let mut output = text.output(OutputOptions::default(), Some(&prompt.output), seed)?;
+//! let delta = output.push(&tokens);
+//! let last = output.finish(End::Stop);
+//! # Ok(()) }
+//! ```
 
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    chat::{self, Chat, ToolSpec},
+    chat::{self, Chat, ToolChoice, ToolSpec},
     error::{Result, TextError},
     generation_config::GenerationConfig,
-    prompt::{self, RenderedChat},
+    output::{OutputOptions, OutputStream},
+    parse::{CallRules, Format, ParserNames},
+    prompt,
     template::ChatTemplate,
     tokenizer::Tokenizer,
 };
@@ -16,15 +31,47 @@ pub struct Text {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     generation: GenerationConfig,
+    format: Format,
+}
+
+/// A conversation ready to be generated from.
+#[derive(Clone, Debug)]
+pub struct RenderedChat {
+    pub text: String,
+    pub ids: Vec<u32>,
+    /// How to read what comes after it.
+    pub output: ChatOutput,
+}
+
+/// What the parser of a chat's output must know. The same for all choices.
+#[derive(Clone, Debug)]
+pub struct ChatOutput {
+    /// The tools of the request.
+    pub tools: Arc<[ToolSpec]>,
+    pub tool_choice: ToolChoice,
+    pub parallel_tool_calls: bool,
+    pub starts_in_reasoning: bool,
 }
 
 impl Text {
     /// Loads what a checkpoint directory says about text: tokenizer.json, tokenizer_config.json,
-    /// chat_template.jinja and generation_config.json; only the first must exist.
+    /// chat_template.jinja and generation_config.json; only the first must exist. The output parsers are those that
+    /// the checkpoint's tokens and template show.
     pub fn load(directory: &Path) -> Result<Self> {
+        Self::load_with(directory, &ParserNames::default())
+    }
+
+    /// The same with output parsers chosen by name.
+    pub fn load_with(directory: &Path, parsers: &ParserNames) -> Result<Self> {
         let tokenizer = Arc::new(Tokenizer::load(directory)?);
+        let template = ChatTemplate::load(directory, tokenizer.config())?;
+        let added = |text: &str| {
+            let mut tokens = tokenizer.added_tokens().iter();
+            tokens.find(|token| token.content == text).map(|token| token.id)
+        };
         Ok(Self {
-            template: ChatTemplate::load(directory, tokenizer.config())?,
+            format: Format::choose(parsers, added, template.as_ref().map(ChatTemplate::source))?,
+            template,
             generation: GenerationConfig::load(directory)?,
             tokenizer,
         })
@@ -36,6 +83,15 @@ impl Text {
 
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation
+    }
+
+    /// The output format: which parsers were chosen, and its marker tokens.
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
     }
 
     /// Tokens that end an output: generation_config.json's, or else the tokenizer's eos token.
@@ -54,11 +110,6 @@ impl Text {
         self.tokenizer.encode(text, add_special_tokens)
     }
 
-    /// Reads and checks a request's tools.
-    pub fn read_tools(&self, chat: &Chat) -> Result<Vec<ToolSpec>> {
-        chat::read_tools(&chat.tools)
-    }
-
     /// Renders and encodes a conversation with the checkpoint's template.
     pub fn render_chat(&self, chat: &Chat) -> Result<RenderedChat> {
         let template = self.template.as_ref().ok_or_else(|| {
@@ -67,8 +118,61 @@ impl Text {
                 "this model has no chat template: send a prompt instead",
             )
         })?;
-        let tools = self.read_tools(chat)?;
-        prompt::render_chat(template, &self.tokenizer, chat, &tools)
+        let tools = chat::read_tools(&chat.tools)?;
+        chat::check_tool_choice(&chat.tool_choice, &tools)?;
+        let (text, ids) = prompt::render_chat(template, &self.tokenizer, chat, &tools)?;
+        let starts_in_reasoning = self
+            .format
+            .starts_in_reasoning(&ids, &text, &self.eos_token_ids());
+        Ok(RenderedChat {
+            text,
+            ids,
+            output: ChatOutput {
+                tools: tools.into(),
+                tool_choice: chat.tool_choice.clone(),
+                parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
+                starts_in_reasoning,
+            },
+        })
+    }
+
+    /// The output of one choice. With `chat` reasoning and calls are told from content; without, all is text.
+    /// `call_id_seed` should differ between choices and be the same when a request is run anew.
+    pub fn output(
+        &self,
+        options: OutputOptions,
+        chat: Option<&ChatOutput>,
+        call_id_seed: u64,
+    ) -> Result<OutputStream> {
+        let parser = chat.and_then(|chat| {
+            self.format
+                .parser(chat.call_rules(call_id_seed), chat.starts_in_reasoning)
+        });
+        OutputStream::new(self.tokenizer.clone(), options, parser)
+    }
+}
+
+impl ChatOutput {
+    /// Without tools nothing is read as a call; with tool_choice "none" calls are read, and dropped.
+    fn call_rules(&self, id_seed: u64) -> Option<CallRules> {
+        if self.tools.is_empty() {
+            return None;
+        }
+        let tools = match &self.tool_choice {
+            ToolChoice::Auto | ToolChoice::Required => self.tools.clone(),
+            ToolChoice::None => Arc::new([]),
+            ToolChoice::Named(name) => self
+                .tools
+                .iter()
+                .filter(|tool| tool.name == *name)
+                .cloned()
+                .collect(),
+        };
+        Some(CallRules {
+            tools,
+            max_calls: if self.parallel_tool_calls { u32::MAX } else { 1 },
+            id_seed,
+        })
     }
 }
 

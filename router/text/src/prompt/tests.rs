@@ -39,14 +39,21 @@ fn chat(messages: Vec<ChatMessage>) -> Chat {
     }
 }
 
-fn count(rendered: &RenderedChat, id: u32) -> usize {
+#[derive(Debug)]
+struct Rendered {
+    text: String,
+    ids: Vec<u32>,
+}
+
+fn count(rendered: &Rendered, id: u32) -> usize {
     rendered.ids.iter().filter(|&&other| other == id).count()
 }
 
-fn render(template: &ChatTemplate, chat: &Chat) -> RenderedChat {
+fn render(template: &ChatTemplate, chat: &Chat) -> Rendered {
     let tokenizer = tokenizer();
     let tools = chat::read_tools(&chat.tools).unwrap();
-    let rendered = render_chat(template, &tokenizer, chat, &tools).unwrap();
+    let (text, ids) = render_chat(template, &tokenizer, chat, &tools).unwrap();
+    let rendered = Rendered { text, ids };
     assert_eq!(tokenizer.decode(&rendered.ids, false).unwrap(), rendered.text);
     rendered
 }

@@ -1,0 +1,669 @@
+//! The MiniMax-M2 cases and the other formats, whole and cut in every way; malformed calls; linear time.
+
+use std::{sync::Arc, time::Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    chat::{Tool, ToolSpec, read_tools},
+    json::{self, Json},
+    testing::{data, demo},
+    tokenizer::Tokenizer,
+};
+
+/// A choice's whole output.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Parsed {
+    reasoning: String,
+    content: String,
+    calls: Vec<(String, String)>,
+}
+
+fn format(tools: &str, reasoning: &str) -> Format {
+    let names = ParserNames {
+        reasoning: Some(reasoning.to_owned()),
+        tool_calls: Some(tools.to_owned()),
+    };
+    Format::choose(&names, |_| None, None).unwrap()
+}
+
+fn rules(tools: Vec<ToolSpec>) -> CallRules {
+    CallRules {
+        tools: tools.into(),
+        max_calls: u32::MAX,
+        id_seed: 1,
+    }
+}
+
+fn tools(functions: &[&str]) -> Vec<ToolSpec> {
+    let tool = |json: &&str| Tool {
+        function_json: (*json).to_owned(),
+        strict: false,
+    };
+    read_tools(&functions.iter().map(tool).collect::<Vec<_>>()).unwrap()
+}
+
+fn weather() -> Vec<ToolSpec> {
+    tools(&[
+        r#"{"name": "f", "parameters": {"properties": {"s": {"type": "string"}, "n": {"type": "integer"}, "o": {"type": ["string", "null"]}}}}"#,
+        r#"{"name": "g"}"#,
+    ])
+}
+
+fn parse(parser: &mut dyn OutputParser, items: &[(Option<u32>, &str)], end: End) -> Parsed {
+    let mut parsed = Parsed::default();
+    let mut take = |pieces: Pieces| {
+        parsed.content += &pieces.text;
+        parsed.reasoning += &pieces.reasoning;
+        for delta in pieces.tool_calls {
+            if let Some(name) = delta.name {
+                assert_eq!(delta.index as usize, parsed.calls.len());
+                assert!(delta.id.is_some());
+                parsed.calls.push((name, String::new()));
+            }
+            assert_eq!(delta.index as usize + 1, parsed.calls.len());
+            parsed.calls.last_mut().unwrap().1 += &delta.arguments;
+        }
+    };
+    for (id, text) in items {
+        let mut pieces = Pieces::default();
+        parser.push(*id, text, &mut pieces);
+        take(pieces);
+    }
+    let mut pieces = Pieces::default();
+    parser.finish(end, &mut pieces);
+    take(pieces);
+    parsed
+}
+
+/// Parses text whole, by character and cut at every place in two; all must agree.
+fn run_end(format: &Format, tools: &[ToolSpec], thinking: bool, text: &str, end: End) -> Parsed {
+    let cut = |pieces: &[&str]| {
+        let items: Vec<_> = pieces.iter().map(|piece| (None, *piece)).collect();
+        let mut parser = format.parser(Some(rules(tools.to_vec())), thinking).unwrap();
+        parse(parser.as_mut(), &items, end)
+    };
+    let whole = cut(&[text]);
+    let chars: Vec<String> = text.chars().map(String::from).collect();
+    assert_eq!(
+        cut(&chars.iter().map(String::as_str).collect::<Vec<_>>()),
+        whole,
+        "{text}"
+    );
+    for (at, _) in text.char_indices() {
+        assert_eq!(cut(&[&text[..at], &text[at..]]), whole, "cut at {at}: {text}");
+    }
+    whole
+}
+
+fn run(format: &Format, text: &str) -> Parsed {
+    let parsed = run_end(format, &weather(), false, text, End::Stop);
+    for (_, arguments) in &parsed.calls {
+        let whole = json::parse(arguments);
+        assert!(matches!(whole, Ok(Json::Object(_))), "{arguments}");
+    }
+    parsed
+}
+
+fn calls(parsed: &Parsed) -> Vec<(&str, &str)> {
+    parsed
+        .calls
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .collect()
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+struct Case {
+    name: String,
+    tools: Vec<ToolSpec>,
+    output: String,
+    expect: Json,
+}
+
+fn cases() -> Vec<Case> {
+    let text = data("text/tool_parser_cases.jsonl");
+    let cases = text.lines().map(|line| json::parse(line).unwrap());
+    let cases: Vec<Case> = cases
+        .map(|case| {
+            let functions = case.get("tools").and_then(Json::as_array).unwrap_or_default();
+            let functions: Vec<String> = functions
+                .iter()
+                .map(|t| t.get("function").unwrap().to_python())
+                .collect();
+            Case {
+                name: case.get("name").unwrap().as_str().unwrap().to_owned(),
+                tools: tools(&functions.iter().map(String::as_str).collect::<Vec<_>>()),
+                output: case.get("output").unwrap().as_str().unwrap().to_owned(),
+                expect: case.get("expect").unwrap().clone(),
+            }
+        })
+        .collect();
+    assert_eq!(cases.len(), 36);
+    cases
+}
+
+fn check(case: &Case, parsed: &Parsed) {
+    let text = |key: &str| words(case.expect.get(key).and_then(Json::as_str).unwrap_or_default());
+    assert_eq!(words(&parsed.reasoning), text("reasoning"), "{}", case.name);
+    assert_eq!(words(&parsed.content), text("content"), "{}", case.name);
+    let expect = case.expect.get("tool_calls").and_then(Json::as_array).unwrap();
+    assert_eq!(parsed.calls.len(), expect.len(), "{}", case.name);
+    for ((name, arguments), expect) in parsed.calls.iter().zip(expect) {
+        assert_eq!(expect.get("name"), Some(&Json::from(name.as_str())));
+        // Same digits and key order too, which is more than equal values.
+        assert_eq!(
+            *arguments,
+            expect.get("arguments").unwrap().to_python(),
+            "{}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn minimax_cases_as_text_in_every_cut() {
+    let format = format("minimax_m2", "minimax_m2");
+    for case in cases() {
+        check(
+            &case,
+            &run_end(&format, &case.tools, true, &case.output, End::Stop),
+        );
+    }
+}
+
+#[test]
+fn minimax_cases_as_tokens() {
+    let tokenizer = Arc::new(Tokenizer::load(&demo()).unwrap());
+    let format = Format::choose(&ParserNames::default(), |text| tokenizer.token_to_id(text), None).unwrap();
+    assert_eq!(format.names(), ("minimax_m2", "minimax_m2"));
+    for case in cases() {
+        let ids = tokenizer.encode(&case.output, false).unwrap();
+        let mut detokenizer = crate::detokenize::Detokenizer::new(tokenizer.clone(), true);
+        let mut items = Vec::new();
+        for &id in &ids {
+            let mut text = String::new();
+            detokenizer.push(id, &mut text);
+            items.push((Some(id), text));
+        }
+        let items: Vec<_> = items.iter().map(|(id, text)| (*id, text.as_str())).collect();
+        let mut parser = format.parser(Some(rules(case.tools.clone())), true).unwrap();
+        check(&case, &parse(parser.as_mut(), &items, End::Stop));
+    }
+}
+
+#[test]
+fn with_ids_only_tokens_are_markers() {
+    let id = |text: &str| {
+        [
+            "<think>",
+            "</think>",
+            "<minimax:tool_call>",
+            "</minimax:tool_call>",
+        ]
+        .iter()
+        .position(|marker| *marker == text)
+        .map(|index| index as u32 + 1)
+    };
+    let format = Format::choose(&ParserNames::default(), id, None).unwrap();
+    let mut parser = format.parser(Some(rules(weather())), false).unwrap();
+    let text = "a</think><minimax:tool_call><invoke name=\"g\"></invoke>";
+    let parsed = parse(parser.as_mut(), &[(Some(9), text)], End::Stop);
+    assert_eq!((parsed.content.as_str(), parsed.calls.len()), (text, 0));
+    let mut parser = format.parser(Some(rules(weather())), true).unwrap();
+    let items = [
+        (Some(9), "r<thi"),
+        (Some(2), "</think>"),
+        (Some(3), ""),
+        (Some(9), "<invoke name=g>"),
+        (Some(4), ""),
+        (Some(9), "x"),
+    ];
+    let parsed = parse(parser.as_mut(), &items, End::Stop);
+    assert_eq!(
+        (parsed.reasoning.as_str(), parsed.content.as_str()),
+        ("r<thi", "x")
+    );
+    assert_eq!(calls(&parsed), [("g", "{}")]);
+}
+
+#[test]
+fn line_breaks_of_the_template_are_taken_off() {
+    let format = format("minimax_m2", "minimax_m2");
+    let parsed = run_end(
+        &format,
+        &weather(),
+        true,
+        "\nr\n\n</think>\n\n\na \n\n<minimax:tool_call>\n</minimax:tool_call>\n",
+        End::Stop,
+    );
+    assert_eq!(parsed.reasoning, "\nr\n");
+    assert_eq!(parsed.content, "\na \n\n");
+    let parsed = run_end(&format, &weather(), true, "r</think>a\n", End::Cut);
+    assert_eq!((parsed.reasoning.as_str(), parsed.content.as_str()), ("r", "a\n"));
+}
+
+#[test]
+fn malformed_minimax_calls_spoil_nothing() {
+    let format = format("minimax_m2", "minimax_m2");
+    let good = "<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"n\">1</parameter>\n</invoke>\n</minimax:tool_call>";
+    for (bad, first) in [
+        (
+            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x</minimax:tool_call>",
+            Some(r#"{"s": "x"}"#),
+        ),
+        (
+            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x",
+            Some(r#"{"s": "x"}"#),
+        ),
+        (
+            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"n\">7</invoke></minimax:tool_call>",
+            Some(r#"{"n": 7}"#),
+        ),
+        (
+            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\"</minimax:tool_call>",
+            Some("{}"),
+        ),
+        ("<minimax:tool_call><invoke name=\"f\"", None),
+        ("<minimax:tool_call><invoke name=", None),
+        ("<minimax:tool_call><invoke", None),
+        ("<minimax:tool_call></parameter></invoke>", None),
+        (
+            "<minimax:tool_call><parameter name=\"s\">x</parameter></minimax:tool_call>",
+            None,
+        ),
+        ("<minimax:tool_call><minimax:tool_call>", None),
+    ] {
+        let parsed = run(&format, &format!("a{bad}{good}z"));
+        let mut expect: Vec<_> = first.into_iter().map(|arguments| ("f", arguments)).collect();
+        expect.push(("f", r#"{"n": 1}"#));
+        assert_eq!(calls(&parsed), expect, "{bad}");
+        assert_eq!(parsed.content, "az", "{bad}");
+    }
+    let next = "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x\n<invoke name=\"g\">\n<parameter name=\"y\">2</parameter></invoke></minimax:tool_call>";
+    assert_eq!(
+        calls(&run(&format, next)),
+        [("f", r#"{"s": "x\n"}"#), ("g", r#"{"y": "2"}"#)]
+    );
+}
+
+#[test]
+fn a_value_may_hold_the_formats_own_tags() {
+    let format = format("minimax_m2", "minimax_m2");
+    let value = "{{ '<minimax:tool_call>' }}<invoke name=\"x\"></invoke></minimax:tool_call></think>";
+    let text = format!(
+        "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">{value}</parameter></invoke></minimax:tool_call>."
+    );
+    let parsed = run(&format, &text);
+    let arguments = json::object([("s", Json::from(value))]).to_python();
+    assert_eq!(calls(&parsed), [("f", arguments.as_str())]);
+    assert_eq!(parsed.content, ".");
+}
+
+#[test]
+fn repeated_parameters_and_self_closing_calls() {
+    let format = format("minimax_m2", "minimax_m2");
+    let parsed = run(
+        &format,
+        "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">1</parameter><parameter name=\"s\">2</parameter><parameter name=\"o\">\nnull </parameter></invoke><invoke name=\"g\"/></minimax:tool_call>",
+    );
+    assert_eq!(calls(&parsed), [("f", r#"{"s": "1", "o": null}"#), ("g", "{}")]);
+}
+
+#[test]
+fn strings_stream_as_they_arrive() {
+    let format = format("minimax_m2", "minimax_m2");
+    let mut parser = format.parser(Some(rules(weather())), false).unwrap();
+    let mut push = |text: &str| {
+        let mut pieces = Pieces::default();
+        parser.push(None, text, &mut pieces);
+        pieces
+            .tool_calls
+            .iter()
+            .map(|call| call.arguments.as_str())
+            .collect::<String>()
+    };
+    assert_eq!(
+        push("<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">"),
+        "{\"s\": \""
+    );
+    assert_eq!(push("line\n"), "line\\n");
+    assert_eq!(push("a < b <"), "a < b ");
+    assert_eq!(push("/div>"), "</div>");
+    assert_eq!(push("</parameter><parameter name=\"o\">nu"), "\"");
+    assert_eq!(push("mber"), ", \"o\": \"number");
+    assert_eq!(push("</parameter><parameter name=\"n\">4"), "\"");
+    assert_eq!(push("2</parameter>"), ", \"n\": 42");
+    assert_eq!(push("</invoke>"), "}");
+}
+
+#[test]
+fn a_cut_call_is_a_prefix_and_never_closed() {
+    let format = format("minimax_m2", "minimax_m2");
+    let cut = |text: &str| {
+        let parsed = run_end(
+            &format,
+            &weather(),
+            false,
+            &format!("<minimax:tool_call><invoke name=\"f\">{text}"),
+            End::Cut,
+        );
+        parsed.calls[0].1.clone()
+    };
+    assert_eq!(cut(""), "");
+    assert_eq!(cut("<parameter name=\"s\">ab"), "{\"s\": \"ab");
+    assert_eq!(cut("<parameter name=\"s\">ab</parameter>"), "{\"s\": \"ab\"");
+    assert_eq!(
+        cut("<parameter name=\"s\">ab</parameter><parameter name=\"n\">1"),
+        "{\"s\": \"ab\""
+    );
+    assert_eq!(
+        cut("<parameter name=\"s\">ab</parameter></invoke>"),
+        "{\"s\": \"ab\"}"
+    );
+}
+
+#[test]
+fn only_one_call_without_parallel_calls() {
+    let format = format("minimax_m2", "minimax_m2");
+    let rules = CallRules {
+        max_calls: 1,
+        ..rules(weather())
+    };
+    let mut parser = format.parser(Some(rules), false).unwrap();
+    let text = "<minimax:tool_call><invoke name=\"g\"></invoke><invoke name=\"f\"><parameter name=\"s\">x</parameter></invoke></minimax:tool_call>";
+    assert_eq!(
+        calls(&parse(parser.as_mut(), &[(None, text)], End::Stop)),
+        [("g", "{}")]
+    );
+}
+
+#[test]
+fn hermes() {
+    let format = format("hermes", "qwen3");
+    let parsed = run(
+        &format,
+        "<think>\nr\n</think>\n\nHi.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"</tool_call>\", \"n\": 1.10}}\n</tool_call>\n<tool_call>{\"arguments\": {}, \"name\": \"g\"}</tool_call>",
+    );
+    assert_eq!((parsed.reasoning.as_str(), parsed.content.as_str()), ("r", "Hi."));
+    assert_eq!(
+        calls(&parsed),
+        [("f", r#"{"s": "</tool_call>", "n": 1.10}"#), ("g", "{}")]
+    );
+}
+
+#[test]
+fn malformed_hermes_calls_spoil_nothing() {
+    let format = format("hermes", "none");
+    for (bad, first) in [
+        (r#"{"name": "f", "arguments": {"s": "x"#, Some(r#"{"s": "x"}"#)),
+        (
+            r#"{"name": "f", "arguments": {"s": "x", "n": "#,
+            Some(r#"{"s": "x"}"#),
+        ),
+        (r#"{"name": "f", "arguments": {"s": x}}"#, Some("{}")),
+        (r#"{"name": "f", "arguments": 3}"#, Some("{}")),
+        (r#"{"name": "f"}"#, Some("{}")),
+        (r#"{"name": "f", "arguments": "{\"n\": 2}"}"#, Some(r#"{"n": 2}"#)),
+        (
+            r#"{"name": "f", "parameters": {"n": 2}} trailing"#,
+            Some(r#"{"n": 2}"#),
+        ),
+        (r#"{"name": 3}"#, None),
+        (r#"{"name": "unknown", "arguments": {"s": 1}}"#, None),
+        ("nonsense", None),
+        ("", None),
+    ] {
+        for close in ["</tool_call>", "</tool_call>\n", "\n", ""] {
+            let text = format!(
+                "<tool_call>{bad}{close}<tool_call>{{\"name\": \"g\", \"arguments\": {{}}}}</tool_call>"
+            );
+            let parsed = run(&format, &text);
+            let mut expect: Vec<_> = first.into_iter().map(|arguments| ("f", arguments)).collect();
+            expect.push(("g", "{}"));
+            assert_eq!(calls(&parsed), expect, "{text}");
+        }
+    }
+}
+
+#[test]
+fn qwen3_coder() {
+    let format = format("qwen3_coder", "none");
+    let parsed = run(
+        &format,
+        "ok\n<tool_call>\n<function=f>\n<parameter=s>\n\na\nb\n\n</parameter>\n<parameter=n>\n5\n</parameter>\n</function>\n</tool_call>",
+    );
+    assert_eq!(calls(&parsed), [("f", r#"{"s": "\na\nb\n", "n": 5}"#)]);
+}
+
+#[test]
+fn deepseek_v31() {
+    let format = format("deepseek_v31", "deepseek_v31");
+    let text = "r</think>Hi.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"s\": \"a\"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"s\": \"b<｜tool▁call▁end｜><｜tool▁call▁begin｜>nobody<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜><｜tool▁call▁end｜><｜tool▁calls▁end｜>.";
+    let parsed = run_end(&format, &weather(), true, text, End::Stop);
+    assert_eq!(
+        (parsed.reasoning.as_str(), parsed.content.as_str()),
+        ("r", "Hi..")
+    );
+    assert_eq!(
+        calls(&parsed),
+        [("f", r#"{"s": "a"}"#), ("f", r#"{"s": "b"}"#), ("g", "{}")]
+    );
+    let cut = run_end(
+        &format,
+        &weather(),
+        false,
+        "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"s\": \"b",
+        End::Cut,
+    );
+    assert_eq!(calls(&cut), [("f", r#"{"s": "b"#)]);
+}
+
+#[test]
+fn harmony() {
+    let format = format("harmony", "harmony");
+    let parsed = run(
+        &format,
+        "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>commentary<|message|>I call.<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"s\": \"x\"}<|call|><|start|>assistant to=functions.g<|channel|>commentary<|message|>{\"a\"<|start|>assistant<|channel|>final<|message|>Done.<|return|>",
+    );
+    assert_eq!(
+        (parsed.reasoning.as_str(), parsed.content.as_str()),
+        ("think", "I call.Done.")
+    );
+    assert_eq!(calls(&parsed), [("f", r#"{"s": "x"}"#), ("g", "{}")]);
+    assert_eq!(run(&format, "no header").content, "no header");
+    assert_eq!(run(&format, &"x".repeat(600)).content.len(), 600);
+}
+
+#[test]
+fn plain_json() {
+    let format = format("json", "none");
+    let parsed = run(
+        &format,
+        "\n[{\"name\": \"f\", \"parameters\": {\"n\": 1}}, {\"name\": \"g\"}]",
+    );
+    assert_eq!(calls(&parsed), [("f", r#"{"n": 1}"#), ("g", "{}")]);
+    for answer in [
+        "{\"name\": \"unknown\"}",
+        "[1, 2]",
+        "{\"a\": 1} text",
+        "{",
+        "plain {\"name\": \"f\"}",
+        "[]",
+    ] {
+        let parsed = run(&format, answer);
+        assert_eq!((parsed.content.as_str(), parsed.calls.len()), (answer, 0));
+    }
+}
+
+#[test]
+fn parsers_are_chosen_by_name_or_by_the_checkpoint() {
+    let choose = |tokens: &'static [&'static str], template: &str| {
+        let id = |text: &str| tokens.iter().position(|t| *t == text).map(|i| i as u32);
+        Format::choose(&ParserNames::default(), id, Some(template))
+            .unwrap()
+            .names()
+    };
+    assert_eq!(
+        choose(&["<minimax:tool_call>", "</think>"], ""),
+        ("minimax_m2", "minimax_m2")
+    );
+    assert_eq!(
+        choose(&["<｜tool▁calls▁begin｜>"], "</think>"),
+        ("deepseek_r1", "deepseek_v31")
+    );
+    assert_eq!(
+        choose(&["<|channel|>", "<|message|>"], ""),
+        ("harmony", "harmony")
+    );
+    assert_eq!(choose(&[], "<tool_call>\n{"), ("none", "hermes"));
+    assert_eq!(choose(&[], "<tool_call>\n<function="), ("none", "qwen3_coder"));
+    assert_eq!(choose(&[], ""), ("none", "none"));
+    let names = |tools: &str, reasoning: &str| {
+        let names = ParserNames {
+            reasoning: Some(reasoning.to_owned()),
+            tool_calls: Some(tools.to_owned()),
+        };
+        Format::choose(&names, |_| None, None)
+    };
+    let error = names("hermes2", "none").unwrap_err().to_string();
+    assert!(error.contains("tool_call_parser") && error.contains("hermes2") && error.contains("minimax_m2"));
+    assert!(names("harmony", "qwen3").is_err());
+    assert!(
+        names("none", "none")
+            .unwrap()
+            .parser(Some(rules(weather())), false)
+            .is_none()
+    );
+}
+
+#[test]
+fn reasoning_starts_where_the_prompt_says() {
+    let id = |text: &str| {
+        ["<think>", "</think>"]
+            .iter()
+            .position(|t| *t == text)
+            .map(|i| i as u32 + 1)
+    };
+    let format = Format::choose(&ParserNames::default(), id, None).unwrap();
+    let starts = |prompt: &[u32]| format.starts_in_reasoning(prompt, "", &[9]);
+    assert!(starts(&[5, 1, 5]));
+    assert!(!starts(&[5, 1, 5, 2]));
+    assert!(!starts(&[1, 9, 5]));
+    let text = Format::choose(&ParserNames::default(), |_| None, Some("</think>")).unwrap();
+    assert!(text.starts_in_reasoning(&[], "a<think>\n", &[]));
+    assert!(!text.starts_in_reasoning(&[], "<think></think>", &[]));
+}
+
+#[test]
+fn a_megabyte_of_markers_takes_linear_time() {
+    let time = |format: &Format, unit: &str, bytes: usize| {
+        let text = unit.repeat(bytes / unit.len());
+        let best = (0..3).map(|_| {
+            let mut parser = format.parser(Some(rules(weather())), false).unwrap();
+            let start = Instant::now();
+            parse(parser.as_mut(), &[(None, text.as_str())], End::Stop);
+            start.elapsed()
+        });
+        best.min().unwrap()
+    };
+    for (name, units) in [
+        (
+            "minimax_m2",
+            &[
+                "<minimax:tool_call>",
+                "<minimax:tool_call></minimax:tool_call>",
+                "<minimax:tool_call",
+                "<invoke name=",
+                "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">",
+                "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x</invoke>",
+            ][..],
+        ),
+        (
+            "hermes",
+            &[
+                "<tool_call>",
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"s\": \"</tool_call>",
+                "<tool_call>{\"name\":",
+            ],
+        ),
+        (
+            "deepseek_v31",
+            &["<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"],
+        ),
+        ("harmony", &["<|start|>", "<|channel|>analysis<|message|>"]),
+        ("json", &["{\"name\": \"f\"}", "[", "{"]),
+    ] {
+        let format = format(name, "none");
+        for unit in units {
+            let (small, large) = (time(&format, unit, 1 << 17), time(&format, unit, 1 << 20));
+            // Eight times the text; a quadratic parser would take 64 times as long.
+            assert!(
+                large < small * 32 + std::time::Duration::from_millis(20),
+                "{name} {unit}: {small:?} {large:?}"
+            );
+        }
+    }
+}
+
+const FRAGMENTS: [&str; 22] = [
+    "<think>",
+    "</think>",
+    "<minimax:tool_call>",
+    "</minimax:tool_call>",
+    "<invoke name=\"f\">",
+    "<invoke name=",
+    "</invoke>",
+    "<parameter name=\"s\">",
+    "<parameter name=\"n\">",
+    "<parameter name=",
+    "</parameter>",
+    ">",
+    "\"",
+    "\n",
+    "7",
+    "é🤔",
+    "<tool_call>",
+    "</tool_call>",
+    "{\"name\": \"f\", \"arguments\": {\"s\": \"",
+    "{",
+    "}",
+    "\\",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    /// Whatever the output, pieces do not depend on the cut, and every call of a whole output is JSON.
+    #[test]
+    fn nothing_depends_on_the_cut(
+        parts in prop::collection::vec(prop::sample::select(&FRAGMENTS[..]), 0..20),
+        cuts in prop::collection::vec(0usize..400, 0..8),
+        thinking in any::<bool>(),
+        stop in any::<bool>(),
+        name in prop::sample::select(&["minimax_m2", "hermes", "qwen3_coder", "json"][..]),
+    ) {
+        let format = format(name, "minimax_m2");
+        let text = parts.concat();
+        let end = if stop { End::Stop } else { End::Cut };
+        let run = |pieces: &[&str]| {
+            let items: Vec<_> = pieces.iter().map(|piece| (None, *piece)).collect();
+            let mut parser = format.parser(Some(rules(weather())), thinking).unwrap();
+            parse(parser.as_mut(), &items, end)
+        };
+        let mut places: Vec<usize> = cuts.into_iter().filter(|&at| text.is_char_boundary(at)).collect();
+        places.extend([0, text.len()]);
+        places.sort_unstable();
+        let pieces: Vec<&str> = places.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+        let whole = run(&[&text]);
+        prop_assert_eq!(run(&pieces), whole.clone());
+        for (_, arguments) in &whole.calls {
+            if stop {
+                prop_assert!(matches!(json::parse(arguments), Ok(Json::Object(_))), "{} {}", text, arguments);
+            }
+        }
+    }
+}
