@@ -76,6 +76,13 @@ impl ChatTemplate {
             .map_err(|reason| TextError::checkpoint(&file, reason))
     }
 
+    /// Compiles a template file that an operator gives instead of the checkpoint's.
+    pub fn load_file(file: &Path, config: &TokenizerConfig) -> Result<Self> {
+        let source = std::fs::read_to_string(file).map_err(|error| TextError::checkpoint(file, error))?;
+        Self::compile(&[("default".to_owned(), source)], config)
+            .map_err(|reason| TextError::checkpoint(file, reason))
+    }
+
     /// Compiles named sources: "default" (or the only one), and maybe "tool_use" for requests with tools.
     pub fn compile(
         sources: &[(String, String)],

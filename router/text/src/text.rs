@@ -63,8 +63,20 @@ impl Text {
 
     /// The same with output parsers chosen by name.
     pub fn load_with(directory: &Path, parsers: &ParserNames) -> Result<Self> {
+        Self::load_with_template(directory, parsers, None)
+    }
+
+    /// The same with a template file instead of the checkpoint's (`--chat-template`).
+    pub fn load_with_template(
+        directory: &Path,
+        parsers: &ParserNames,
+        template: Option<&Path>,
+    ) -> Result<Self> {
         let tokenizer = Arc::new(Tokenizer::load(directory)?);
-        let template = ChatTemplate::load(directory, tokenizer.config())?;
+        let template = match template {
+            Some(file) => Some(ChatTemplate::load_file(file, tokenizer.config())?),
+            None => ChatTemplate::load(directory, tokenizer.config())?,
+        };
         let added = |text: &str| {
             let mut tokens = tokenizer.added_tokens().iter();
             tokens.find(|token| token.content == text).map(|token| token.id)
