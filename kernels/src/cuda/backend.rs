@@ -24,7 +24,11 @@ const EXPERT_ROWS: usize = 1024;
 impl Backend for CudaBackend {
     fn describe(&self) -> String {
         let driver = self.gpu.device.driver_version;
-        format!("{self:?}, driver for CUDA {}.{}", driver / 1000, driver % 1000 / 10)
+        format!(
+            "{self:?}, driver for CUDA {}.{}",
+            driver / 1000,
+            driver % 1000 / 10
+        )
     }
 
     fn alloc(&mut self, bytes: usize, what: &str) -> Result<Buffer> {
@@ -65,22 +69,46 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn alloc_kv(&mut self, pages: usize, page_tokens: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> Result<KvId> {
+    fn alloc_kv(
+        &mut self,
+        pages: usize,
+        page_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: KvDtype,
+    ) -> Result<KvId> {
         const OP: &str = "alloc_kv";
         self.gpu.device.enter()?;
         attention::kv_name(dtype)?;
         if head_dim != 64 && head_dim != 128 {
-            return Err(KernelError::Unsupported(format!("head_dim is {head_dim}; the CUDA backend runs 64 and 128")));
+            return Err(KernelError::Unsupported(format!(
+                "head_dim is {head_dim}; the CUDA backend runs 64 and 128"
+            )));
         }
         if page_tokens != self.limits.page_tokens {
-            return Err(shape(OP, "tokens of a page", page_tokens, self.limits.page_tokens));
+            return Err(shape(
+                OP,
+                "tokens of a page",
+                page_tokens,
+                self.limits.page_tokens,
+            ));
         }
-        let values = pages.checked_mul(page_tokens * kv_heads * head_dim).filter(|n| *n < 1 << 40);
+        let values = pages
+            .checked_mul(page_tokens * kv_heads * head_dim)
+            .filter(|n| *n < 1 << 40);
         let values = values.ok_or_else(|| shape(OP, "pages", pages, "fewer"))?;
         let bytes = values * attention::kv_bytes(dtype);
         let keys = self.gpu.alloc(bytes, "keys of a layer")?;
         let values = self.gpu.alloc(bytes, "values of a layer")?;
-        self.caches.push(KvCache { keys, values, pages, page_tokens, kv_heads, head_dim, dtype });
+        self.caches.push(KvCache {
+            keys,
+            values,
+            pages,
+            page_tokens,
+            kv_heads,
+            head_dim,
+            dtype,
+        });
         Ok(KvId(self.caches.len() as u32 - 1))
     }
 
@@ -93,7 +121,14 @@ impl Backend for CudaBackend {
         let table = self.linear("embed", table)?;
         let tokens = self.step.tokens;
         let hidden = self.memory_of("embed", "hidden", hidden, tokens * table.inputs * 4)?;
-        embed::embed(&self.gpu, table, self.step.ids(), self.sampled_tokens(), tokens, hidden)
+        embed::embed(
+            &self.gpu,
+            table,
+            self.step.ids(),
+            self.sampled_tokens(),
+            tokens,
+            hidden,
+        )
     }
 
     fn qkv(
@@ -115,12 +150,23 @@ impl Backend for CudaBackend {
         let turns = Step::turns(&self.gpu, &mut self.workspace, spec.rotary_dim, spec.rope_theta)?;
         let width = spec.q_width() + 2 * spec.kv_width();
         let images = self.images(FEW_TOKENS)?;
-        let projection = self.workspace.get(&self.gpu, Slot::Projection, FEW_TOKENS * width * 4)?;
+        let projection = self
+            .workspace
+            .get(&self.gpu, Slot::Projection, FEW_TOKENS * width * 4)?;
         let cache = self.cache(OP, kv, spec)?;
         self.step.check_pages(OP, cache.pages)?;
         for first in (0..tokens).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(tokens - first);
-            self.norm_images(hidden + (first * inputs * 4) as u64, 0, norm, eps, inputs, count, images, 0)?;
+            self.norm_images(
+                hidden + (first * inputs * 4) as u64,
+                0,
+                norm,
+                eps,
+                inputs,
+                count,
+                images,
+                0,
+            )?;
             let weights = [weights.q, weights.k, weights.v].map(|id| self.linear(OP, id));
             let [wq, wk, wv] = weights;
             let weights = [wq?, wk?, wv?];
@@ -150,23 +196,44 @@ impl Backend for CudaBackend {
         const OP: &str = "attention";
         let tokens = self.step.tokens;
         let bytes = tokens * spec.q_width() * 4;
-        let (q, out) = (self.memory_of(OP, "q", q, bytes)?, self.memory_of(OP, "out", out, bytes)?);
+        let (q, out) = (
+            self.memory_of(OP, "q", q, bytes)?,
+            self.memory_of(OP, "out", out, bytes)?,
+        );
         self.cache(OP, kv, spec)?;
         let cache = &self.caches[kv.0 as usize];
         self.step.check_pages(OP, cache.pages)?;
         if tokens <= FEW_TOKENS {
-            let mut params = attention::params(&self.gpu, &mut self.workspace, &self.step, cache, spec.heads)?;
-            self.step.plan(&self.gpu, attention::head_blocks(spec.heads, spec.kv_heads))?;
+            let mut params =
+                attention::params(&self.gpu, &mut self.workspace, &self.step, cache, spec.heads)?;
+            self.step
+                .plan(&self.gpu, attention::head_blocks(spec.heads, spec.kv_heads))?;
             (params.q, params.out) = (q, out);
             return attention::decode(&self.gpu, cache, &params);
         }
         let per_kv = spec.heads / spec.kv_heads;
         let bytes = PrefillPlans::bytes(tokens, self.limits.max_runs, 1, per_kv);
         self.workspace.get(&self.gpu, Slot::PrefillBlocks, bytes)?;
-        let area = self.workspace.memory(Slot::PrefillBlocks).ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
-        let plans = PrefillPlans::new(&self.gpu, area, &self.step, std::iter::once((0, tokens)), 0, per_kv)?;
-        let rows = PrefillRows { q, out, ..PrefillRows::default() };
-        plans.piece(0).map_or(Ok(()), |plan| attention::prefill(&self.gpu, &self.step, cache, spec.heads, plan, rows))
+        let area = self
+            .workspace
+            .memory(Slot::PrefillBlocks)
+            .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
+        let plans = PrefillPlans::new(
+            &self.gpu,
+            area,
+            &self.step,
+            std::iter::once((0, tokens)),
+            0,
+            per_kv,
+        )?;
+        let rows = PrefillRows {
+            q,
+            out,
+            ..PrefillRows::default()
+        };
+        plans.piece(0).map_or(Ok(()), |plan| {
+            attention::prefill(&self.gpu, &self.step, cache, spec.heads, plan, rows)
+        })
     }
 
     fn linear_add(&mut self, weight: LinearId, x: &Buffer, hidden: &Buffer) -> Result<()> {
@@ -178,10 +245,27 @@ impl Backend for CudaBackend {
         let images = self.images(FEW_TOKENS)?;
         for first in (0..tokens).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(tokens - first);
-            self.norm_images(x + (first * inputs * 4) as u64, 0, 0, 0.0, inputs, count, images, 0)?;
+            self.norm_images(
+                x + (first * inputs * 4) as u64,
+                0,
+                0,
+                0.0,
+                inputs,
+                count,
+                images,
+                0,
+            )?;
             let y = hidden + (first * outputs * 4) as u64;
             let weights = [self.linear(OP, weight)?];
-            let call = LinearCall { weights: &weights, input: Input::Images(images), tokens: count, parts: 1, y, residual: y, squares: 0 };
+            let call = LinearCall {
+                weights: &weights,
+                input: Input::Images(images),
+                tokens: count,
+                parts: 1,
+                y,
+                residual: y,
+                squares: 0,
+            };
             linear(&self.gpu, &call)?;
         }
         Ok(())
@@ -214,19 +298,47 @@ impl Backend for CudaBackend {
         };
         let norm = self.vector(OP, norm, inputs)?;
         let images = self.images(FEW_TOKENS)?;
-        let logits = self.workspace.get(&self.gpu, Slot::GateLogits, GATE_PARTS * FEW_TOKENS * spec.experts * 4)?;
+        let logits = self.workspace.get(
+            &self.gpu,
+            Slot::GateLogits,
+            GATE_PARTS * FEW_TOKENS * spec.experts * 4,
+        )?;
         for first in (0..tokens).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(tokens - first);
             let at = |width: usize| (first * width * 4) as u64;
-            self.norm_images(hidden + at(inputs), 0, norm, eps, inputs, count, images, normed + at(inputs))?;
+            self.norm_images(
+                hidden + at(inputs),
+                0,
+                norm,
+                eps,
+                inputs,
+                count,
+                images,
+                normed + at(inputs),
+            )?;
             let gates = [self.linear(OP, gate)?];
             let input = Input::Images(images);
-            linear(&self.gpu, &LinearCall { weights: &gates, input, tokens: count, parts: GATE_PARTS, y: logits, residual: 0, squares: 0 })?;
+            linear(
+                &self.gpu,
+                &LinearCall {
+                    weights: &gates,
+                    input,
+                    tokens: count,
+                    parts: GATE_PARTS,
+                    y: logits,
+                    residual: 0,
+                    squares: 0,
+                },
+            )?;
             let params = RouteTokens {
                 route: self.route_params(OP, spec, bias, logits, count)?,
                 ids: ids + at(spec.top_k),
                 weights: weights + at(spec.top_k),
-                router_logits: if router_logits == 0 { 0 } else { router_logits + at(spec.experts) },
+                router_logits: if router_logits == 0 {
+                    0
+                } else {
+                    router_logits + at(spec.experts)
+                },
                 ..RouteTokens::default()
             };
             route::route(&self.gpu, &params)?;
@@ -234,19 +346,41 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn experts(&mut self, experts: ExpertsId, input: &Buffer, rows: &[ExpertRow], out: &Buffer) -> Result<()> {
+    fn experts(
+        &mut self,
+        experts: ExpertsId,
+        input: &Buffer,
+        rows: &[ExpertRow],
+        out: &Buffer,
+    ) -> Result<()> {
         const OP: &str = "experts";
         let block = self.expert_block(OP, experts)?;
-        let (hidden, inter, count, format, param) = (block.hidden, block.inter, block.count, block.format, block.param());
+        let (hidden, inter, count, format, param) = (
+            block.hidden,
+            block.inter,
+            block.count,
+            block.format,
+            block.param(),
+        );
         let highest = rows.iter().map(|row| row.row).max().unwrap_or(0) as usize;
         let input = self.memory_of(OP, "input", input, (highest + 1) * hidden * 4)?;
         let y = self.memory_of(OP, "out", out, rows.len() * hidden * 4)?;
         if let Some(row) = rows.iter().find(|row| row.expert as usize >= count) {
             return Err(shape(OP, "expert", row.expert, format!("below {count}")));
         }
-        let images = self.workspace.get(&self.gpu, Slot::Images, EXPERT_ROWS * image_bytes(padded(self.workspace.widest())))?;
-        let acted = self.workspace.get(&self.gpu, Slot::Acted, EXPERT_ROWS * image_bytes(padded(inter)))?;
-        let places = self.workspace.get(&self.gpu, Slot::Groups, Groups::bytes(EXPERT_ROWS, count) + EXPERT_ROWS * 4)?;
+        let images = self.workspace.get(
+            &self.gpu,
+            Slot::Images,
+            EXPERT_ROWS * image_bytes(padded(self.workspace.widest())),
+        )?;
+        let acted = self
+            .workspace
+            .get(&self.gpu, Slot::Acted, EXPERT_ROWS * image_bytes(padded(inter)))?;
+        let places = self.workspace.get(
+            &self.gpu,
+            Slot::Groups,
+            Groups::bytes(EXPERT_ROWS, count) + EXPERT_ROWS * 4,
+        )?;
         let groups = Groups::at(places, EXPERT_ROWS, count);
         for first in (0..rows.len()).step_by(EXPERT_ROWS) {
             let part = &rows[first..rows.len().min(first + EXPERT_ROWS)];
@@ -256,33 +390,64 @@ impl Backend for CudaBackend {
             for (position, index) in order.iter().enumerate() {
                 let expert = part[*index].expert as i32;
                 match listed.last_mut() {
-                    Some(group) if group.expert == expert && (group.rows as usize) < route::GROUP_ROWS => group.rows += 1,
-                    _ => listed.push(Group { expert, first: position as i32, rows: 1, token: 0 }),
+                    Some(group) if group.expert == expert && (group.rows as usize) < route::GROUP_ROWS => {
+                        group.rows += 1
+                    }
+                    _ => listed.push(Group {
+                        expert,
+                        first: position as i32,
+                        rows: 1,
+                        token: 0,
+                    }),
                 }
             }
             let row_token: Vec<u32> = (0..part.len() as u32).collect();
             let row_slot: Vec<u32> = order.iter().map(|i| (first + i) as u32).collect();
             let sources: Vec<u32> = order.iter().map(|i| part[*i].row).collect();
-            let memory = self.workspace.memory(Slot::Groups).ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
+            let memory = self
+                .workspace
+                .memory(Slot::Groups)
+                .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
             let offset = |address: u64| (address - places) as usize;
             self.gpu.write(memory, 0, as_bytes(&[listed.len() as i32]))?;
             self.gpu.write(memory, offset(groups.group), as_bytes(&listed))?;
-            self.gpu.write(memory, offset(groups.row_token), as_bytes(&row_token))?;
-            self.gpu.write(memory, offset(groups.row_slot), as_bytes(&row_slot))?;
+            self.gpu
+                .write(memory, offset(groups.row_token), as_bytes(&row_token))?;
+            self.gpu
+                .write(memory, offset(groups.row_slot), as_bytes(&row_slot))?;
             let at_sources = groups.row_slot + EXPERT_ROWS as u64 * 4;
             self.gpu.write(memory, offset(at_sources), as_bytes(&sources))?;
             let norm = NormRows {
-                input: NormInput { x0: input, k: hidden as i32, ..NormInput::default() },
+                input: NormInput {
+                    x0: input,
+                    k: hidden as i32,
+                    ..NormInput::default()
+                },
                 rows: at_sources,
                 image: images,
                 padded: padded(hidden) as i32,
                 ..NormRows::default()
             };
             norm_rows(&self.gpu, part.len(), &norm)?;
-            let params = ExpertParams { experts: param, groups, images, acted, y, ..ExpertParams::default() };
+            let params = ExpertParams {
+                experts: param,
+                groups,
+                images,
+                acted,
+                y,
+                ..ExpertParams::default()
+            };
             let most = route::max_groups(EXPERT_ROWS, count);
             experts::gate_up_groups(&self.gpu, format, most, &params)?;
-            experts::down_groups(&self.gpu, format, most, &ExpertParams { images: acted, ..params })?;
+            experts::down_groups(
+                &self.gpu,
+                format,
+                most,
+                &ExpertParams {
+                    images: acted,
+                    ..params
+                },
+            )?;
         }
         Ok(())
     }
@@ -297,12 +462,33 @@ impl Backend for CudaBackend {
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * width * 4)?;
         let y = self.memory_of(OP, "y", y, tokens * k * width * 4)?;
         let weights = self.memory_of(OP, "weights", weights, tokens * k * 4)?;
-        let input = NormInput { x0: hidden, sum_out: hidden, k: width as i32, ..NormInput::default() };
-        let params = CombineRows { norm: NormRows { input, ..NormRows::default() }, y, weights, slots: k as i32, ..CombineRows::default() };
+        let input = NormInput {
+            x0: hidden,
+            sum_out: hidden,
+            k: width as i32,
+            ..NormInput::default()
+        };
+        let params = CombineRows {
+            norm: NormRows {
+                input,
+                ..NormRows::default()
+            },
+            y,
+            weights,
+            slots: k as i32,
+            ..CombineRows::default()
+        };
         combine_rows(&self.gpu, tokens, &params)
     }
 
-    fn head(&mut self, eps: f32, norm: VectorId, head: LinearId, hidden: &Buffer, logits: &Buffer) -> Result<()> {
+    fn head(
+        &mut self,
+        eps: f32,
+        norm: VectorId,
+        head: LinearId,
+        hidden: &Buffer,
+        logits: &Buffer,
+    ) -> Result<()> {
         const OP: &str = "head";
         let (rows, tokens) = (self.step.logit_count, self.step.tokens);
         let (inputs, vocab) = (self.linear(OP, head)?.inputs, self.linear(OP, head)?.rows);
@@ -316,22 +502,46 @@ impl Backend for CudaBackend {
             self.norm_images(hidden, list, norm, eps, inputs, count, images, 0)?;
             let y = logits + (first * vocab * 4) as u64;
             let heads = [self.linear(OP, head)?];
-            linear(&self.gpu, &LinearCall { weights: &heads, input: Input::Images(images), tokens: count, parts: 1, y, residual: 0, squares: 0 })?;
+            linear(
+                &self.gpu,
+                &LinearCall {
+                    weights: &heads,
+                    input: Input::Images(images),
+                    tokens: count,
+                    parts: 1,
+                    y,
+                    residual: 0,
+                    squares: 0,
+                },
+            )?;
         }
         Ok(())
     }
 
-    fn sample(&mut self, logits: &Buffer, vocab: usize, first: usize, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>> {
+    fn sample(
+        &mut self,
+        logits: &Buffer,
+        vocab: usize,
+        first: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Sampled>> {
         const OP: &str = "sample";
         self.gpu.device.enter()?;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let end = first.saturating_add(rows.len()).saturating_mul(vocab).saturating_mul(4);
+        let end = first
+            .saturating_add(rows.len())
+            .saturating_mul(vocab)
+            .saturating_mul(4);
         let address = self.memory_of(OP, "logits", logits, end)? + (first * vocab * 4) as u64;
         let capacity = self.limits.max_logit_rows.max(rows.len());
         let mut params = sample::params(&self.gpu, &mut self.workspace, capacity, vocab)?;
-        let specs: Vec<_> = rows.iter().enumerate().map(|(i, row)| sample::spec(row, i)).collect();
+        let specs: Vec<_> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| sample::spec(row, i))
+            .collect();
         sample::send_specs(&self.gpu, &self.workspace, &specs)?;
         (params.logits, params.rows) = (address, rows.len() as i32);
         let drawn = rows.iter().any(|row| row.params.temperature != 0.0);
@@ -346,8 +556,14 @@ impl Backend for CudaBackend {
                 true => sample::result(u32::from_le_bytes(*token)),
                 false => {
                     let mut bytes = vec![0u8; vocab * 4];
-                    self.gpu.read(&self.buffers[&logits.handle], (first + i) * vocab * 4, &mut bytes)?;
-                    let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                    self.gpu
+                        .read(&self.buffers[&logits.handle], (first + i) * vocab * 4, &mut bytes)?;
+                    let values: Vec<f32> = bytes
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| f32::from_le_bytes(*b))
+                        .collect();
                     sample::on_host(&values, row)
                 }
             });
@@ -375,16 +591,34 @@ impl Backend for CudaBackend {
 
 impl CudaBackend {
     pub(super) fn cache(&self, op: &'static str, kv: KvId, spec: &AttentionSpec) -> Result<&KvCache> {
-        let cache = self.caches.get(kv.0 as usize).ok_or_else(|| shape(op, "kv cache", kv.0, "an allocated one"))?;
-        if (cache.kv_heads, cache.head_dim) != (spec.kv_heads, spec.head_dim) || spec.heads % spec.kv_heads != 0 {
-            let found = format!("{} of {} and {} heads", cache.head_dim, cache.kv_heads, spec.heads);
-            return Err(shape(op, "kv heads", found, format!("{} of {}", spec.head_dim, spec.kv_heads)));
+        let cache = self
+            .caches
+            .get(kv.0 as usize)
+            .ok_or_else(|| shape(op, "kv cache", kv.0, "an allocated one"))?;
+        if (cache.kv_heads, cache.head_dim) != (spec.kv_heads, spec.head_dim)
+            || spec.heads % spec.kv_heads != 0
+        {
+            let found = format!(
+                "{} of {} and {} heads",
+                cache.head_dim, cache.kv_heads, spec.heads
+            );
+            return Err(shape(
+                op,
+                "kv heads",
+                found,
+                format!("{} of {}", spec.head_dim, spec.kv_heads),
+            ));
         }
         Ok(cache)
     }
 
     /// Addresses of the q and k norms' weights; 0 without norm.
-    pub(super) fn qk_norms(&self, op: &'static str, spec: &AttentionSpec, weights: &AttentionWeights) -> Result<(u64, u64)> {
+    pub(super) fn qk_norms(
+        &self,
+        op: &'static str,
+        spec: &AttentionSpec,
+        weights: &AttentionWeights,
+    ) -> Result<(u64, u64)> {
         use conclave_plan::model::QkNorm;
         let lengths = match spec.qk_norm {
             QkNorm::None => return Ok((0, 0)),
@@ -400,33 +634,94 @@ impl CudaBackend {
     /// Images of `rows` rows of the widest input.
     pub(super) fn images(&mut self, rows: usize) -> Result<u64> {
         let rows = rows.max(EXPERT_ROWS);
-        self.workspace.get(&self.gpu, Slot::Images, rows * image_bytes(padded(self.workspace.widest())))
+        self.workspace.get(
+            &self.gpu,
+            Slot::Images,
+            rows * image_bytes(padded(self.workspace.widest())),
+        )
     }
 
     /// Norm (weight 0: none) of `count` rows of `x` into images, and into `normed` if not 0.
     #[expect(clippy::too_many_arguments, reason = "addresses and sizes of one launch")]
-    pub(super) fn norm_images(&self, x: u64, rows: u64, weight: u64, eps: f32, width: usize, count: usize, image: u64, normed: u64) -> Result<()> {
+    pub(super) fn norm_images(
+        &self,
+        x: u64,
+        rows: u64,
+        weight: u64,
+        eps: f32,
+        width: usize,
+        count: usize,
+        image: u64,
+        normed: u64,
+    ) -> Result<()> {
         if width > MAX_WIDTH {
             return Err(shape("norm", "width", width, format!("at most {MAX_WIDTH}")));
         }
-        let input = NormInput { x0: x, weight, eps, k: width as i32, ..NormInput::default() };
-        norm_rows(&self.gpu, count, &NormRows { input, rows, image, normed, padded: padded(width) as i32, ..NormRows::default() })
+        let input = NormInput {
+            x0: x,
+            weight,
+            eps,
+            k: width as i32,
+            ..NormInput::default()
+        };
+        norm_rows(
+            &self.gpu,
+            count,
+            &NormRows {
+                input,
+                rows,
+                image,
+                normed,
+                padded: padded(width) as i32,
+                ..NormRows::default()
+            },
+        )
     }
 
     /// q, k and v of `count` tokens, side by side.
-    pub(super) fn project(&self, weights: &[&super::weights::Linear; 3], spec: &AttentionSpec, images: u64, count: usize, y: u64) -> Result<()> {
+    pub(super) fn project(
+        &self,
+        weights: &[&super::weights::Linear; 3],
+        spec: &AttentionSpec,
+        images: u64,
+        count: usize,
+        y: u64,
+    ) -> Result<()> {
         let widths = [spec.q_width(), spec.kv_width(), spec.kv_width()];
         for (weight, width) in weights.iter().zip(widths) {
             if weight.rows != width {
                 return Err(shape("qkv", "rows of a projection", weight.rows, width));
             }
         }
-        linear(&self.gpu, &LinearCall { weights, input: Input::Images(images), tokens: count, parts: 1, y, residual: 0, squares: 0 })
+        linear(
+            &self.gpu,
+            &LinearCall {
+                weights,
+                input: Input::Images(images),
+                tokens: count,
+                parts: 1,
+                y,
+                residual: 0,
+                squares: 0,
+            },
+        )
     }
 
-    pub(super) fn route_params(&self, op: &'static str, spec: &MoeSpec, bias: Option<VectorId>, logits: u64, tokens: usize) -> Result<RouteParams> {
+    pub(super) fn route_params(
+        &self,
+        op: &'static str,
+        spec: &MoeSpec,
+        bias: Option<VectorId>,
+        logits: u64,
+        tokens: usize,
+    ) -> Result<RouteParams> {
         if spec.experts > route::MAX_EXPERTS || spec.top_k > route::MAX_TOP_K || spec.top_k > spec.experts {
-            return Err(shape(op, "experts", format!("{} of {}", spec.top_k, spec.experts), format!("at most {} of {}", route::MAX_TOP_K, route::MAX_EXPERTS)));
+            return Err(shape(
+                op,
+                "experts",
+                format!("{} of {}", spec.top_k, spec.experts),
+                format!("at most {} of {}", route::MAX_TOP_K, route::MAX_EXPERTS),
+            ));
         }
         Ok(RouteParams {
             logits,

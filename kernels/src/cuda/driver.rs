@@ -49,7 +49,9 @@ impl Device {
                 "no CUDA driver: libcuda.so.1 cannot be opened; install the NVIDIA driver or run with --device cpu".into(),
             ));
         }
-        let unsupported = |what: &str, code| KernelError::Unsupported(format!("CUDA device {ordinal}: {what}: {}", text(code)));
+        let unsupported = |what: &str, code| {
+            KernelError::Unsupported(format!("CUDA device {ordinal}: {what}: {}", text(code)))
+        };
         let check = |what: &str, code| match code {
             sys::CUresult::CUDA_SUCCESS => Ok(()),
             code => Err(unsupported(what, code)),
@@ -66,7 +68,9 @@ impl Device {
         let attribute = |which| {
             let mut value = 0;
             // SAFETY: as above.
-            check("no attribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+            check("no attribute", unsafe {
+                sys::cuDeviceGetAttribute(&mut value, which, device)
+            })?;
             Ok(value)
         };
         use sys::CUdevice_attribute_enum as Attribute;
@@ -76,9 +80,13 @@ impl Device {
         );
         let mut name = [0; 128];
         // SAFETY: the length is the array's, less the terminating zero that is there already.
-        check("no name", unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 127, device) })?;
+        check("no name", unsafe {
+            sys::cuDeviceGetName(name.as_mut_ptr(), 127, device)
+        })?;
         // SAFETY: terminated: the array was zeros and its last byte was not given away.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }
+            .to_string_lossy()
+            .into_owned();
         if capability != CAPABILITY {
             return Err(KernelError::Unsupported(format!(
                 "CUDA device {ordinal} ({name}) has compute capability {}.{}; the kernels are compiled for 9.0 (H100, H200)",
@@ -98,7 +106,9 @@ impl Device {
     /// Makes the context current on this thread.
     pub(crate) fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
-        self.check("use of the context", unsafe { sys::cuCtxSetCurrent(self.context) })
+        self.check("use of the context", unsafe {
+            sys::cuCtxSetCurrent(self.context)
+        })
     }
 
     pub(crate) fn check(&self, what: &str, code: sys::CUresult) -> Result<()> {
@@ -109,7 +119,10 @@ impl Device {
     }
 
     pub(crate) fn error(&self, what: String) -> KernelError {
-        KernelError::Device { device: format!("cuda ({})", self.name), what }
+        KernelError::Device {
+            device: format!("cuda ({})", self.name),
+            what,
+        }
     }
 
     /// Why the code cannot be loaded, if the reason is the driver's age.
@@ -158,14 +171,18 @@ impl Stream {
 
     pub(crate) fn wait(&self, device: &Device) -> Result<()> {
         // SAFETY: the stream lives.
-        device.check("a kernel or copy failed", unsafe { sys::cuStreamSynchronize(self.raw) })
+        device.check("a kernel or copy failed", unsafe {
+            sys::cuStreamSynchronize(self.raw)
+        })
     }
 
     /// Records what `work` queues and makes it one launch.
     pub(crate) fn capture(&self, device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; capture is ended below whatever `work` says.
-        device.check("graph capture", unsafe { sys::cuStreamBeginCapture_v2(self.raw, mode) })?;
+        device.check("graph capture", unsafe {
+            sys::cuStreamBeginCapture_v2(self.raw, mode)
+        })?;
         let result = work();
         let mut graph = std::ptr::null_mut();
         // SAFETY: pointer to a local; this stream is capturing.
@@ -200,7 +217,9 @@ unsafe impl Send for Graph {}
 impl Graph {
     pub(crate) fn launch(&self, device: &Device, stream: &Stream) -> Result<()> {
         // SAFETY: both live.
-        device.check("graph launch", unsafe { sys::cuGraphLaunch(self.raw, stream.raw) })
+        device.check("graph launch", unsafe {
+            sys::cuGraphLaunch(self.raw, stream.raw)
+        })
     }
 }
 
@@ -234,14 +253,18 @@ impl Event {
 
     pub(crate) fn wait(&self, device: &Device) -> Result<()> {
         // SAFETY: the event lives.
-        device.check("a kernel or copy failed", unsafe { sys::cuEventSynchronize(self.raw) })
+        device.check("a kernel or copy failed", unsafe {
+            sys::cuEventSynchronize(self.raw)
+        })
     }
 
     /// Milliseconds from `earlier` to this; both have happened.
     pub(crate) fn since(&self, device: &Device, earlier: &Event) -> Result<f32> {
         let mut milliseconds = 0.0;
         // SAFETY: pointer to a local; both events live.
-        device.check("event", unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.raw, self.raw) })?;
+        device.check("event", unsafe {
+            sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.raw, self.raw)
+        })?;
         Ok(milliseconds)
     }
 }
@@ -264,7 +287,9 @@ impl Memory {
     pub(crate) fn new(device: &Device, stream: &Stream, bytes: usize, what: &str) -> Result<Memory> {
         let memory = Memory::raw(device, bytes, what)?;
         // SAFETY: the memory was just allocated with this size.
-        device.check("memset", unsafe { sys::cuMemsetD8Async(memory.address, 0, memory.bytes, stream.raw) })?;
+        device.check("memset", unsafe {
+            sys::cuMemsetD8Async(memory.address, 0, memory.bytes, stream.raw)
+        })?;
         Ok(memory)
     }
 
@@ -289,7 +314,12 @@ impl Memory {
         self.bounds(device, offset, from.len())?;
         // SAFETY: bounds checked; the driver has taken pageable memory over when the call returns.
         device.check("copy to the device", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(self.address + offset as u64, from.as_ptr().cast::<c_void>(), from.len(), stream.raw)
+            sys::cuMemcpyHtoDAsync_v2(
+                self.address + offset as u64,
+                from.as_ptr().cast::<c_void>(),
+                from.len(),
+                stream.raw,
+            )
         })
     }
 
@@ -298,7 +328,12 @@ impl Memory {
         self.bounds(device, offset, to.len())?;
         // SAFETY: bounds checked, and `to` is not touched until the stream has been waited for.
         device.check("copy from the device", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast::<c_void>(), self.address + offset as u64, to.len(), stream.raw)
+            sys::cuMemcpyDtoHAsync_v2(
+                to.as_mut_ptr().cast::<c_void>(),
+                self.address + offset as u64,
+                to.len(),
+                stream.raw,
+            )
         })?;
         stream.wait(device)
     }
@@ -308,7 +343,12 @@ impl Memory {
         self.bounds(device, 0, to.len())?;
         // SAFETY: bounds checked; the caller keeps `to` until the copy has ended.
         device.check("copy from the device", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast::<c_void>(), self.address, to.len(), stream.raw)
+            sys::cuMemcpyDtoHAsync_v2(
+                to.as_mut_ptr().cast::<c_void>(),
+                self.address,
+                to.len(),
+                stream.raw,
+            )
         })
     }
 
@@ -342,10 +382,15 @@ impl Pinned {
     pub(crate) fn new(device: &Device, bytes: usize) -> Result<Pinned> {
         let mut address = std::ptr::null_mut();
         // SAFETY: pointer to a local.
-        device.check("pinned host memory", unsafe { sys::cuMemAllocHost_v2(&mut address, bytes) })?;
+        device.check("pinned host memory", unsafe {
+            sys::cuMemAllocHost_v2(&mut address, bytes)
+        })?;
         // SAFETY: just allocated with this size.
         unsafe { std::ptr::write_bytes(address.cast::<u8>(), 0, bytes) };
-        Ok(Pinned { address: address.cast(), bytes })
+        Ok(Pinned {
+            address: address.cast(),
+            bytes,
+        })
     }
 
     pub(crate) fn slice(&self) -> &[u8] {

@@ -26,7 +26,8 @@ impl ExpertBlock {
     }
 
     fn down_bytes(&self) -> usize {
-        self.format.stream_bytes(self.hidden.div_ceil(TILE_ROWS), padded(self.inter))
+        self.format
+            .stream_bytes(self.hidden.div_ceil(TILE_ROWS), padded(self.inter))
     }
 
     fn expert_bytes(&self) -> usize {
@@ -49,12 +50,29 @@ impl ExpertBlock {
 
 impl CudaBackend {
     /// Memory for `count` experts, unwritten.
-    pub(super) fn expert_memory(&mut self, count: usize, hidden: usize, inter: usize, format: Format, bf16_scales: bool) -> Result<ExpertBlock> {
+    pub(super) fn expert_memory(
+        &mut self,
+        count: usize,
+        hidden: usize,
+        inter: usize,
+        format: Format,
+        bf16_scales: bool,
+    ) -> Result<ExpertBlock> {
         if matches!(format, Format::F16 | Format::F32) {
-            return Err(KernelError::Unsupported(format!("experts are {}; the CUDA backend runs BF16, FP8 and INT4", format.name())));
+            return Err(KernelError::Unsupported(format!(
+                "experts are {}; the CUDA backend runs BF16, FP8 and INT4",
+                format.name()
+            )));
         }
         let memory = Memory { address: 0, bytes: 0 };
-        let mut block = ExpertBlock { memory, format, count, hidden, inter, bf16_scales };
+        let mut block = ExpertBlock {
+            memory,
+            format,
+            count,
+            hidden,
+            inter,
+            bf16_scales,
+        };
         let what = format!("{count} experts of a layer");
         block.memory = Memory::raw(&self.gpu.device, block.expert_bytes() * count, &what)?;
         self.workspace.fit_inputs(hidden);
@@ -75,18 +93,36 @@ impl CudaBackend {
     pub(super) fn add_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId> {
         const OP: &str = "upload of experts";
         self.gpu.device.enter()?;
-        let rows = |expert: &HostExpert| Ok([Rows::new(&expert.gate)?, Rows::new(&expert.up)?, Rows::new(&expert.down)?].map(|r| (r.format, r.outputs, r.inputs, r.bf16_scales)));
-        let first = experts.first().ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
+        let rows = |expert: &HostExpert| {
+            Ok([
+                Rows::new(&expert.gate)?,
+                Rows::new(&expert.up)?,
+                Rows::new(&expert.down)?,
+            ]
+            .map(|r| (r.format, r.outputs, r.inputs, r.bf16_scales)))
+        };
+        let first = experts
+            .first()
+            .ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
         let [(format, inter, hidden, _), _, _] = rows(first)?;
         let mut bf16_scales = false;
         for expert in experts {
             for (i, (found, outputs, inputs, bf16)) in rows(expert)?.into_iter().enumerate() {
                 let expected = if i < 2 { (inter, hidden) } else { (hidden, inter) };
                 if (outputs, inputs) != expected {
-                    return Err(shape(OP, "shape", format!("{:?}", (outputs, inputs)), format!("{expected:?}")));
+                    return Err(shape(
+                        OP,
+                        "shape",
+                        format!("{:?}", (outputs, inputs)),
+                        format!("{expected:?}"),
+                    ));
                 }
                 if found != format {
-                    return Err(KernelError::Unsupported(format!("experts of one layer are {} and {}", format.name(), found.name())));
+                    return Err(KernelError::Unsupported(format!(
+                        "experts of one layer are {} and {}",
+                        format.name(),
+                        found.name()
+                    )));
                 }
                 bf16_scales |= bf16;
             }

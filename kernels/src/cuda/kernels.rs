@@ -39,7 +39,10 @@ pub(crate) struct Launch {
 impl Kernels {
     /// Loads all code now: no launch compiles or loads anything later.
     pub(crate) fn load(device: &Device) -> Result<Kernels> {
-        let mut kernels = Kernels { modules: Vec::new(), functions: HashMap::new() };
+        let mut kernels = Kernels {
+            modules: Vec::new(),
+            functions: HashMap::new(),
+        };
         for (name, fatbin) in FATBINS {
             let mut module = std::ptr::null_mut();
             // SAFETY: a whole fatbin, as the compiler wrote it.
@@ -58,21 +61,44 @@ impl Kernels {
                 // SAFETY: set by the successful call above.
                 let name = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
                 let shared_bytes = open_shared_memory(device, function)?;
-                kernels.functions.insert(name, Function { raw: function, shared_bytes });
+                kernels.functions.insert(
+                    name,
+                    Function {
+                        raw: function,
+                        shared_bytes,
+                    },
+                );
             }
         }
         Ok(kernels)
     }
 
     /// Queues one kernel with one parameter struct.
-    pub(crate) fn launch<P>(&self, device: &Device, stream: &Stream, name: &str, launch: Launch, params: &P) -> Result<()> {
+    pub(crate) fn launch<P>(
+        &self,
+        device: &Device,
+        stream: &Stream,
+        name: &str,
+        launch: Launch,
+        params: &P,
+    ) -> Result<()> {
         let pointer = std::ptr::from_ref(params).cast::<c_void>().cast_mut();
         self.launch_raw(device, stream, name, launch, &mut [pointer])
     }
 
     /// The same with a list of pointers to parameters.
-    pub(crate) fn launch_raw(&self, device: &Device, stream: &Stream, name: &str, launch: Launch, params: &mut [*mut c_void]) -> Result<()> {
-        let function = self.functions.get(name).ok_or_else(|| KernelError::Unsupported(format!("there is no kernel {name}")))?;
+    pub(crate) fn launch_raw(
+        &self,
+        device: &Device,
+        stream: &Stream,
+        name: &str,
+        launch: Launch,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
+        let function = self
+            .functions
+            .get(name)
+            .ok_or_else(|| KernelError::Unsupported(format!("there is no kernel {name}")))?;
         if launch.shared > function.shared_bytes {
             return Err(KernelError::Unsupported(format!(
                 "{name} needs {} bytes of shared memory, a block has {}",
@@ -85,7 +111,9 @@ impl Kernels {
         let mut attributes = [sys::CUlaunchAttribute_st {
             id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue_union { programmaticStreamSerializationAllowed: 1 },
+            value: sys::CUlaunchAttributeValue_union {
+                programmaticStreamSerializationAllowed: 1,
+            },
         }];
         let config = sys::CUlaunchConfig_st {
             gridDimX: launch.grid.0,
@@ -100,13 +128,10 @@ impl Kernels {
             numAttrs: u32::from(launch.overlap),
         };
         // SAFETY: the parameters are those of the kernel: callers pass the struct of the `.cu` file's layout.
-        let code = unsafe { sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), std::ptr::null_mut()) };
+        let code = unsafe {
+            sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), std::ptr::null_mut())
+        };
         device.check(&format!("launch of {name}"), code)
-    }
-
-    /// Names, for checks that every kernel is there.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.functions.keys().map(String::as_str)
     }
 }
 
@@ -122,10 +147,14 @@ impl Drop for Kernels {
 fn functions(device: &Device, module: sys::CUmodule) -> Result<Vec<sys::CUfunction>> {
     let mut count = 0;
     // SAFETY: pointer to a local, a loaded module.
-    device.check("kernel count", unsafe { sys::cuModuleGetFunctionCount(&mut count, module) })?;
+    device.check("kernel count", unsafe {
+        sys::cuModuleGetFunctionCount(&mut count, module)
+    })?;
     let mut functions = vec![std::ptr::null_mut(); count as usize];
     // SAFETY: room for `count` handles.
-    device.check("kernel list", unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) })?;
+    device.check("kernel list", unsafe {
+        sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module)
+    })?;
     Ok(functions)
 }
 
@@ -135,12 +164,20 @@ fn open_shared_memory(device: &Device, function: sys::CUfunction) -> Result<u32>
     let mut fixed = 0;
     // SAFETY: pointer to a local, a loaded function.
     device.check("kernel attribute", unsafe {
-        sys::cuFuncGetAttribute(&mut fixed, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+        sys::cuFuncGetAttribute(
+            &mut fixed,
+            Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            function,
+        )
     })?;
     let dynamic = device.shared_bytes.saturating_sub(fixed as u32);
     // SAFETY: a loaded function.
     device.check("kernel attribute", unsafe {
-        sys::cuFuncSetAttribute(function, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic as i32)
+        sys::cuFuncSetAttribute(
+            function,
+            Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            dynamic as i32,
+        )
     })?;
     Ok(dynamic)
 }

@@ -1,9 +1,9 @@
 //! Rows of a checkpoint onto the device: through two pinned halves, so that the copy of one overlaps the reading of
 //! the next, and repacked there into a stream.
 
-use super::{Event, Gpu, Memory, Pinned, shape};
 use super::format::TILE_ROWS;
 use super::weights::Rows;
+use super::{Event, Gpu, Memory, Pinned, shape};
 use crate::backend::Result;
 
 /// Bytes of one half: large enough that a copy runs at the bus's speed.
@@ -46,7 +46,10 @@ impl Loader {
                 free: Event::new(&gpu.device)?,
             })
         };
-        Ok(Loader { halves: [half()?, half()?], next: 0 })
+        Ok(Loader {
+            halves: [half()?, half()?],
+            next: 0,
+        })
     }
 
     /// Repacks `rows` into `tiles` tiles at `stream` (an address of memory large enough).
@@ -56,7 +59,12 @@ impl Loader {
         let fixed = rows.shared_scales().len() * 4;
         let step = (HALF_BYTES - fixed.min(HALF_BYTES) - 64) / (row_bytes + 64) / 128 * 128;
         if step == 0 {
-            return Err(shape("upload", "bytes of a row", row_bytes, format!("at most {}", HALF_BYTES / 256)));
+            return Err(shape(
+                "upload",
+                "bytes of a row",
+                row_bytes,
+                format!("at most {}", HALF_BYTES / 256),
+            ));
         }
         let stages = rows.format.stages(super::format::padded(rows.inputs));
         for first in (0..rows.outputs).step_by(step) {
@@ -79,9 +87,14 @@ impl Loader {
             let zeros = rows.zeros(first, count);
             let at_zeros = zeros.map(&mut put);
             let address = half.device.address;
-            half.device.write(&gpu.device, &gpu.stream, 0, &half.host.slice()[..used])?;
+            half.device
+                .write(&gpu.device, &gpu.stream, 0, &half.host.slice()[..used])?;
             let last = first + count == rows.outputs;
-            let chunk_tiles = if last { tiles - first / TILE_ROWS } else { count / TILE_ROWS };
+            let chunk_tiles = if last {
+                tiles - first / TILE_ROWS
+            } else {
+                count / TILE_ROWS
+            };
             let params = RepackParams {
                 data: address + data,
                 scales: address + at_scales,
@@ -96,7 +109,12 @@ impl Loader {
                 row0: first as i32,
             };
             let warps = (chunk_tiles * stages) as u32;
-            let launch = super::Launch { grid: (warps.div_ceil(8), 1), threads: 256, shared: 0, overlap: false };
+            let launch = super::Launch {
+                grid: (warps.div_ceil(8), 1),
+                threads: 256,
+                shared: 0,
+                overlap: false,
+            };
             gpu.launch(&format!("repack_{}", rows.format.name()), launch, &params)?;
             half.free.record(&gpu.device, &gpu.stream)?;
         }

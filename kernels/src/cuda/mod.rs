@@ -8,6 +8,7 @@
 
 mod backend;
 mod driver;
+mod dummy;
 mod experts;
 pub(crate) mod format;
 mod forward;
@@ -19,10 +20,12 @@ pub(crate) mod step;
 pub(crate) mod weights;
 pub(crate) mod workspace;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
 pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
+pub use dummy::WeightKind;
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};
 pub(crate) use loader::as_bytes;
@@ -38,6 +41,8 @@ use workspace::Workspace;
 
 /// The device with its code and its one queue.
 pub(crate) struct Gpu {
+    /// Times of single launches, while somebody wants them.
+    times: Option<RefCell<Vec<(String, Event, Event)>>>,
     pub(crate) kernels: Kernels,
     pub(crate) stream: Stream,
     pub(crate) device: Device,
@@ -45,7 +50,18 @@ pub(crate) struct Gpu {
 
 impl Gpu {
     pub(crate) fn launch<P>(&self, name: &str, launch: Launch, params: &P) -> Result<()> {
-        self.kernels.launch(&self.device, &self.stream, name, launch, params)
+        let Some(times) = &self.times else {
+            return self
+                .kernels
+                .launch(&self.device, &self.stream, name, launch, params);
+        };
+        let (start, end) = (Event::new(&self.device)?, Event::new(&self.device)?);
+        start.record(&self.device, &self.stream)?;
+        self.kernels
+            .launch(&self.device, &self.stream, name, launch, params)?;
+        end.record(&self.device, &self.stream)?;
+        times.borrow_mut().push((name.to_owned(), start, end));
+        Ok(())
     }
 
     pub(crate) fn alloc(&self, bytes: usize, what: &str) -> Result<Memory> {
@@ -108,7 +124,12 @@ impl CudaBackend {
         let device = Device::open(ordinal)?;
         let kernels = Kernels::load(&device)?;
         let stream = Stream::new(&device)?;
-        let gpu = Gpu { kernels, stream, device };
+        let gpu = Gpu {
+            times: None,
+            kernels,
+            stream,
+            device,
+        };
         Ok(CudaBackend {
             buffers: HashMap::new(),
             linears: Vec::new(),
@@ -139,7 +160,9 @@ impl CudaBackend {
             found => Err(KernelError::Shape {
                 op,
                 what,
-                found: found.map_or("a buffer of another backend".into(), |memory| format!("{} bytes", memory.bytes)),
+                found: found.map_or("a buffer of another backend".into(), |memory| {
+                    format!("{} bytes", memory.bytes)
+                }),
                 expected: format!("{bytes} bytes"),
             }),
         }
@@ -153,6 +176,16 @@ impl fmt::Debug for CudaBackend {
 }
 
 /// Names the value that does not fit.
-pub(crate) fn shape(op: &'static str, what: &'static str, found: impl ToString, expected: impl ToString) -> KernelError {
-    KernelError::Shape { op, what, found: found.to_string(), expected: expected.to_string() }
+pub(crate) fn shape(
+    op: &'static str,
+    what: &'static str,
+    found: impl ToString,
+    expected: impl ToString,
+) -> KernelError {
+    KernelError::Shape {
+        op,
+        what,
+        found: found.to_string(),
+        expected: expected.to_string(),
+    }
 }

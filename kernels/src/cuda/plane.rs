@@ -32,7 +32,12 @@ fn shared_bytes(format: Format) -> usize {
 /// A persistent grid for `work` tiles.
 pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
     let blocks = (gpu.blocks() as usize).min(work) as u32;
-    Launch { grid: (blocks, 1), threads: THREADS, shared: shared_bytes(format) as u32, overlap: true }
+    Launch {
+        grid: (blocks, 1),
+        threads: THREADS,
+        shared: shared_bytes(format) as u32,
+        overlap: true,
+    }
 }
 
 /// Mirrors `GemmParams` of `linear/gemm.cu`.
@@ -50,12 +55,25 @@ struct GemmParams {
 }
 
 /// `y = plane * weights (+ residual)` for `tokens` rows of a plane of `blocks` blocks.
-pub(crate) fn linear_gemm(gpu: &Gpu, weights: &[&Linear], plane: u64, blocks: usize, tokens: usize, y: u64, residual: u64) -> Result<()> {
+pub(crate) fn linear_gemm(
+    gpu: &Gpu,
+    weights: &[&Linear],
+    plane: u64,
+    blocks: usize,
+    tokens: usize,
+    y: u64,
+    residual: u64,
+) -> Result<()> {
     const OP: &str = "linear";
-    let first = weights.first().filter(|_| weights.len() <= 3).ok_or_else(|| shape(OP, "weights", weights.len(), "1 to 3"))?;
+    let first = weights
+        .first()
+        .filter(|_| weights.len() <= 3)
+        .ok_or_else(|| shape(OP, "weights", weights.len(), "1 to 3"))?;
     for (i, weight) in weights.iter().enumerate() {
         if weight.format != first.format || weight.inputs != first.inputs {
-            return Err(KernelError::Unsupported("weights of one projection differ in format or inputs".into()));
+            return Err(KernelError::Unsupported(
+                "weights of one projection differ in format or inputs".into(),
+            ));
         }
         if i + 1 < weights.len() && weight.rows % 64 != 0 {
             return Err(shape(OP, "rows of a part", weight.rows, "a multiple of 64"));
@@ -78,5 +96,9 @@ pub(crate) fn linear_gemm(gpu: &Gpu, weights: &[&Linear], plane: u64, blocks: us
         steps: (first.padded() / 128) as i32,
     };
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS);
-    gpu.launch(&format!("linear_gemm_{}", first.format.name()), gemm_launch(gpu, first.format, work), &params)
+    gpu.launch(
+        &format!("linear_gemm_{}", first.format.name()),
+        gemm_launch(gpu, first.format, work),
+        &params,
+    )
 }

@@ -18,39 +18,77 @@ pub(super) struct Sampling {
 
 impl Sampling {
     pub(super) fn new(gpu: &Gpu, limits: &Limits) -> Result<Sampling> {
-        let slot = || Ok((Pinned::new(&gpu.device, limits.max_logit_rows.max(1) * 4)?, Event::new(&gpu.device)?));
+        let slot = || {
+            Ok((
+                Pinned::new(&gpu.device, limits.max_logit_rows.max(1) * 4)?,
+                Event::new(&gpu.device)?,
+            ))
+        };
         let slots = (0..PENDING).map(|_| slot()).collect::<Result<_>>()?;
-        Ok(Sampling { slots, pending: VecDeque::with_capacity(PENDING), next: 0 })
+        Ok(Sampling {
+            slots,
+            pending: VecDeque::with_capacity(PENDING),
+            next: 0,
+        })
     }
 }
 
 impl CudaBackend {
     /// Where the tokens of the last sampling are on the device; 0: nothing was sampled yet.
     pub(super) fn sampled_tokens(&self) -> u64 {
-        self.workspace.memory(Slot::Tokens).map_or(0, |memory| memory.address)
+        self.workspace
+            .memory(Slot::Tokens)
+            .map_or(0, |memory| memory.address)
     }
 
-    pub(super) fn start_sampling(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
+    pub(super) fn start_sampling(
+        &mut self,
+        logits: &Buffer,
+        vocab: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<bool> {
         const OP: &str = "queue_sample";
         if rows.is_empty() || !rows.iter().all(sample::on_device) {
             return Ok(false);
         }
         if rows.len() > self.limits.max_logit_rows {
-            return Err(shape(OP, "rows", rows.len(), format!("at most {}", self.limits.max_logit_rows)));
+            return Err(shape(
+                OP,
+                "rows",
+                rows.len(),
+                format!("at most {}", self.limits.max_logit_rows),
+            ));
         }
         if self.sampling.pending.len() == PENDING {
-            return Err(shape(OP, "steps not fetched", PENDING, format!("fewer than {PENDING}")));
+            return Err(shape(
+                OP,
+                "steps not fetched",
+                PENDING,
+                format!("fewer than {PENDING}"),
+            ));
         }
         let address = self.memory_of(OP, "logits", logits, rows.len() * vocab * 4)?;
         let mut params = sample::params(&self.gpu, &mut self.workspace, self.limits.max_logit_rows, vocab)?;
-        let specs: Vec<_> = rows.iter().enumerate().map(|(i, row)| sample::spec(row, i)).collect();
+        let specs: Vec<_> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| sample::spec(row, i))
+            .collect();
         sample::send_specs(&self.gpu, &self.workspace, &specs)?;
         (params.logits, params.rows) = (address, rows.len() as i32);
-        sample::sample(&self.gpu, &params, rows.iter().any(|row| row.params.temperature != 0.0))?;
+        sample::sample(
+            &self.gpu,
+            &params,
+            rows.iter().any(|row| row.params.temperature != 0.0),
+        )?;
         let slot = self.sampling.next;
         let (host, event) = &mut self.sampling.slots[slot];
         if let Some(memory) = self.workspace.memory(Slot::Tokens) {
-            memory.start_read(&self.gpu.device, &self.gpu.stream, &mut host.slice_mut()[..rows.len() * 4])?;
+            memory.start_read(
+                &self.gpu.device,
+                &self.gpu.stream,
+                &mut host.slice_mut()[..rows.len() * 4],
+            )?;
         }
         event.record(&self.gpu.device, &self.gpu.stream)?;
         self.sampling.pending.push_back((slot, rows.len()));
@@ -64,6 +102,9 @@ impl CudaBackend {
         let (host, event) = &self.sampling.slots[slot];
         event.wait(&self.gpu.device)?;
         let words = host.slice()[..rows * 4].as_chunks::<4>().0;
-        Ok(words.iter().map(|word| sample::result(u32::from_le_bytes(*word))).collect())
+        Ok(words
+            .iter()
+            .map(|word| sample::result(u32::from_le_bytes(*word)))
+            .collect())
     }
 }

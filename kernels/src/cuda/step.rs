@@ -55,7 +55,8 @@ impl Step {
         let words = |count: usize, what| gpu.alloc(count.max(1) * 4, what);
         let stride = limits.max_pages_per_run.max(1);
         let entries = limits.max_runs.checked_mul(stride).filter(|n| *n <= 1 << 30);
-        let entries = entries.ok_or_else(|| shape("cuda backend", "pages of all runs", limits.max_runs, "fewer"))?;
+        let entries =
+            entries.ok_or_else(|| shape("cuda backend", "pages of all runs", limits.max_runs, "fewer"))?;
         Ok(Step {
             ids: words(limits.max_tokens, "token ids")?,
             positions: words(limits.max_tokens, "positions")?,
@@ -83,16 +84,31 @@ impl Step {
         let tokens = batch.ids.len();
         let limits = &self.limits;
         if tokens > limits.max_tokens {
-            return Err(shape(OP, "tokens", tokens, format!("at most {}", limits.max_tokens)));
+            return Err(shape(
+                OP,
+                "tokens",
+                tokens,
+                format!("at most {}", limits.max_tokens),
+            ));
         }
         if batch.positions.len() != tokens {
             return Err(shape(OP, "positions", batch.positions.len(), tokens));
         }
         if batch.runs.len() > limits.max_runs {
-            return Err(shape(OP, "runs", batch.runs.len(), format!("at most {}", limits.max_runs)));
+            return Err(shape(
+                OP,
+                "runs",
+                batch.runs.len(),
+                format!("at most {}", limits.max_runs),
+            ));
         }
         if batch.logit_rows.len() > limits.max_logit_rows {
-            return Err(shape(OP, "rows of logits", batch.logit_rows.len(), format!("at most {}", limits.max_logit_rows)));
+            return Err(shape(
+                OP,
+                "rows of logits",
+                batch.logit_rows.len(),
+                format!("at most {}", limits.max_logit_rows),
+            ));
         }
         if let Some(row) = batch.logit_rows.iter().find(|row| **row as usize >= tokens) {
             return Err(shape(OP, "row of logits", row, format!("below {tokens}")));
@@ -103,13 +119,23 @@ impl Step {
         for (index, run) in batch.runs.iter().enumerate() {
             let (first, len) = (run.first as usize, run.len as usize);
             if first != next || len == 0 || first + len > tokens {
-                return Err(shape(OP, "run", format!("{first}+{len}"), format!("tokens from {next} of {tokens}")));
+                return Err(shape(
+                    OP,
+                    "run",
+                    format!("{first}+{len}"),
+                    format!("tokens from {next} of {tokens}"),
+                ));
             }
             next = first + len;
             let end = run.position as usize + len;
             let needed = end.div_ceil(self.page_tokens);
             if needed > run.pages.len() || needed > self.stride {
-                return Err(shape(OP, "pages of a run", run.pages.len(), format!("{needed}, at most {}", self.stride)));
+                return Err(shape(
+                    OP,
+                    "pages of a run",
+                    run.pages.len(),
+                    format!("{needed}, at most {}", self.stride),
+                ));
             }
             for (i, position) in batch.positions[first..next].iter().enumerate() {
                 if *position as usize != run.position as usize + i {
@@ -134,7 +160,8 @@ impl Step {
         self.logit_count = batch.logit_rows.len();
         self.highest_page = highest_page;
         self.runs.clear();
-        self.runs.extend(batch.runs.iter().map(|run| (run.first, run.len, run.position)));
+        self.runs
+            .extend(batch.runs.iter().map(|run| (run.first, run.len, run.position)));
         self.planned_for = 0;
         Ok(())
     }
@@ -143,8 +170,14 @@ impl Step {
     fn send_table(&mut self, gpu: &Gpu, run: usize, pages: &[u32]) -> Result<()> {
         let at = run * self.stride;
         let known = &mut self.mirror[at..at + pages.len()];
-        let Some(first) = known.iter().zip(pages).position(|(a, b)| a != b) else { return Ok(()) };
-        let last = known.iter().zip(pages).rposition(|(a, b)| a != b).unwrap_or(first);
+        let Some(first) = known.iter().zip(pages).position(|(a, b)| a != b) else {
+            return Ok(());
+        };
+        let last = known
+            .iter()
+            .zip(pages)
+            .rposition(|(a, b)| a != b)
+            .unwrap_or(first);
         known[first..=last].copy_from_slice(&pages[first..=last]);
         gpu.write(&self.tables, (at + first) * 4, as_bytes(&pages[first..=last]))
     }
@@ -152,7 +185,9 @@ impl Step {
     /// Fails if the batch names a page that a cache does not have.
     pub(crate) fn check_pages(&self, op: &'static str, pages: usize) -> Result<()> {
         match self.highest_page as usize {
-            page if page >= pages && self.tokens > 0 => Err(shape(op, "page", page, format!("below {pages}"))),
+            page if page >= pages && self.tokens > 0 => {
+                Err(shape(op, "page", page, format!("below {pages}")))
+            }
             _ => Ok(()),
         }
     }
@@ -178,7 +213,16 @@ impl Step {
             blocks: attention_blocks(gpu) as i32,
             fixed: self.fixed_split,
         };
-        gpu.launch("attention_plan", Launch { grid: (1, 1), threads: 1024, shared: 0, overlap: true }, &params)
+        gpu.launch(
+            "attention_plan",
+            Launch {
+                grid: (1, 1),
+                threads: 1024,
+                shared: 0,
+                overlap: true,
+            },
+            &params,
+        )
     }
 
     /// Items that the plan can hold: for sizing the partial results.

@@ -60,8 +60,17 @@ impl<'a> Rows<'a> {
     pub(crate) fn new(linear: &'a HostLinear) -> Result<Rows<'a>> {
         const OP: &str = "upload";
         let (outputs, inputs) = (linear.out_features, linear.in_features);
-        let values = outputs.checked_mul(inputs).filter(|n| *n > 0 && *n <= 1 << 40 && inputs.is_multiple_of(2));
-        let values = values.ok_or_else(|| shape(OP, "shape", format!("[{outputs}, {inputs}]"), "non-empty, an even number of inputs"))?;
+        let values = outputs
+            .checked_mul(inputs)
+            .filter(|n| *n > 0 && *n <= 1 << 40 && inputs.is_multiple_of(2));
+        let values = values.ok_or_else(|| {
+            shape(
+                OP,
+                "shape",
+                format!("[{outputs}, {inputs}]"),
+                "non-empty, an even number of inputs",
+            )
+        })?;
         let (bytes, expected) = match &linear.data {
             HostWeight::F32(data) => (data.as_ref().as_ref().len(), values * 4),
             HostWeight::Bf16(data) | HostWeight::F16(data) => (data.as_ref().as_ref().len(), values * 2),
@@ -92,7 +101,14 @@ impl<'a> Rows<'a> {
             HostWeight::Int4(int4) => needs_bf16(&int4.scales),
             _ => false,
         };
-        Ok(Rows { weight: &linear.data, format, outputs, inputs, group, bf16_scales })
+        Ok(Rows {
+            weight: &linear.data,
+            format,
+            outputs,
+            inputs,
+            group,
+            bf16_scales,
+        })
     }
 
     pub(crate) fn row_bytes(&self) -> usize {
@@ -135,7 +151,10 @@ impl<'a> Rows<'a> {
     pub(crate) fn zeros(&self, first: usize, count: usize) -> Option<&'a [u8]> {
         let groups = self.inputs / self.group;
         match self.weight {
-            HostWeight::Int4(int4) => int4.zeros.as_ref().map(|zeros| &zeros[first * groups..(first + count) * groups]),
+            HostWeight::Int4(int4) => int4
+                .zeros
+                .as_ref()
+                .map(|zeros| &zeros[first * groups..(first + count) * groups]),
             _ => None,
         }
     }
@@ -144,8 +163,17 @@ impl<'a> Rows<'a> {
 fn check_int4(int4: &HostInt4, outputs: usize, inputs: usize) -> Result<()> {
     const OP: &str = "upload";
     let group = int4.group;
-    if group == 0 || !group.is_multiple_of(32) || (group > 32 && !group.is_multiple_of(64)) || !inputs.is_multiple_of(group) {
-        return Err(shape(OP, "int4 group", group, format!("32, 64 or a multiple of 128 that divides {inputs}")));
+    if group == 0
+        || !group.is_multiple_of(32)
+        || (group > 32 && !group.is_multiple_of(64))
+        || !inputs.is_multiple_of(group)
+    {
+        return Err(shape(
+            OP,
+            "int4 group",
+            group,
+            format!("32, 64 or a multiple of 128 that divides {inputs}"),
+        ));
     }
     if group > 64 && !group.is_multiple_of(128) {
         return Err(shape(OP, "int4 group", group, "32, 64 or a multiple of 128"));
@@ -162,7 +190,9 @@ fn check_int4(int4: &HostInt4, outputs: usize, inputs: usize) -> Result<()> {
 
 /// Whether some scale is no F16 number: then all are kept as BF16, of which they then are.
 fn needs_bf16(scales: &[f32]) -> bool {
-    scales.iter().any(|scale| half::f16::from_f32(*scale).to_f32() != *scale)
+    scales
+        .iter()
+        .any(|scale| half::f16::from_f32(*scale).to_f32() != *scale)
 }
 
 impl CudaBackend {
@@ -170,7 +200,11 @@ impl CudaBackend {
         self.gpu.device.enter()?;
         let rows = Rows::new(weight)?;
         let (tiles, inputs) = (rows.outputs.div_ceil(TILE_ROWS), padded(rows.inputs));
-        let memory = Memory::raw(&self.gpu.device, rows.format.stream_bytes(tiles, inputs), "a weight")?;
+        let memory = Memory::raw(
+            &self.gpu.device,
+            rows.format.stream_bytes(tiles, inputs),
+            "a weight",
+        )?;
         self.loader.load(&self.gpu, &rows, tiles, memory.address)?;
         self.workspace.fit_inputs(rows.inputs);
         self.linears.push(Linear {
@@ -192,7 +226,9 @@ impl CudaBackend {
     }
 
     pub(super) fn linear(&self, op: &'static str, id: LinearId) -> Result<&Linear> {
-        self.linears.get(id.0 as usize).ok_or_else(|| shape(op, "weight", id.0, "an uploaded one"))
+        self.linears
+            .get(id.0 as usize)
+            .ok_or_else(|| shape(op, "weight", id.0, "an uploaded one"))
     }
 
     /// The vector's address, if it has `len` values.

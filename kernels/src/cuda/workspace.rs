@@ -60,7 +60,11 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(_: &Gpu) -> Result<Workspace> {
-        Ok(Workspace { slots: [const { None }; SLOTS], inputs: 0, generation: 0 })
+        Ok(Workspace {
+            slots: [const { None }; SLOTS],
+            inputs: 0,
+            generation: 0,
+        })
     }
 
     pub(crate) fn fit_inputs(&mut self, inputs: usize) {

@@ -24,13 +24,34 @@ struct Stream {
     x1: u64,
 }
 
-pub(super) fn queue(backend: &CudaBackend, forward: &Forward, tokens: usize, rows: usize, inline: bool, logits: u64) -> Result<()> {
+pub(super) fn queue(
+    backend: &CudaBackend,
+    forward: &Forward,
+    tokens: usize,
+    rows: usize,
+    inline: bool,
+    logits: u64,
+) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let (step, model) = (&backend.step, &forward.model);
-    embed(gpu, backend.linear(OP, model.embedding)?, step.ids(), backend.sampled_tokens(), tokens, places.hidden)?;
-    step.queue_plan(gpu, head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)), tokens)?;
-    let mut stream = Stream { x0: places.hidden, x1: 0 };
+    embed(
+        gpu,
+        backend.linear(OP, model.embedding)?,
+        step.ids(),
+        backend.sampled_tokens(),
+        tokens,
+        places.hidden,
+    )?;
+    step.queue_plan(
+        gpu,
+        head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
+        tokens,
+    )?;
+    let mut stream = Stream {
+        x0: places.hidden,
+        x1: 0,
+    };
     let last = forward.layers.len() - 1;
     for (index, layer) in forward.layers.iter().enumerate() {
         if inline {
@@ -38,40 +59,121 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, tokens: usize, row
         } else {
             let next = (index < last).then(|| forward.layers[index + 1].norm);
             if index == 0 {
-                let input = NormInput { x0: places.hidden, weight: layer.norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
-                norm_rows(gpu, tokens, &NormRows { input, image: places.images, padded: padded(sizes.hidden) as i32, ..NormRows::default() })?;
+                let input = NormInput {
+                    x0: places.hidden,
+                    weight: layer.norm,
+                    eps: sizes.eps,
+                    k: sizes.hidden as i32,
+                    ..NormInput::default()
+                };
+                norm_rows(
+                    gpu,
+                    tokens,
+                    &NormRows {
+                        input,
+                        image: places.images,
+                        padded: padded(sizes.hidden) as i32,
+                        ..NormRows::default()
+                    },
+                )?;
             }
             queue_grouped(backend, forward, layer, tokens, next)?;
         }
     }
     let norm = backend.vector(OP, model.final_norm, sizes.hidden)?;
     let heads = [backend.linear(OP, model.head)?];
-    let input = NormInput { x0: stream.x0, x1: stream.x1, weight: norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
-    let normed = NormRows { input, rows: step.logit_rows(), padded: padded(sizes.hidden) as i32, ..NormRows::default() };
+    let input = NormInput {
+        x0: stream.x0,
+        x1: stream.x1,
+        weight: norm,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
+    let normed = NormRows {
+        input,
+        rows: step.logit_rows(),
+        padded: padded(sizes.hidden) as i32,
+        ..NormRows::default()
+    };
     if rows >= HEAD_GEMM_ROWS && places.plane != 0 {
         let blocks = plane_blocks(FEW_TOKENS);
-        norm_rows(gpu, rows, &NormRows { plane: places.plane, plane_blocks: blocks as i32, ..normed })?;
+        norm_rows(
+            gpu,
+            rows,
+            &NormRows {
+                plane: places.plane,
+                plane_blocks: blocks as i32,
+                ..normed
+            },
+        )?;
         return linear_gemm(gpu, &heads, places.plane, blocks, rows, logits, 0);
     }
-    norm_rows(gpu, rows, &NormRows { image: places.images, ..normed })?;
+    norm_rows(
+        gpu,
+        rows,
+        &NormRows {
+            image: places.images,
+            ..normed
+        },
+    )?;
     let input = Input::Images(places.images);
-    linear(gpu, &LinearCall { weights: &heads, input, tokens: rows, parts: 1, y: logits, residual: 0, squares: 0 })
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &heads,
+            input,
+            tokens: rows,
+            parts: 1,
+            y: logits,
+            residual: 0,
+            squares: 0,
+        },
+    )
 }
 
 /// One layer, everything but the products inside them. Returns where the residual stream is afterwards.
-fn queue_inline(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens: usize, stream: Stream) -> Result<Stream> {
+fn queue_inline(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    tokens: usize,
+    stream: Stream,
+) -> Result<Stream> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let weights = &layer.handles.attention;
-    let norm = |stream: Stream, weight, sum_out| NormInput { x0: stream.x0, x1: stream.x1, weight, sum_out, eps: sizes.eps, k: sizes.hidden as i32 };
+    let norm = |stream: Stream, weight, sum_out| NormInput {
+        x0: stream.x0,
+        x1: stream.x1,
+        weight,
+        sum_out,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+    };
     // Two copies of the residual stream and two pairs of halves: no kernel writes what another block still reads.
     let at = |piece: usize| places.halves + (piece * 2 * INLINE_TOKENS * sizes.hidden * 4) as u64;
     let (before, attended, middle) = (at(0), at(1), at(2));
 
-    let projections = [backend.linear(OP, weights.q)?, backend.linear(OP, weights.k)?, backend.linear(OP, weights.v)?];
+    let projections = [
+        backend.linear(OP, weights.q)?,
+        backend.linear(OP, weights.k)?,
+        backend.linear(OP, weights.v)?,
+    ];
     let input = Input::Norm(norm(stream, layer.norm, before));
     let squares = if layer.q_norm == 0 { 0 } else { places.squares };
-    linear(gpu, &LinearCall { weights: &projections, input, tokens, parts: 1, y: places.projection, residual: 0, squares: places.squares })?;
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &projections,
+            input,
+            tokens,
+            parts: 1,
+            y: places.projection,
+            residual: 0,
+            squares: places.squares,
+        },
+    )?;
 
     let params = AttentionParams {
         qkv: places.projection,
@@ -86,29 +188,73 @@ fn queue_inline(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens:
 
     let output = [backend.linear(OP, weights.o)?];
     let input = Input::Images(places.attended);
-    linear(gpu, &LinearCall { weights: &output, input, tokens, parts: 2, y: attended, residual: before, squares: 0 })?;
-    let stream = Stream { x0: attended, x1: attended + (tokens * sizes.hidden * 4) as u64 };
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &output,
+            input,
+            tokens,
+            parts: 2,
+            y: attended,
+            residual: before,
+            squares: 0,
+        },
+    )?;
+    let stream = Stream {
+        x0: attended,
+        x1: attended + (tokens * sizes.hidden * 4) as u64,
+    };
 
     let gate = [backend.linear(OP, layer.handles.gate)?];
     let input = Input::Norm(norm(stream, layer.moe_norm, middle));
-    linear(gpu, &LinearCall { weights: &gate, input, tokens, parts: GATE_PARTS, y: places.gate_logits, residual: 0, squares: 0 })?;
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &gate,
+            input,
+            tokens,
+            parts: GATE_PARTS,
+            y: places.gate_logits,
+            residual: 0,
+            squares: 0,
+        },
+    )?;
 
     let params = ExpertParams {
         experts: layer.experts,
         acted: places.acted,
         input: norm(stream, layer.moe_norm, 0),
-        route: RouteParams { tokens: tokens as i32, ..layer.route },
+        route: RouteParams {
+            tokens: tokens as i32,
+            ..layer.route
+        },
         residual: middle,
         halves: at(3),
         ..ExpertParams::default()
     };
     experts::gate_up_inline(gpu, layer.format, &params)?;
-    experts::down_sum(gpu, layer.format, &ExpertParams { images: places.acted, ..params })?;
-    Ok(Stream { x0: at(3), x1: at(3) + (tokens * sizes.hidden * 4) as u64 })
+    experts::down_sum(
+        gpu,
+        layer.format,
+        &ExpertParams {
+            images: places.acted,
+            ..params
+        },
+    )?;
+    Ok(Stream {
+        x0: at(3),
+        x1: at(3) + (tokens * sizes.hidden * 4) as u64,
+    })
 }
 
 /// One layer for more tokens: `hidden` holds the residual stream, `images` its norm; afterwards those of the next layer.
-fn queue_grouped(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens: usize, next_norm: Option<u64>) -> Result<()> {
+fn queue_grouped(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    tokens: usize,
+    next_norm: Option<u64>,
+) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places): (&Gpu, _, _) = (&backend.gpu, &forward.sizes, &forward.places);
     let weights = &layer.handles.attention;
@@ -116,7 +262,11 @@ fn queue_grouped(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens
     let hidden_padded = padded(sizes.hidden) as i32;
     let images = Input::Images(places.images);
 
-    let projections = [backend.linear(OP, weights.q)?, backend.linear(OP, weights.k)?, backend.linear(OP, weights.v)?];
+    let projections = [
+        backend.linear(OP, weights.q)?,
+        backend.linear(OP, weights.k)?,
+        backend.linear(OP, weights.v)?,
+    ];
     backend.project(&projections, spec, places.images, tokens, places.projection)?;
     let cache = cache(backend, layer);
     let params = RopeParams {
@@ -147,7 +297,18 @@ fn queue_grouped(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens
     let output = [backend.linear(OP, weights.o)?];
     let input = Input::Images(places.attended);
     let parts = if output[0].padded() >= 256 { 2 } else { 1 };
-    linear(gpu, &LinearCall { weights: &output, input, tokens, parts, y: places.halves, residual: places.hidden, squares: 0 })?;
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &output,
+            input,
+            tokens,
+            parts,
+            y: places.halves,
+            residual: places.hidden,
+            squares: 0,
+        },
+    )?;
 
     let second = places.halves + (tokens * sizes.hidden * 4) as u64;
     let input = NormInput {
@@ -158,12 +319,35 @@ fn queue_grouped(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens
         eps: sizes.eps,
         k: sizes.hidden as i32,
     };
-    norm_rows(gpu, tokens, &NormRows { input, image: places.images, padded: hidden_padded, ..NormRows::default() })?;
+    norm_rows(
+        gpu,
+        tokens,
+        &NormRows {
+            input,
+            image: places.images,
+            padded: hidden_padded,
+            ..NormRows::default()
+        },
+    )?;
     let gate = [backend.linear(OP, layer.handles.gate)?];
-    linear(gpu, &LinearCall { weights: &gate, input: images, tokens, parts: GATE_PARTS, y: places.gate_logits, residual: 0, squares: 0 })?;
+    linear(
+        gpu,
+        &LinearCall {
+            weights: &gate,
+            input: images,
+            tokens,
+            parts: GATE_PARTS,
+            y: places.gate_logits,
+            residual: 0,
+            squares: 0,
+        },
+    )?;
 
     let params = RouteTokens {
-        route: RouteParams { tokens: tokens as i32, ..layer.route },
+        route: RouteParams {
+            tokens: tokens as i32,
+            ..layer.route
+        },
         ids: places.ids,
         weights: places.weights,
         groups: places.groups,
@@ -180,10 +364,40 @@ fn queue_grouped(backend: &CudaBackend, forward: &Forward, layer: &Layer, tokens
     };
     let groups = max_groups(tokens * sizes.top_k, sizes.experts);
     experts::gate_up_groups(gpu, layer.format, groups, &params)?;
-    experts::down_groups(gpu, layer.format, groups, &ExpertParams { images: places.acted, ..params })?;
+    experts::down_groups(
+        gpu,
+        layer.format,
+        groups,
+        &ExpertParams {
+            images: places.acted,
+            ..params
+        },
+    )?;
 
-    let input = NormInput { x0: places.hidden, sum_out: places.hidden, weight: next_norm.unwrap_or(0), eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
+    let input = NormInput {
+        x0: places.hidden,
+        sum_out: places.hidden,
+        weight: next_norm.unwrap_or(0),
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
     let image = if next_norm.is_some() { places.images } else { 0 };
-    let norm = NormRows { input, image, padded: hidden_padded, ..NormRows::default() };
-    combine_rows(gpu, tokens, &CombineRows { norm, y: places.expert_out, weights: places.weights, slots: sizes.top_k as i32, ..CombineRows::default() })
+    let norm = NormRows {
+        input,
+        image,
+        padded: hidden_padded,
+        ..NormRows::default()
+    };
+    combine_rows(
+        gpu,
+        tokens,
+        &CombineRows {
+            norm,
+            y: places.expert_out,
+            weights: places.weights,
+            slots: sizes.top_k as i32,
+            ..CombineRows::default()
+        },
+    )
 }

@@ -7,7 +7,9 @@ use crate::cuda::plane::linear_gemm;
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
 use crate::cuda::{CudaBackend, shape};
-use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, PrefillPlan, PrefillPlans, PrefillRows, head_blocks};
+use crate::ops::attention::cuda::{
+    self as attention, AttentionParams, Pages, PrefillPlan, PrefillPlans, PrefillRows, head_blocks,
+};
 use crate::ops::embed::cuda::embed;
 use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
@@ -18,14 +20,37 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
     const OP: &str = "forward";
     let (gpu, sizes, places, step) = (&backend.gpu, &forward.sizes, &forward.places, &backend.step);
     let tokens = step.tokens;
-    embed(gpu, backend.linear(OP, forward.model.embedding)?, step.ids(), backend.sampled_tokens(), tokens, places.hidden)?;
+    embed(
+        gpu,
+        backend.linear(OP, forward.model.embedding)?,
+        step.ids(),
+        backend.sampled_tokens(),
+        tokens,
+        places.hidden,
+    )?;
     // The decode tokens in front of the prompts: split over their contexts.
-    let single = step.runs.iter().take_while(|run| run.1 == 1).count().min(FEW_TOKENS);
+    let single = step
+        .runs
+        .iter()
+        .take_while(|run| run.1 == 1)
+        .count()
+        .min(FEW_TOKENS);
     if single > 0 {
-        step.queue_plan(gpu, head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)), single)?;
+        step.queue_plan(
+            gpu,
+            head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
+            single,
+        )?;
     }
-    let pieces = |chunk: usize| (0..tokens).step_by(chunk).map(move |first| (first, tokens.min(first + chunk)));
-    let area = backend.workspace.memory(Slot::PrefillBlocks).ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
+    let pieces = |chunk: usize| {
+        (0..tokens)
+            .step_by(chunk)
+            .map(move |first| (first, tokens.min(first + chunk)))
+    };
+    let area = backend
+        .workspace
+        .memory(Slot::PrefillBlocks)
+        .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
     let per_kv = sizes.q_width / sizes.kv_width;
     let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
     for layer in &forward.layers {
@@ -39,9 +64,22 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
     let rows = step.logit_count;
     let norm = backend.vector(OP, forward.model.final_norm, sizes.hidden)?;
     let heads = [backend.linear(OP, forward.model.head)?];
-    let input = NormInput { x0: places.hidden, weight: norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
+    let input = NormInput {
+        x0: places.hidden,
+        weight: norm,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
     let (plane, plane_blocks) = (places.plane, places.blocks as i32);
-    let normed = NormRows { input, rows: step.logit_rows(), plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() };
+    let normed = NormRows {
+        input,
+        rows: step.logit_rows(),
+        plane,
+        plane_blocks,
+        padded: padded(sizes.hidden) as i32,
+        ..NormRows::default()
+    };
     norm_rows(gpu, rows, &normed)?;
     linear_gemm(gpu, &heads, places.plane, places.blocks, rows, logits, 0)
 }
@@ -60,11 +98,39 @@ fn attend(
     let count = end - first;
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
     let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
-    let input = NormInput { x0: hidden, weight: layer.norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
-    norm_rows(gpu, count, &NormRows { input, plane: places.plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() })?;
+    let input = NormInput {
+        x0: hidden,
+        weight: layer.norm,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
+    norm_rows(
+        gpu,
+        count,
+        &NormRows {
+            input,
+            plane: places.plane,
+            plane_blocks,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        },
+    )?;
     let weights = &layer.handles.attention;
-    let projections = [backend.linear(OP, weights.q)?, backend.linear(OP, weights.k)?, backend.linear(OP, weights.v)?];
-    linear_gemm(gpu, &projections, places.plane, blocks, count, places.projection, 0)?;
+    let projections = [
+        backend.linear(OP, weights.q)?,
+        backend.linear(OP, weights.k)?,
+        backend.linear(OP, weights.v)?,
+    ];
+    linear_gemm(
+        gpu,
+        &projections,
+        places.plane,
+        blocks,
+        count,
+        places.projection,
+        0,
+    )?;
     let spec = &forward.model.spec.layers[0].attention;
     let cache = cache(backend, layer);
     let params = RopeParams {
@@ -85,28 +151,79 @@ fn attend(
     };
     rope_kv(gpu, cache, &params)?;
     if first == 0 && single > 0 {
-        let params = AttentionParams { q: places.queries, plane: places.attended_plane, plane_blocks, ..layer.attention };
+        let params = AttentionParams {
+            q: places.queries,
+            plane: places.attended_plane,
+            plane_blocks,
+            ..layer.attention
+        };
         attention::decode(gpu, cache, &params)?;
     }
     if let Some(plan) = plan {
-        let rows = PrefillRows { q: places.queries, out: 0, plane: places.attended_plane, plane_blocks: blocks };
+        let rows = PrefillRows {
+            q: places.queries,
+            out: 0,
+            plane: places.attended_plane,
+            plane_blocks: blocks,
+        };
         attention::prefill(gpu, step, cache, sizes.heads, plan, rows)?;
     }
-    linear_gemm(gpu, &[backend.linear(OP, weights.o)?], places.attended_plane, blocks, count, hidden, hidden)
+    linear_gemm(
+        gpu,
+        &[backend.linear(OP, weights.o)?],
+        places.attended_plane,
+        blocks,
+        count,
+        hidden,
+        hidden,
+    )
 }
 
 /// Norm, gate, sort, both products and the weighted sum of tokens [first, end).
-fn experts(backend: &CudaBackend, forward: &Forward, layer: &Layer, (first, end): (usize, usize)) -> Result<()> {
+fn experts(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    (first, end): (usize, usize),
+) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let (count, pairs) = (end - first, (end - first) * sizes.top_k);
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
     let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
-    let input = NormInput { x0: hidden, weight: layer.moe_norm, eps: sizes.eps, k: sizes.hidden as i32, ..NormInput::default() };
-    norm_rows(gpu, count, &NormRows { input, plane: places.plane, plane_blocks, padded: padded(sizes.hidden) as i32, ..NormRows::default() })?;
-    linear_gemm(gpu, &[backend.linear(OP, layer.handles.gate)?], places.plane, blocks, count, places.gate_logits, 0)?;
+    let input = NormInput {
+        x0: hidden,
+        weight: layer.moe_norm,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
+    norm_rows(
+        gpu,
+        count,
+        &NormRows {
+            input,
+            plane: places.plane,
+            plane_blocks,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        },
+    )?;
+    linear_gemm(
+        gpu,
+        &[backend.linear(OP, layer.handles.gate)?],
+        places.plane,
+        blocks,
+        count,
+        places.gate_logits,
+        0,
+    )?;
     let params = RouteTokens {
-        route: RouteParams { tokens: count as i32, parts: 1, ..layer.route },
+        route: RouteParams {
+            tokens: count as i32,
+            parts: 1,
+            ..layer.route
+        },
         ids: places.ids,
         weights: places.weights,
         ..RouteTokens::default()
@@ -136,11 +253,24 @@ fn experts(backend: &CudaBackend, forward: &Forward, layer: &Layer, (first, end)
         blocks: places.sorted_blocks as i32,
     };
     // The sorted rows have been read when `down` writes: their place takes its result.
-    let down = ManyParams { plane: places.acted_plane, acted: 0, y: places.sorted_plane, ..up };
+    let down = ManyParams {
+        plane: places.acted_plane,
+        acted: 0,
+        y: places.sorted_plane,
+        ..up
+    };
     products(gpu, layer.format, sorted_rows(pairs, sizes.experts), &up, &down)?;
-    let input = NormInput { x0: hidden, sum_out: hidden, k: sizes.hidden as i32, ..NormInput::default() };
+    let input = NormInput {
+        x0: hidden,
+        sum_out: hidden,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
     let params = CombineRows {
-        norm: NormRows { input, ..NormRows::default() },
+        norm: NormRows {
+            input,
+            ..NormRows::default()
+        },
         sorted: places.sorted_plane,
         row_of_slot: area.row_of_slot,
         weights: places.weights,

@@ -97,7 +97,9 @@ impl CudaBackend {
     pub(super) fn prepare_forward(&mut self, model: ForwardModel) -> Result<bool> {
         const OP: &str = "forward";
         let spec = &model.spec;
-        let Some(first) = spec.layers.first() else { return Ok(false) };
+        let Some(first) = spec.layers.first() else {
+            return Ok(false);
+        };
         let same = |layer: &conclave_plan::model::LayerSpec| *layer == *first;
         if model.layers.len() != spec.layers.len() || !spec.layers.iter().all(same) {
             return Err(KernelError::Unsupported("the layers differ in shape".into()));
@@ -114,16 +116,31 @@ impl CudaBackend {
             eps: spec.rms_eps,
             rotary: first.attention.rotary_dim,
         };
-        let turns = Step::turns(&self.gpu, &mut self.workspace, sizes.rotary, first.attention.rope_theta)?;
+        let turns = Step::turns(
+            &self.gpu,
+            &mut self.workspace,
+            sizes.rotary,
+            first.attention.rope_theta,
+        )?;
         let places = self.places(&sizes, turns)?;
-        sample::params(&self.gpu, &mut self.workspace, self.limits.max_logit_rows, sizes.vocab)?;
+        sample::params(
+            &self.gpu,
+            &mut self.workspace,
+            self.limits.max_logit_rows,
+            sizes.vocab,
+        )?;
         let mut layers = Vec::with_capacity(model.layers.len());
         for handles in &model.layers {
             self.cache(OP, handles.kv, &first.attention)?;
             let (q_norm, k_norm) = self.qk_norms(OP, &first.attention, &handles.attention)?;
             let block = self.expert_block(OP, handles.experts)?;
             if (block.count, block.hidden, block.inter) != (sizes.experts, sizes.hidden, sizes.inter) {
-                return Err(shape(OP, "experts", format!("{} [{}, {}]", block.count, block.inter, block.hidden), "all of the layer's"));
+                return Err(shape(
+                    OP,
+                    "experts",
+                    format!("{} [{}, {}]", block.count, block.inter, block.hidden),
+                    "all of the layer's",
+                ));
             }
             let (experts, format) = (block.param(), block.format);
             let cache = &self.caches[handles.kv.0 as usize];
@@ -145,7 +162,14 @@ impl CudaBackend {
             });
         }
         let generation = self.workspace.generation;
-        self.forward = Some(Forward { model, layers, sizes, places, graphs: HashMap::new(), generation });
+        self.forward = Some(Forward {
+            model,
+            layers,
+            sizes,
+            places,
+            graphs: HashMap::new(),
+            generation,
+        });
         Ok(true)
     }
 
@@ -167,7 +191,10 @@ impl CudaBackend {
         let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
         let per_kv = sizes.q_width / sizes.kv_width;
         let pieces = many.div_ceil(ATTENTION_CHUNK);
-        get(Slot::PrefillBlocks, PrefillPlans::bytes(many, self.limits.max_runs, pieces, per_kv))?;
+        get(
+            Slot::PrefillBlocks,
+            PrefillPlans::bytes(many, self.limits.max_runs, pieces, per_kv),
+        )?;
         let groups = get(Slot::Groups, Groups::bytes(pairs, sizes.experts))?;
         let sort = get(Slot::Sort, SortArea::bytes(experts_chunk, sizes.top_k))?;
         Ok(Places {
@@ -175,11 +202,17 @@ impl CudaBackend {
             acted: get(Slot::Acted, pairs * image_bytes(inter))?,
             projection: get(Slot::Projection, few.max(chunk) * width * 4)?,
             squares: get(Slot::Squares, INLINE_TOKENS * width / 32 * 4)?,
-            gate_logits: get(Slot::GateLogits, (GATE_PARTS * few).max(experts_chunk) * sizes.experts * 4)?,
+            gate_logits: get(
+                Slot::GateLogits,
+                (GATE_PARTS * few).max(experts_chunk) * sizes.experts * 4,
+            )?,
             groups: Groups::at(groups, pairs, sizes.experts),
             hidden: get(Slot::Hidden, limit * sizes.hidden * 4)?,
             halves: get(Slot::Halves, (8 * INLINE_TOKENS).max(2 * few) * sizes.hidden * 4)?,
-            attended: get(Slot::Attended, few * image_bytes(padded(sizes.q_width)).max(sizes.q_width * 4))?,
+            attended: get(
+                Slot::Attended,
+                few * image_bytes(padded(sizes.q_width)).max(sizes.q_width * 4),
+            )?,
             queries: get(Slot::Queries, few.max(chunk) * sizes.q_width * 4)?,
             expert_out: get(Slot::ExpertOut, pairs * sizes.hidden * 4)?,
             ids: get(Slot::ChosenIds, few.max(experts_chunk) * sizes.top_k * 4)?,
@@ -198,20 +231,27 @@ impl CudaBackend {
     pub(super) fn run_forward(&mut self, logits: &Buffer) -> Result<bool> {
         const OP: &str = "forward";
         let (tokens, rows) = (self.step.tokens, self.step.logit_count);
-        let Some(forward) = &self.forward else { return Ok(false) };
+        let Some(forward) = &self.forward else {
+            return Ok(false);
+        };
         let vocab = forward.sizes.vocab;
         let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
         if tokens == 0 {
             return Ok(true);
         }
         for layer in &forward.layers {
-            self.step.check_pages(OP, self.caches[layer.handles.kv.0 as usize].pages)?;
+            self.step
+                .check_pages(OP, self.caches[layer.handles.kv.0 as usize].pages)?;
         }
         if tokens > FEW_TOKENS {
             many::queue(self, forward, logits)?;
             return Ok(true);
         }
         let inline = forward.inline(tokens) && self.step.runs.len() == tokens;
+        if self.gpu.times.is_some() {
+            few::queue(self, forward, tokens, rows, inline, logits)?;
+            return Ok(true);
+        }
         let key = (tokens, rows, inline, logits);
         if forward.generation == self.workspace.generation
             && let Some(graph) = forward.graphs.get(&key)
@@ -219,7 +259,9 @@ impl CudaBackend {
             graph.launch(&self.gpu.device, &self.gpu.stream)?;
             return Ok(true);
         }
-        let graph = self.gpu.stream.capture(&self.gpu.device, || few::queue(self, forward, tokens, rows, inline, logits))?;
+        let graph = self.gpu.stream.capture(&self.gpu.device, || {
+            few::queue(self, forward, tokens, rows, inline, logits)
+        })?;
         graph.launch(&self.gpu.device, &self.gpu.stream)?;
         let generation = self.workspace.generation;
         if let Some(forward) = &mut self.forward {

@@ -71,7 +71,9 @@ pub(crate) fn kv_name(dtype: KvDtype) -> Result<&'static str> {
         KvDtype::Bf16 => Ok("bf16"),
         KvDtype::Fp8E4m3 => Ok("e4m3"),
         KvDtype::Fp8E5m2 => Ok("e5m2"),
-        KvDtype::F32 => Err(KernelError::Unsupported("the CUDA backend keeps keys and values as bf16, e4m3 or e5m2".into())),
+        KvDtype::F32 => Err(KernelError::Unsupported(
+            "the CUDA backend keeps keys and values as bf16, e4m3 or e5m2".into(),
+        )),
     }
 }
 
@@ -95,7 +97,13 @@ pub(crate) fn scale(head_dim: usize) -> f32 {
 }
 
 /// The parameters that only depend on the cache and the step; the rest is zero.
-pub(crate) fn params(gpu: &Gpu, workspace: &mut Workspace, step: &Step, cache: &KvCache, heads: usize) -> Result<AttentionParams> {
+pub(crate) fn params(
+    gpu: &Gpu,
+    workspace: &mut Workspace,
+    step: &Step,
+    cache: &KvCache,
+    heads: usize,
+) -> Result<AttentionParams> {
     let blocks = head_blocks(heads, cache.kv_heads);
     let rows = Step::max_items(gpu, blocks) * blocks * HEADS_HELD;
     let (items, item_count) = step.items();
@@ -118,9 +126,22 @@ pub(crate) fn params(gpu: &Gpu, workspace: &mut Workspace, step: &Step, cache: &
 pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Result<()> {
     let dim = cache.head_dim;
     let depth = RING_BYTES / (2 * 16 * dim * kv_bytes(cache.dtype));
-    let shared = WARPS * RING_BYTES + (HEADS_HELD + 2) * dim * 4 + 2 * WARPS * HEADS_HELD * 4 + WARPS * depth * 8 + 128;
-    let launch = Launch { grid: (attention_blocks(gpu), 1), threads: WARPS as u32 * 32, shared: shared as u32, overlap: true };
-    gpu.launch(&format!("attention_decode_{}_{dim}", kv_name(cache.dtype)?), launch, params)
+    let shared = WARPS * RING_BYTES
+        + (HEADS_HELD + 2) * dim * 4
+        + 2 * WARPS * HEADS_HELD * 4
+        + WARPS * depth * 8
+        + 128;
+    let launch = Launch {
+        grid: (attention_blocks(gpu), 1),
+        threads: WARPS as u32 * 32,
+        shared: shared as u32,
+        overlap: true,
+    };
+    gpu.launch(
+        &format!("attention_decode_{}_{dim}", kv_name(cache.dtype)?),
+        launch,
+        params,
+    )
 }
 
 /// Rows (token, head) of one block, and positions of one tile.
@@ -191,13 +212,20 @@ impl PrefillPlans {
             words.resize(header + (3 * runs).next_multiple_of(2), 0i32);
             let mut blocks: Vec<(usize, i32, i32)> = Vec::new();
             for (index, &(run_first, len, position)) in step.runs.iter().enumerate().skip(skip) {
-                let (from, to) = ((run_first as usize).max(first), (run_first as usize + len as usize).min(end));
+                let (from, to) = (
+                    (run_first as usize).max(first),
+                    (run_first as usize + len as usize).min(end),
+                );
                 if from >= to {
                     continue;
                 }
-                let (position, rows) = (position as usize + from - run_first as usize, (to - from) * per_kv);
+                let (position, rows) = (
+                    position as usize + from - run_first as usize,
+                    (to - from) * per_kv,
+                );
                 let run = &mut words[header..];
-                (run[index], run[runs + index], run[2 * runs + index]) = ((from - first) as i32, (to - from) as i32, position as i32);
+                (run[index], run[runs + index], run[2 * runs + index]) =
+                    ((from - first) as i32, (to - from) as i32, position as i32);
                 for row in (0..rows).step_by(PREFILL_ROWS) {
                     let reach = position + (row + PREFILL_ROWS).min(rows).div_ceil(per_kv);
                     blocks.push((reach, index as i32, row as i32));
@@ -225,7 +253,14 @@ impl PrefillPlans {
 }
 
 /// Causal attention of one piece of the step.
-pub(crate) fn prefill(gpu: &Gpu, step: &Step, cache: &KvCache, heads: usize, plan: PrefillPlan, rows: PrefillRows) -> Result<()> {
+pub(crate) fn prefill(
+    gpu: &Gpu,
+    step: &Step,
+    cache: &KvCache,
+    heads: usize,
+    plan: PrefillPlan,
+    rows: PrefillRows,
+) -> Result<()> {
     let array = |index: usize| plan.runs + (index * plan.run_count * 4) as u64;
     let params = PrefillParams {
         pages: Pages::new(cache, step),
@@ -248,5 +283,9 @@ pub(crate) fn prefill(gpu: &Gpu, step: &Step, cache: &KvCache, heads: usize, pla
         shared: (PREFILL_RING + 2 * depth * 8) as u32,
         overlap: true,
     };
-    gpu.launch(&format!("attention_prefill_{}_{dim}", kv_name(cache.dtype)?), launch, &params)
+    gpu.launch(
+        &format!("attention_prefill_{}_{dim}", kv_name(cache.dtype)?),
+        launch,
+        &params,
+    )
 }

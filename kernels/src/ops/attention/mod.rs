@@ -7,10 +7,10 @@
 //! order, F32 and e5m2: natural) of the key with `q * (1 / sqrt(head_dim))`; l has 16 lanes, position mod 16, added
 //! by the fixed tree.
 
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 mod block;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -40,32 +40,52 @@ pub(crate) struct ExpertParams {
 }
 
 fn launch(gpu: &Gpu, shared: usize) -> Launch {
-    Launch { grid: (gpu.blocks(), 1), threads: THREADS, shared: shared as u32, overlap: true }
+    Launch {
+        grid: (gpu.blocks(), 1),
+        threads: THREADS,
+        shared: shared as u32,
+        overlap: true,
+    }
 }
 
 /// silu(gate) * up for the groups that the device has listed; `groups`: most of them.
 pub(crate) fn gate_up_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
     let images = GROUP_ROWS * image_bytes(params.experts.hidden_padded as usize);
     let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
-    gpu.launch(&format!("gate_up_{}_groups", format.name()), launch(gpu, shared), params)
+    gpu.launch(
+        &format!("gate_up_{}_groups", format.name()),
+        launch(gpu, shared),
+        params,
+    )
 }
 
 pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
     let images = GROUP_ROWS * image_bytes(params.experts.inter_padded as usize);
     let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
-    gpu.launch(&format!("down_{}_groups", format.name()), launch(gpu, shared), params)
+    gpu.launch(
+        &format!("down_{}_groups", format.name()),
+        launch(gpu, shared),
+        params,
+    )
 }
 
 /// Up to four tokens: norm, choice and first products in one kernel.
 pub(crate) fn gate_up_inline(gpu: &Gpu, format: Format, params: &ExpertParams) -> Result<()> {
     let held = if params.route.tokens == 1 { 1 } else { 4 };
-    let shared = format.ring_bytes() + held * image_bytes(params.experts.hidden_padded as usize) + partial_bytes(1);
-    gpu.launch(&format!("gate_up_{}_inline", format.name()), launch(gpu, shared), params)
+    let shared =
+        format.ring_bytes() + held * image_bytes(params.experts.hidden_padded as usize) + partial_bytes(1);
+    gpu.launch(
+        &format!("gate_up_{}_inline", format.name()),
+        launch(gpu, shared),
+        params,
+    )
 }
 
 /// Up to four tokens: second products and weighted sum, in two halves of the slots.
 pub(crate) fn down_sum(gpu: &Gpu, format: Format, params: &ExpertParams) -> Result<()> {
-    let shared = format.ring_bytes() + HALF_SLOTS * image_bytes(params.experts.inter_padded as usize) + partial_bytes(1);
+    let shared = format.ring_bytes()
+        + HALF_SLOTS * image_bytes(params.experts.inter_padded as usize)
+        + partial_bytes(1);
     let mut launch = launch(gpu, shared);
     launch.grid.0 = launch.grid.0 / 2 * 2;
     gpu.launch(&format!("down_{}_sum", format.name()), launch, params)

@@ -67,7 +67,13 @@ impl SortArea {
         let starts = address + (tokens.div_ceil(SORT_TOKENS) * MAX_EXPERTS * 4) as u64;
         let tiles = starts + MAX_EXPERTS as u64 * 4;
         let tile_count = tiles + (MAX_EXPERTS + tokens * k / GEMM_COLUMNS + 1) as u64 * 16;
-        SortArea { counts: address, starts, tiles, tile_count, row_of_slot: tile_count + 16 }
+        SortArea {
+            counts: address,
+            starts,
+            tiles,
+            tile_count,
+            row_of_slot: tile_count + 16,
+        }
     }
 
     pub(crate) fn fill(&self, params: SortParams) -> SortParams {
@@ -85,7 +91,12 @@ impl SortArea {
 /// Sorts the rows of a step by expert and gathers them.
 pub(crate) fn sort(gpu: &Gpu, params: &SortParams) -> Result<()> {
     let blocks = (params.tokens as u32).div_ceil(SORT_TOKENS as u32);
-    let launch = |blocks: u32| Launch { grid: (blocks, 1), threads: MAX_EXPERTS as u32, shared: 0, overlap: true };
+    let launch = |blocks: u32| Launch {
+        grid: (blocks, 1),
+        threads: MAX_EXPERTS as u32,
+        shared: 0,
+        overlap: true,
+    };
     gpu.launch("sort_count", launch(blocks), params)?;
     gpu.launch("sort_scan", launch(1), params)?;
     gpu.launch("sort_place", launch(blocks), params)?;
@@ -93,11 +104,25 @@ pub(crate) fn sort(gpu: &Gpu, params: &SortParams) -> Result<()> {
 }
 
 /// Both products; `rows`: most sorted rows, to size the grid.
-pub(crate) fn products(gpu: &Gpu, format: Format, rows: usize, up: &ManyParams, down: &ManyParams) -> Result<()> {
+pub(crate) fn products(
+    gpu: &Gpu,
+    format: Format,
+    rows: usize,
+    up: &ManyParams,
+    down: &ManyParams,
+) -> Result<()> {
     let tiles = rows.div_ceil(GEMM_COLUMNS) + MAX_EXPERTS;
     let work = |rows_of_weight: usize, per_tile: usize| tiles * rows_of_weight.div_ceil(per_tile);
     let up_work = work(up.experts.inter_padded as usize, GEMM_ROWS / 2);
-    gpu.launch(&format!("many_gate_up_{}", format.name()), gemm_launch(gpu, format, up_work), up)?;
+    gpu.launch(
+        &format!("many_gate_up_{}", format.name()),
+        gemm_launch(gpu, format, up_work),
+        up,
+    )?;
     let down_work = work(down.experts.hidden as usize, GEMM_ROWS);
-    gpu.launch(&format!("many_down_{}", format.name()), gemm_launch(gpu, format, down_work), down)
+    gpu.launch(
+        &format!("many_down_{}", format.name()),
+        gemm_launch(gpu, format, down_work),
+        down,
+    )
 }

@@ -3,12 +3,12 @@
 //! Each of the three products is a linear (see `ops::linear`); silu is `u / (1 + e^-u)`. A row's result depends on
 //! its own input and expert only. Rows are sorted by expert (stably), so that a weight is read once for all its rows.
 
+mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod hidden;
 #[cfg(feature = "cuda")]
 pub(crate) mod many;
-mod cpu;
-mod hidden;
 #[cfg(test)]
 mod tests;
 mod weights;

@@ -58,7 +58,9 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     let first = first.ok_or_else(|| shape("linear", "weights", call.weights.len(), "1 to 3"))?;
     for (i, weight) in call.weights.iter().enumerate() {
         if weight.format != first.format || weight.inputs != first.inputs {
-            return Err(KernelError::Unsupported("weights of one projection differ in format or inputs".into()));
+            return Err(KernelError::Unsupported(
+                "weights of one projection differ in format or inputs".into(),
+            ));
         }
         if i + 1 < call.weights.len() && weight.rows % 16 != 0 {
             return Err(shape("linear", "rows of a part", weight.rows, "a multiple of 16"));
@@ -73,7 +75,11 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
         format.ring_bytes() + held * image_bytes(slice) + partial_bytes(groups)
     };
     let limit = gpu.device.shared_bytes as usize - 1024;
-    let groups = if call.tokens <= 4 || shared(2) > limit { 1 } else { 2 };
+    let groups = if call.tokens <= 4 || shared(2) > limit {
+        1
+    } else {
+        2
+    };
     let stages = format.stages(slice);
     let blocks = gpu.blocks() as usize / call.parts * call.parts;
     let per_part = blocks / call.parts;
@@ -105,12 +111,19 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
         parts: call.parts as i32,
     };
     let launch = Launch {
-        grid: ((units.min(per_part) * call.parts) as u32, call.tokens.div_ceil(4 * groups) as u32),
+        grid: (
+            (units.min(per_part) * call.parts) as u32,
+            call.tokens.div_ceil(4 * groups) as u32,
+        ),
         threads: THREADS,
         shared: shared(groups) as u32,
         overlap: true,
     };
-    gpu.launch(&format!("linear_{}_{}", format.name(), 4 * groups), launch, &params)
+    gpu.launch(
+        &format!("linear_{}_{}", format.name(), 4 * groups),
+        launch,
+        &params,
+    )
 }
 
 /// How many tiles a block takes at a time, so that the busiest block has the least and warps share evenly.
@@ -118,7 +131,11 @@ fn tiles_per_unit(tiles: usize, stages: usize, blocks: usize) -> usize {
     let cost = |r: &usize| {
         let units = tiles.div_ceil(*r);
         let splits = 16 / r;
-        (units.div_ceil(blocks) * r, stages.next_multiple_of(splits) - stages, units)
+        (
+            units.div_ceil(blocks) * r,
+            stages.next_multiple_of(splits) - stages,
+            units,
+        )
     };
     [1, 2, 4].into_iter().min_by_key(cost).unwrap_or(1)
 }

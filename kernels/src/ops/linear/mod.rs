@@ -16,10 +16,10 @@
 //! below 2^-16 of the chunk's largest input); each lane's `p = sum of (q - zero) * xi` over its 8 inputs is an exact
 //! integer, converted to F32 exactly; the lane becomes `fma(p * sx, scale, lane)`, the product rounded. A chunk that holds a NaN or an infinity has `sx = NaN`.
 
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 mod block;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod int4;
 mod out;
 mod pack;

@@ -37,6 +37,15 @@ pub(crate) fn norm_kind(norm: QkNorm) -> i32 {
 
 pub(crate) fn rope_kv(gpu: &Gpu, cache: &KvCache, params: &RopeParams) -> Result<()> {
     let width = (params.heads as usize + 2 * cache.kv_heads) * cache.head_dim;
-    let launch = Launch { grid: (params.tokens as u32, 1), threads: 512, shared: (width * 4) as u32, overlap: true };
-    gpu.launch(&format!("rope_kv_{}_{}", kv_name(cache.dtype)?, cache.head_dim), launch, params)
+    let launch = Launch {
+        grid: (params.tokens as u32, 1),
+        threads: 512,
+        shared: (width * 4) as u32,
+        overlap: true,
+    };
+    gpu.launch(
+        &format!("rope_kv_{}_{}", kv_name(cache.dtype)?, cache.head_dim),
+        launch,
+        params,
+    )
 }

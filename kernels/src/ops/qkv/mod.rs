@@ -6,9 +6,9 @@
 //! every machine) and rounded to F32. k and v are rounded to the cache's type, to nearest even, saturating, and
 //! written to the pages of the token's position.
 
+mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
-mod cpu;
 mod rope;
 #[cfg(test)]
 mod tests;

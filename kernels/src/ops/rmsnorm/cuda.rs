@@ -45,7 +45,12 @@ pub(crate) struct CombineRows {
 }
 
 fn launch(rows: usize) -> Launch {
-    Launch { grid: (rows as u32, 1), threads: THREADS, shared: 0, overlap: true }
+    Launch {
+        grid: (rows as u32, 1),
+        threads: THREADS,
+        shared: 0,
+        overlap: true,
+    }
 }
 
 pub(crate) fn norm_rows(gpu: &Gpu, rows: usize, params: &NormRows) -> Result<()> {

@@ -3,9 +3,9 @@
 //! The sum of squares is a dot product in natural order (see `ops::linear`); the rest is F32, one rounding per
 //! operation, from left to right.
 
+mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
-mod cpu;
 #[cfg(test)]
 mod tests;
 

@@ -60,7 +60,12 @@ impl Groups {
     pub(crate) fn at(address: u64, rows: usize, experts: usize) -> Groups {
         let group = address + 16;
         let row_token = group + (max_groups(rows, experts) * size_of::<Group>()) as u64;
-        Groups { count: address, group, row_token, row_slot: row_token + rows as u64 * 4 }
+        Groups {
+            count: address,
+            group,
+            row_token,
+            row_slot: row_token + rows as u64 * 4,
+        }
     }
 }
 
@@ -79,10 +84,28 @@ pub(crate) struct RouteTokens {
 /// Any number of tokens; no groups.
 pub(crate) fn route(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
     let blocks = (params.route.tokens as u32).div_ceil(8);
-    gpu.launch("route", Launch { grid: (blocks, 1), threads: 256, shared: 0, overlap: true }, params)
+    gpu.launch(
+        "route",
+        Launch {
+            grid: (blocks, 1),
+            threads: 256,
+            shared: 0,
+            overlap: true,
+        },
+        params,
+    )
 }
 
 /// At most 128 tokens, with groups.
 pub(crate) fn route_groups(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
-    gpu.launch("route_groups", Launch { grid: (1, 1), threads: 1024, shared: 0, overlap: true }, params)
+    gpu.launch(
+        "route_groups",
+        Launch {
+            grid: (1, 1),
+            threads: 1024,
+            shared: 0,
+            overlap: true,
+        },
+        params,
+    )
 }

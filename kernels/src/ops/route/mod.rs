@@ -4,10 +4,10 @@
 //! first among equals; their weights are the scores without the bias, divided by their sum (added in slot order)
 //! if the model renormalises. The softmax's sum has 16 lanes, expert mod 16, added by the fixed tree.
 
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 mod choose;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -39,7 +39,13 @@ pub(crate) struct SampleTokens {
 
 /// Whether the device's sampler knows all that the row asks for.
 pub(crate) fn on_device(row: &SampleRow<'_>) -> bool {
-    let SampleParams { temperature, repetition_penalty, presence_penalty, frequency_penalty, .. } = *row.params;
+    let SampleParams {
+        temperature,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        ..
+    } = *row.params;
     let plain = repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0;
     let open = row.params.logit_bias.is_empty() && row.mask.is_none() && row.forbidden.is_empty();
     plain && open && row.params.logprobs.is_none() && temperature >= 0.0 && temperature.is_finite()
@@ -58,7 +64,12 @@ pub(crate) fn spec(row: &SampleRow<'_>, token: usize) -> SampleSpec {
 }
 
 /// The parameters for up to `capacity` rows; specs and tokens are pieces of the workspace.
-pub(crate) fn params(gpu: &Gpu, workspace: &mut Workspace, capacity: usize, vocab: usize) -> Result<SampleTokens> {
+pub(crate) fn params(
+    gpu: &Gpu,
+    workspace: &mut Workspace,
+    capacity: usize,
+    vocab: usize,
+) -> Result<SampleTokens> {
     Ok(SampleTokens {
         slices: workspace.get(gpu, Slot::Slices, capacity * SLICES * 16)?,
         arrived: workspace.get(gpu, Slot::SampleArrived, capacity * 4)?,
@@ -82,10 +93,20 @@ pub(crate) fn send_specs(gpu: &Gpu, workspace: &Workspace, specs: &[SampleSpec])
 /// Queues the sampling of `params.rows` rows. `drawn`: some row has a temperature.
 pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, drawn: bool) -> Result<()> {
     let rows = params.rows as u32;
-    let greedy = Launch { grid: (SLICES as u32, rows), threads: 256, shared: 0, overlap: true };
+    let greedy = Launch {
+        grid: (SLICES as u32, rows),
+        threads: 256,
+        shared: 0,
+        overlap: true,
+    };
     gpu.launch("sample_greedy", greedy, params)?;
     if drawn {
-        let rest = Launch { grid: (rows, 1), threads: 1024, shared: 0, overlap: true };
+        let rest = Launch {
+            grid: (rows, 1),
+            threads: 1024,
+            shared: 0,
+            overlap: true,
+        };
         gpu.launch("sample_rest", rest, params)?;
     }
     Ok(())
@@ -93,7 +114,12 @@ pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, drawn: bool) -> Result<()
 
 /// The CPU's sampler, for rows that ask for more than the device's knows.
 pub(crate) fn on_host(logits: &[f32], row: &SampleRow<'_>) -> Sampled {
-    super::sample(crate::simd::Isa::detect(), logits, row, &mut super::Scratch::new(logits.len()))
+    super::sample(
+        crate::simd::Isa::detect(),
+        logits,
+        row,
+        &mut super::Scratch::new(logits.len()),
+    )
 }
 
 /// What a token from the device means.
@@ -104,5 +130,9 @@ pub(crate) fn result(token: u32) -> Sampled {
         _ => None,
     };
     let token = if error.is_some() { 0 } else { token };
-    Sampled { token, error, ..Sampled::default() }
+    Sampled {
+        token,
+        error,
+        ..Sampled::default()
+    }
 }

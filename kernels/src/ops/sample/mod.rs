@@ -13,10 +13,10 @@
 //! Log-probabilities are those of the logits as the model gave them, before 1. The result is a function of the row
 //! alone: neither the batch nor earlier calls have a part in it.
 
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 mod choose;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod philox;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,65 @@
+//! What was compared and how far apart it was.
+
+#[derive(Default)]
+pub struct Report {
+    checks: usize,
+    failures: Vec<String>,
+}
+
+impl Report {
+    /// Relative 2-norm of the difference; NaN never passes.
+    pub fn compare(&mut self, name: &str, found: &[f32], expected: &[f32], bound: f64) {
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let difference = square(
+            &mut found
+                .iter()
+                .zip(expected)
+                .map(|(a, b)| f64::from(*a) - f64::from(*b)),
+        );
+        let size = square(&mut expected.iter().map(|x| f64::from(*x)));
+        let error = if size > 0.0 {
+            (difference / size).sqrt()
+        } else {
+            difference.sqrt()
+        };
+        let unwritten = found.iter().filter(|x| x.is_nan()).count();
+        let good = found.len() == expected.len() && error < bound;
+        let verdict = if good { "ok" } else { "DIFFERS" };
+        println!(
+            "{verdict:8} {error:9.2e} < {bound:.0e}  {name}{}",
+            if unwritten > 0 {
+                format!("  ({unwritten} NaN)")
+            } else {
+                String::new()
+            }
+        );
+        self.note(good, name);
+    }
+
+    /// A plain condition, with what was seen.
+    pub fn expect(&mut self, name: &str, good: bool, seen: &str) {
+        println!("{:8} {seen:>18}  {name}", if good { "ok" } else { "DIFFERS" });
+        self.note(good, name);
+    }
+
+    fn note(&mut self, good: bool, name: &str) {
+        self.checks += 1;
+        if !good {
+            self.failures.push(name.to_owned());
+        }
+    }
+
+    pub fn broken(&mut self, name: &str) {
+        self.checks += 1;
+        self.failures.push(format!("{name} (stopped)"));
+    }
+
+    /// The exit status.
+    pub fn finish(self) -> i32 {
+        println!("{} checks, {} failed", self.checks, self.failures.len());
+        for failure in &self.failures {
+            println!("  {failure}");
+        }
+        i32::from(!self.failures.is_empty())
+    }
+}
