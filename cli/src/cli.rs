@@ -2,7 +2,10 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::settings::{GenerateSettings, LogSettings, PlanSettings};
+use crate::settings::{
+    GatewaySettings, GenerateSettings, LogSettings, PlanSettings, RouterSettings, ServeSettings,
+    VerifySettings, WorkerSettings,
+};
 
 /// Expert-parallel inference for Mixture-of-Experts models.
 ///
@@ -15,9 +18,20 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one value, made once")]
 pub enum Command {
+    /// Router, gateway and local workers: a whole cluster from one command
+    Serve(ServeSettings),
+    /// A router for workers and gateways on other machines
+    Router(RouterSettings),
+    /// A worker that attaches to a router
+    Worker(WorkerSettings),
+    /// The HTTP APIs in front of one or more routers
+    Gateway(GatewaySettings),
     /// Send a prompt to a running cluster and print the answer as it comes
     Generate(GenerateSettings),
+    /// Compare what the workers' code computes with a reference file
+    Verify(VerifySettings),
     /// What a model is, what it weighs and what fits where
     Plan(PlanSettings),
 }
@@ -25,7 +39,12 @@ pub enum Command {
 impl Command {
     pub fn log(&self) -> &LogSettings {
         match self {
+            Command::Serve(settings) => &settings.log,
+            Command::Router(settings) => &settings.log,
+            Command::Worker(settings) => &settings.log,
+            Command::Gateway(settings) => &settings.log,
             Command::Generate(settings) => &settings.log,
+            Command::Verify(settings) => &settings.log,
             Command::Plan(settings) => &settings.log,
         }
     }
@@ -33,7 +52,12 @@ impl Command {
     /// The process's name in traces.
     pub fn process(&self) -> &'static str {
         match self {
+            Command::Serve(_) => "conclave-serve",
+            Command::Router(_) => "conclave-router",
+            Command::Worker(_) => "conclave-worker",
+            Command::Gateway(_) => "conclave-gateway",
             Command::Generate(_) => "conclave-generate",
+            Command::Verify(_) => "conclave-verify",
             Command::Plan(_) => "conclave-plan",
         }
     }

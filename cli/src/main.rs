@@ -7,19 +7,26 @@ mod cli;
 mod commands;
 mod demo;
 mod layers;
+mod load_bar;
 mod model_path;
+mod parts;
 mod settings;
+mod signals;
 mod spelling;
 mod telemetry;
 mod units;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
 use crate::layers::LayerError;
+
+/// At the end, blocking tasks are waited for so long.
+const BLOCKING_TIMEOUT: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os()
@@ -39,24 +46,28 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> ExitCode {
-    let result = match &cli.command {
-        Command::Plan(settings) => commands::plan::run(settings),
-        command => tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(Into::into)
-            .and_then(|runtime| runtime.block_on(run_async(command))),
-    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime.map_err(Into::into).and_then(|runtime| {
+        let result = runtime.block_on(run_command(&cli.command));
+        // A blocked read of standard input must not hold the process.
+        runtime.shutdown_timeout(BLOCKING_TIMEOUT);
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
     }
 }
 
-async fn run_async(command: &Command) -> Result<()> {
+async fn run_command(command: &Command) -> Result<()> {
     let _telemetry = telemetry::start(command.log(), command.process())?;
     match command {
+        Command::Serve(settings) => commands::serve::run(settings).await,
+        Command::Router(settings) => commands::router::run(settings).await,
+        Command::Worker(settings) => commands::worker::run(settings).await,
+        Command::Gateway(settings) => commands::gateway::run(settings).await,
         Command::Generate(settings) => commands::generate::run(settings).await,
+        Command::Verify(settings) => commands::verify::run(settings),
         Command::Plan(settings) => commands::plan::run(settings),
     }
 }

@@ -1,4 +1,9 @@
 //! What each subcommand does with its settings.
 
+pub mod gateway;
 pub mod generate;
 pub mod plan;
+pub mod router;
+pub mod serve;
+pub mod verify;
+pub mod worker;

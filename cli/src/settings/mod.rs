@@ -15,10 +15,11 @@ mod plan;
 mod router;
 mod serve;
 mod values;
+mod verify;
 mod worker;
 
 pub use device::DeviceSettings;
-pub use engine::{ClusterSettings, EngineSettings, GenerationConfig, Transport};
+pub use engine::{ClusterSettings, EngineSettings, GenerationConfig};
 pub use gateway::GatewaySettings;
 pub use generate::GenerateSettings;
 pub use http::{DrainSettings, HttpSettings};
@@ -28,4 +29,5 @@ pub use parallel::ParallelSettings;
 pub use plan::PlanSettings;
 pub use router::RouterSettings;
 pub use serve::ServeSettings;
+pub use verify::VerifySettings;
 pub use worker::WorkerSettings;

@@ -57,16 +57,6 @@ pub enum KvCacheDtype {
     Fp8E5m2,
 }
 
-impl KvCacheDtype {
-    /// Bytes of one value.
-    pub fn bytes(self) -> u64 {
-        match self {
-            KvCacheDtype::Bf16 => 2,
-            KvCacheDtype::Fp8E4m3 | KvCacheDtype::Fp8E5m2 => 1,
-        }
-    }
-}
-
 fn json_object(text: &str) -> Result<Value, String> {
     match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),

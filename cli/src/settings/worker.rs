@@ -43,6 +43,9 @@ pub struct WorkerSettings {
     /// Longest sequence this worker has room for; without it, the model's.
     #[arg(long, value_name = "TOKENS", value_parser = super::values::tokens)]
     pub max_model_len: Option<u32>,
+    /// Started by `serve`: report loading on standard output, end when standard input closes.
+    #[arg(long, hide = true)]
+    pub child: bool,
     #[command(flatten)]
     pub device: DeviceSettings,
     #[command(flatten)]

@@ -1,0 +1,30 @@
+//! `conclave verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{KvCacheDtype, LogSettings, ModelSettings};
+
+#[derive(Args, Clone, Debug)]
+pub struct VerifySettings {
+    #[command(flatten)]
+    pub model: ModelSettings,
+    /// Safetensors file with input_ids, logits, greedy_ids and perhaps router_logits.
+    #[arg(long, value_name = "FILE")]
+    pub reference: PathBuf,
+    /// Ranks to compute on, in this process.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub workers: u32,
+    /// Threads of each rank.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// What keys and values are kept as; without it F32, as references are computed.
+    #[arg(long, value_enum)]
+    pub kv_cache_dtype: Option<KvCacheDtype>,
+    /// Prompt tokens per step; without it, all that fit.
+    #[arg(long, value_name = "TOKENS")]
+    pub prefill_chunk: Option<usize>,
+    #[command(flatten)]
+    pub log: LogSettings,
+}
