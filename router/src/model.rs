@@ -6,6 +6,7 @@ use conclave_plan::model::ModelSpec;
 use conclave_plan::storage::StorageFormat;
 use conclave_text::Text;
 use conclave_text::generation_config::GenerationConfig;
+use conclave_text::parse::ParserNames;
 
 use crate::config::RouterConfig;
 use crate::error::{Result, RouterError};
@@ -111,7 +112,12 @@ impl Model {
 
 impl TextModel {
     fn load(config: &RouterConfig, max_model_len: u32) -> Result<TextModel> {
-        let text = Text::load(&config.model)?;
+        let parsers = ParserNames {
+            reasoning: config.reasoning_parser.clone(),
+            tool_calls: config.tool_call_parser.clone(),
+        };
+        let template = config.chat_template.as_deref();
+        let text = Text::load_with_template(&config.model, &parsers, template)?;
         let tokenizer = text.tokenizer();
         let ids = 0..to_u32(tokenizer.vocab_len());
         let longest_token = ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(0);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use conclave_proto::v1 as pb;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_router::RouterConfig;
+use serde_json::Value;
 use support::{Answer, Cluster, Script, config};
 use tonic::Code;
 
@@ -203,4 +204,85 @@ async fn sampling_defaults_are_the_checkpoints() {
     assert!(info.has_tokenizer);
     assert_eq!((info.vocab_size, info.max_model_len), (3072, 32768));
     assert_eq!(info.family, "minimax_m2");
+}
+
+/// A recorded conversation as the wire has it.
+fn recorded(case: &Value) -> pb::Chat {
+    let string = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let message = |message: &Value| pb::ChatMessage {
+        role: string(&message["role"]),
+        content: message["content"]
+            .as_str()
+            .map(|text| pb::chat_message::Content::Text(text.into())),
+        reasoning_content: message["reasoning_content"].as_str().map(Into::into),
+        tool_calls: message["tool_calls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|call| pb::ToolCall {
+                id: string(&call["id"]),
+                name: string(&call["function"]["name"]),
+                arguments_json: match &call["function"]["arguments"] {
+                    Value::String(text) => text.clone(),
+                    object => object.to_string(),
+                },
+            })
+            .collect(),
+        tool_call_id: string(&message["tool_call_id"]),
+        ..Default::default()
+    };
+    let tool = |tool: &Value| pb::Tool {
+        function_json: tool["function"].to_string(),
+        strict: false,
+    };
+    pb::Chat {
+        messages: case["messages"].as_array().unwrap().iter().map(message).collect(),
+        tools: case["tools"].as_array().into_iter().flatten().map(tool).collect(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn recorded_answers_come_out_as_reasoning_content_and_calls() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/demo/prompts.jsonl");
+    let mut calls = 0;
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+        if !["tool", "tool result", "chat"].contains(&case["kind"].as_str().unwrap())
+            || case["finished"] != true
+        {
+            continue;
+        }
+        let mut script = Script::new("a");
+        script.forced = Some(ids(&case["completion_ids"]).into());
+        let (cluster, _worker) = Cluster::with_worker(demo(), script).await;
+        let request = pb::GenerateRequest {
+            prompt: Some(Prompt::Chat(recorded(&case))),
+            ..Default::default()
+        };
+        let answer = Answer::read(cluster.generate(request).await.unwrap()).await;
+        assert_eq!(answer.tokens[0], ids(&case["completion_ids"]));
+        assert_eq!(
+            answer.usage.unwrap().prompt_tokens,
+            case["prompt_tokens"],
+            "{line}"
+        );
+        let expect = &case["expect"];
+        let called = expect["tool_calls"].as_array();
+        for (call, expected) in answer.calls[0].iter().zip(called.into_iter().flatten()) {
+            assert_eq!(call.0, expected["function"]["name"], "{line}");
+            let arguments: Value = serde_json::from_str(&call.1).unwrap();
+            assert!(arguments.is_object());
+            calls += 1;
+        }
+        let reason = match answer.calls[0].len() {
+            0 => pb::FinishReason::Stop,
+            _ => pb::FinishReason::ToolCalls,
+        };
+        assert_eq!(answer.reason(0), reason);
+        assert!(!answer.text[0].contains("<minimax:tool_call>"), "{answer:?}");
+        assert!(answer.usage.unwrap().reasoning_tokens > 0 || answer.reasoning[0].is_empty());
+    }
+    assert!(calls >= 2, "{calls}");
 }

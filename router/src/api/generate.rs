@@ -102,11 +102,13 @@ fn room(context: &Context, checked: &Checked, prompt: usize) -> Result<u32, Stat
             format!("the prompt has {prompt} of the model's {longest} tokens: at most {left} are left"),
         )),
         Some(asked) => Ok(asked),
-        None => Ok(context
-            .model
-            .defaults
-            .max_new_tokens
-            .map_or(left, |limit| limit.min(left))),
+        None => {
+            let default = context.model.defaults.max_new_tokens.unwrap_or(left).min(left);
+            // No more than the workers can hold, where the client did not say how much it wants.
+            let held = context.sequencer.view.borrow().longest_sequence;
+            let fits = held.map_or(u64::MAX, |held| held.saturating_sub(prompt as u64));
+            Ok(default.min(u32::try_from(fits).unwrap_or(u32::MAX)).max(1))
+        }
     }
 }
 
@@ -184,7 +186,7 @@ fn submission(
 }
 
 /// Choices differ, and the same seed gives the same choices. SplitMix64's finaliser.
-fn choice_seed(seed: u64, choice: u32) -> u64 {
+pub fn choice_seed(seed: u64, choice: u32) -> u64 {
     let mut z = seed.wrapping_add(
         u64::from(choice)
             .wrapping_add(1)

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use conclave_proto::v1 as pb;
 use conclave_proto::v1::tokenize_request::Input as TokenizeInput;
 use conclave_text::detokenize::Detokenizer;
-use conclave_text::output::{OutputOptions, OutputStream};
+use conclave_text::output::OutputOptions;
 use conclave_text::tokenizer::Tokenizer;
-use conclave_text::{Text, TextError};
+use conclave_text::{ChatOutput, Text, TextError};
 use tonic::Status;
 
 use super::validate::{self, Checked, Input};
@@ -21,6 +21,8 @@ pub struct Prompt {
     pub bad_words: Vec<Vec<u32>>,
     /// The prompt's text, if choices begin with it.
     echo: Option<Arc<str>>,
+    /// How a chat's output is read; `None`: all of it is text.
+    chat: Option<ChatOutput>,
     /// Where each token's text begins in the prompt's, in characters; empty without prompt log-probabilities.
     pub offsets: Vec<u32>,
 }
@@ -61,6 +63,7 @@ impl Job {
             tokens: tokens.into(),
             bad_words: Vec::new(),
             echo: None,
+            chat: None,
             offsets: Vec::new(),
         })
     }
@@ -68,6 +71,7 @@ impl Job {
     fn run(self, text: &Text) -> Result<Prompt, Status> {
         let tokenizer = text.tokenizer();
         let mut given = None;
+        let mut output = None;
         let mut tokens = match self.input {
             Input::Ids(ids) => ids,
             Input::Text {
@@ -82,7 +86,9 @@ impl Job {
             }
             Input::Chat(wire) => {
                 let chat = chat::from_wire(wire)?;
-                text.render_chat(&chat).map_err(text_error)?.ids
+                let rendered = text.render_chat(&chat).map_err(text_error)?;
+                output = Some(rendered.output);
+                rendered.ids
             }
         };
         if truncate(&mut tokens, self.truncate) {
@@ -105,6 +111,7 @@ impl Job {
             },
             tokens: tokens.into(),
             echo: echo.map(Into::into),
+            chat: output,
         })
     }
 }
@@ -127,13 +134,15 @@ impl Prompt {
             min_tokens: checked.min_tokens,
         };
         (0..checked.n)
-            .map(|_| {
-                let tokenizer = text.tokenizer().clone();
-                let output =
-                    OutputStream::new(tokenizer.clone(), options.clone(), None).map_err(text_error)?;
+            .map(|index| {
+                // Ids of tool calls: the same when the same request is run anew.
+                let call_ids = super::generate::choice_seed(checked.seed, index);
+                let output = text
+                    .output(options.clone(), self.chat.as_ref(), call_ids)
+                    .map_err(text_error)?;
                 Ok(Some(ChoiceText {
                     output,
-                    tokenizer,
+                    tokenizer: text.tokenizer().clone(),
                     echo: self.echo.clone(),
                 }))
             })

@@ -73,10 +73,11 @@ pub(super) async fn run(
         _ = &mut given_up => None,
         status = listen(shared, &membership, &mut inbound) => status,
     };
-    let lost = Input::Lost {
-        worker: membership.worker,
-        status,
-    };
+    let worker = membership.worker;
+    // Told why it was lost, it may come back at once: its id must be free by then. The sequencer still hears of the
+    // loss first.
+    drop(membership);
+    let lost = Input::Lost { worker, status };
     if shared.inputs.send(lost).await.is_err() {
         tracing::debug!("a worker left after the sequencer had ended");
     }

@@ -43,6 +43,7 @@ pub struct Machine {
     core: Core,
     clock: Clock,
     layers: u32,
+    page_tokens: u64,
     transport: String,
     metrics: Arc<Metrics>,
     channels: Channels,
@@ -69,6 +70,7 @@ impl Machine {
         channels: Channels,
     ) -> Machine {
         Machine {
+            page_tokens: config.page_tokens.into(),
             core: Core::new(config),
             clock,
             layers,
@@ -365,6 +367,9 @@ impl Machine {
     fn publish(&mut self) {
         let core = self.core.snapshot();
         self.view.workers = count(self.peers.len());
+        let pages = core.workers.iter().map(|worker| worker.pages_total).max();
+        // The last token needs no page.
+        self.view.longest_sequence = pages.map(|pages| u64::from(pages) * self.page_tokens + 1);
         self.view.running = count(core.running);
         self.view.waiting = count(core.waiting);
         self.busy = core.running + core.waiting + core.steps_in_flight > 0;

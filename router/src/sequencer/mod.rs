@@ -105,6 +105,8 @@ pub struct View {
     pub workers: u32,
     pub running: u32,
     pub waiting: u32,
+    /// Tokens of the longest sequence that a worker's KV pages hold; unset without workers.
+    pub longest_sequence: Option<u64>,
     pub draining: bool,
     /// An epoch has been serving at some time.
     pub has_served: bool,
@@ -118,6 +120,7 @@ impl Default for View {
             workers: 0,
             running: 0,
             waiting: 0,
+            longest_sequence: None,
             draining: false,
             has_served: false,
         }

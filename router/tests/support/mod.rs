@@ -151,6 +151,9 @@ pub struct Answer {
     /// By choice.
     pub tokens: Vec<Vec<u32>>,
     pub text: Vec<String>,
+    pub reasoning: Vec<String>,
+    /// Name and arguments.
+    pub calls: Vec<Vec<(String, String)>>,
     pub logprobs: Vec<Vec<pb::TokenLogprobs>>,
     pub finished: Vec<Option<pb::Finished>>,
     pub usage: Option<pb::Usage>,
@@ -185,7 +188,16 @@ impl Answer {
                 assert!(self.finished[choice].is_none(), "a delta after Finished");
                 self.tokens[choice].extend(delta.token_ids);
                 self.text[choice].push_str(&delta.text);
+                self.reasoning[choice].push_str(&delta.reasoning);
                 self.logprobs[choice].extend(delta.logprobs);
+                for call in delta.tool_calls {
+                    let calls = &mut self.calls[choice];
+                    if !call.id.is_empty() {
+                        assert_eq!(call.index as usize, calls.len());
+                        calls.push((call.name, String::new()));
+                    }
+                    calls[call.index as usize].1.push_str(&call.arguments);
+                }
             }
             Event::Finished(finished) => {
                 let choice = self.choice(finished.index);
@@ -201,6 +213,8 @@ impl Answer {
         while self.tokens.len() <= choice {
             self.tokens.push(Vec::new());
             self.text.push(String::new());
+            self.reasoning.push(String::new());
+            self.calls.push(Vec::new());
             self.logprobs.push(Vec::new());
             self.finished.push(None);
         }

@@ -1,6 +1,7 @@
 //! The scripted worker.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::cluster::v1 as pb;
@@ -32,6 +33,8 @@ pub struct Script {
     pub silent_after: Option<u64>,
     /// Claims this token from then on.
     pub bad_token_after: Option<(u64, u32)>,
+    /// Says this after every prompt, then eos.
+    pub forced: Option<Arc<[u32]>>,
     /// Draws eos at this position.
     pub eos_at: Option<u32>,
     /// The slot's sampling fails at this position.
@@ -63,6 +66,7 @@ impl Script {
             step: Duration::ZERO,
             silent_after: None,
             bad_token_after: None,
+            forced: None,
             eos_at: None,
             error_at: None,
         }
@@ -142,6 +146,7 @@ pub fn message(message: Said) -> pb::FromWorker {
 
 struct Slot {
     last: u32,
+    prompt: u32,
     logprobs: Option<u32>,
     length: u32,
 }
@@ -220,6 +225,7 @@ fn execute(script: &Script, slots: &mut HashMap<u32, Slot>, step: &pb::Step, ste
     for start in &step.start_slots {
         let slot = Slot {
             last: 0,
+            prompt: start.prompt_tokens,
             logprobs: start.sampling.as_ref().unwrap().logprobs,
             length: start.cached_tokens,
         };
@@ -248,7 +254,10 @@ fn execute(script: &Script, slots: &mut HashMap<u32, Slot>, step: &pb::Step, ste
         if run.sample {
             slot.last = match script.eos_at {
                 Some(position) if position == slot.length => EOS,
-                _ => next_token(slot.last, slot.length),
+                _ => match &script.forced {
+                    Some(tokens) => *tokens.get((slot.length - slot.prompt) as usize).unwrap_or(&EOS),
+                    None => next_token(slot.last, slot.length),
+                },
             };
             let failed = script.error_at == Some(slot.length);
             let token = match script.bad_token_after {
