@@ -39,11 +39,12 @@ pub(crate) enum Format {
         scales: Arc<[f32]>,
     },
     Int4 {
-        /// `[out, in / group]`.
+        /// `[out, chunks, per_chunk]`.
         scales: Arc<[f32]>,
-        /// `[out, in / group]`; empty: all 8.
-        zeros: Arc<[u8]>,
-        group: usize,
+        /// The same, each zero in both halves of its i32; empty: all 8.
+        zeros: Arc<[i32]>,
+        /// Groups in a chunk of 128 inputs: 1, 2, 4, 8 or 16. A wider group is repeated.
+        per_chunk: usize,
     },
 }
 
@@ -73,11 +74,9 @@ impl CpuLinear {
                 let group = int4.group;
                 let divides =
                     group != 0 && (INT4_BLOCK.is_multiple_of(group) || group.is_multiple_of(INT4_BLOCK));
-                // A group may also be the whole row, in which case its size is of no consequence.
-                let whole_row = group >= columns;
-                if group == 0 || !(whole_row || divides && group.is_multiple_of(INT4_LANE)) {
+                if !divides || !group.is_multiple_of(INT4_LANE) {
                     return Err(KernelError::Unsupported(format!(
-                        "INT4 group size {group}: must be 8, 16, 32, 64, a multiple of 128 or the whole row"
+                        "INT4 group size {group}: must be 8, 16, 32, 64 or a multiple of 128"
                     )));
                 }
                 if !columns.is_multiple_of(2) {
@@ -97,13 +96,13 @@ impl CpuLinear {
                     }
                 }
                 let format = Format::Int4 {
-                    scales: Arc::from(int4.scales.as_slice()),
-                    zeros: Arc::from(int4.zeros.as_deref().unwrap_or_default()),
-                    group: if whole_row {
-                        columns.next_multiple_of(INT4_BLOCK)
-                    } else {
-                        group
-                    },
+                    scales: per_chunk(&int4.scales, columns, group),
+                    zeros: int4.zeros.as_deref().map_or(Arc::from([]), |zeros| {
+                        let twice: Vec<i32> =
+                            zeros.iter().map(|zero| i32::from(*zero) * 0x0001_0001).collect();
+                        per_chunk(&twice, columns, group)
+                    }),
+                    per_chunk: groups_per_chunk(group),
                 };
                 (&int4.packed, Some(columns / 2), format)
             }
@@ -147,6 +146,22 @@ impl CpuLinear {
         let found = format!("[{}, {}]", self.out_features, self.in_features);
         Err(mismatch(op, what, found, format!("[{out}, {input}]")))
     }
+}
+
+/// Groups in a chunk.
+fn groups_per_chunk(group: usize) -> usize {
+    (INT4_BLOCK / group).max(1)
+}
+
+/// `[out, in / group]` values as `[out, chunks, per_chunk]`: wider groups repeated, the last chunk filled up.
+fn per_chunk<T: Copy>(values: &[T], columns: usize, group: usize) -> Arc<[T]> {
+    let groups = columns.div_ceil(group);
+    let places = columns.div_ceil(INT4_BLOCK) * groups_per_chunk(group);
+    // Places per group, where a group is wider than a chunk.
+    let wide = (group / INT4_BLOCK).max(1);
+    let rows = values.chunks_exact(groups);
+    rows.flat_map(|row| (0..places).map(|place| row[(place / wide).min(groups - 1)]))
+        .collect()
 }
 
 /// All weights of a backend, by handle.

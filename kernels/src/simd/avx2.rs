@@ -211,6 +211,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn spread(self, from: &[f32]) -> F {
+        let lanes: [f32; LANES] = std::array::from_fn(|d| from[d * from.len() / LANES]);
+        self.load(&lanes)
+    }
+
+    #[inline(always)]
+    fn spread_i32(self, from: &[i32]) -> I {
+        let lanes: [i32; LANES] = std::array::from_fn(|d| from[d * from.len() / LANES]);
+        self.load_i32(&lanes)
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> I {
         unsafe { [_mm256_set1_epi32(value); 2] }
     }
@@ -223,6 +235,7 @@ impl Simd for Avx2 {
         }
     }
 
+    #[cfg(test)]
     #[inline(always)]
     fn store_i32(self, value: I, to: &mut [i32; LANES]) {
         unsafe {

@@ -64,6 +64,22 @@ fn load512(from: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
+/// The first `count` lanes.
+#[inline(always)]
+fn mask(count: usize) -> __mmask16 {
+    (0xffff >> (LANES - count)) as __mmask16
+}
+
+/// Lane `d` is `d * count / 16`.
+#[inline(always)]
+fn spread_index(count: usize) -> __m512i {
+    // SAFETY: register operations; the caller holds an `Avx512`.
+    unsafe {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        _mm512_srli_epi32::<4>(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(count as i32)))
+    }
+}
+
 /// Even and odd bf16 of 16 dwords.
 #[inline(always)]
 fn widen(pairs: __m512i) -> [__m512; 2] {
@@ -220,6 +236,24 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn spread(self, from: &[f32]) -> __m512 {
+        let few = from.len().min(LANES);
+        unsafe {
+            let values = _mm512_maskz_loadu_ps(mask(few), from.as_ptr());
+            _mm512_permutexvar_ps(spread_index(few), values)
+        }
+    }
+
+    #[inline(always)]
+    fn spread_i32(self, from: &[i32]) -> __m512i {
+        let few = from.len().min(LANES);
+        unsafe {
+            let values = _mm512_maskz_loadu_epi32(mask(few), from.as_ptr());
+            _mm512_permutexvar_epi32(spread_index(few), values)
+        }
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(value) }
     }
@@ -229,6 +263,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
 
+    #[cfg(test)]
     #[inline(always)]
     fn store_i32(self, value: __m512i, to: &mut [i32; LANES]) {
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }

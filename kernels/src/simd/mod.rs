@@ -134,8 +134,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 64 e4m3 values times 2^-8; lane `4 i + j` of vector `n` is value `16 i + 2 j + [0, 1, 8, 9][n]`.
     fn e4m3x64(self, from: &[u8; 64]) -> [Self::F; 4];
 
+    /// Lane `d` is `from[d * g / 16]`, where `g = from.len()` is 1, 2, 4, 8 or 16.
+    fn spread(self, from: &[f32]) -> Self::F;
+    /// The same of i32.
+    fn spread_i32(self, from: &[i32]) -> Self::I;
+
     fn splat_i32(self, value: i32) -> Self::I;
     fn load_i32(self, from: &[i32; LANES]) -> Self::I;
+    #[cfg(test)]
     fn store_i32(self, value: Self::I, to: &mut [i32; LANES]);
     /// 128 nibbles, low one first, as i16 pairs: pair `d` of vector `n` is nibbles `8 d + n` and `8 d + n + 4`.
     fn int4x128(self, from: &[u8; 64]) -> [Self::I; 4];

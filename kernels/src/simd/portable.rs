@@ -126,6 +126,16 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn spread(self, from: &[f32]) -> Self::F {
+        std::array::from_fn(|d| from[d * from.len() / LANES])
+    }
+
+    #[inline(always)]
+    fn spread_i32(self, from: &[i32]) -> Self::I {
+        std::array::from_fn(|d| from[d * from.len() / LANES])
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> Self::I {
         [value; LANES]
     }
@@ -135,6 +145,7 @@ impl Simd for Portable {
         *from
     }
 
+    #[cfg(test)]
     #[inline(always)]
     fn store_i32(self, value: Self::I, to: &mut [i32; LANES]) {
         *to = value;

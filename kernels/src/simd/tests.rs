@@ -53,6 +53,12 @@ impl Kernel for AllOperations<'_> {
             put(&mut bits, s.e5m2x16(&bytes[1]));
             s.bf16x32(&window[2]).into_iter().for_each(|v| put(&mut bits, v));
             s.e4m3x64(&window[2]).into_iter().for_each(|v| put(&mut bits, v));
+            let floats: [f32; LANES] = std::array::from_fn(|i| f32::from(window[0][i]));
+            let integers: [i32; LANES] = std::array::from_fn(|i| i32::from(window[1][i]));
+            for count in [1, 2, 4, 8, 16] {
+                put(&mut bits, s.spread(&floats[..count]));
+                put(&mut bits, s.to_f32(s.spread_i32(&integers[..count])));
+            }
             let [q, x] = [s.int4x128(&window[0]), s.int4x128(&window[1])];
             let mut out = [0; LANES];
             for (q, x) in q.into_iter().zip(x) {

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::int4::{self, Groups};
-use super::pack::{Order, Tokens};
+use super::pack::{INT4_VECTORS, Order, Tokens};
 use super::tile::{self, Bf16, Decode, E4m3, F16, F32};
 use crate::backend::Result;
 use crate::cpu::memory::Memory;
@@ -125,7 +125,11 @@ fn block<S: Simd>(
                     },
                     per_chunk: *per_chunk,
                 };
-                integers(s, weight, rows.clone(), tokens, first, &of_row, out);
+                if zeros.is_empty() {
+                    integers::<S, false>(s, weight, rows.clone(), tokens, first, &of_row, out);
+                } else {
+                    integers::<S, true>(s, weight, rows.clone(), tokens, first, &of_row, out);
+                }
             }
         }
     }
@@ -169,10 +173,10 @@ fn floats<S, D, const N: usize, const V: usize>(
     D: Decode<S, N, V>,
 {
     let bytes = weight.row_bytes();
-    let data = &weight.bytes()[rows.start * bytes..rows.end * bytes];
+    let mut rest = &weight.bytes()[rows.start * bytes..rows.end * bytes];
     let mut row = rows.start;
-    let (fours, rest) = data.split_at((rows.len() - rows.len() % 4) * bytes);
-    for four in fours.chunks_exact(4 * bytes) {
+    while rest.len() >= 4 * bytes {
+        let (four, later) = rest.split_at(4 * bytes);
         if x.count >= PANEL_TOKENS {
             let panel = &mut panel.f32_mut().as_chunks_mut::<LANES>().0[..4 * x.stride];
             for (row, panel) in four.chunks_exact(bytes).zip(panel.chunks_exact_mut(x.stride)) {
@@ -182,9 +186,15 @@ fn floats<S, D, const N: usize, const V: usize>(
             // SAFETY: any f32 is four bytes.
             let panel = unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len() * 4) };
             some_rows::<S, F32, 64, 1, 4>(s, panel, x.stride * LANES * 4, None, row, x, first, out);
+        } else if V == 4 && x.count > 1 {
+            // Four decoded vectors per row: two rows at a time leave registers for sums.
+            for (i, pair) in four.chunks_exact(2 * bytes).enumerate() {
+                some_rows::<S, D, N, V, 2>(s, pair, bytes, Some(ahead(bytes)), row + 2 * i, x, first, out);
+            }
         } else {
             some_rows::<S, D, N, V, 4>(s, four, bytes, Some(ahead(bytes)), row, x, first, out);
         }
+        rest = later;
         row += 4;
     }
     for one in rest.chunks_exact(bytes) {
@@ -260,9 +270,12 @@ fn some_rows<S, D, const N: usize, const V: usize, const R: usize>(
             }
         )*};
     }
-    if S::WIDE {
+    // As many sums as registers hold beside the decoded vectors.
+    if S::WIDE && (V == 1 || R == 2) {
         tiles!(6, 4, 2, 1);
-    } else if R == 1 {
+    } else if S::WIDE && V == 2 {
+        tiles!(4, 2, 1);
+    } else if S::WIDE || R <= 2 {
         tiles!(2, 1);
     } else {
         tiles!(1);
@@ -271,7 +284,7 @@ fn some_rows<S, D, const N: usize, const V: usize, const R: usize>(
 
 /// Rows of an INT4 weight.
 #[inline(always)]
-fn integers<'a, S: Simd>(
+fn integers<'a, S: Simd, const Z: bool>(
     s: S,
     weight: &CpuLinear,
     rows: Range<usize>,
@@ -288,25 +301,25 @@ fn integers<'a, S: Simd>(
     while x.count < 4 && rest.len() >= 4 * bytes {
         let (four, later) = rest.split_at(4 * bytes);
         let groups = [groups(row), groups(row + 1), groups(row + 2), groups(row + 3)];
-        some_integer_rows::<S, 4>(s, four, bytes, groups, row, x, first, out);
+        some_integer_rows::<S, 4, Z>(s, four, bytes, groups, row, x, first, out);
         rest = later;
         row += 4;
     }
     while rest.len() >= 2 * bytes {
         let (pair, later) = rest.split_at(2 * bytes);
-        some_integer_rows::<S, 2>(s, pair, bytes, [groups(row), groups(row + 1)], row, x, first, out);
+        some_integer_rows::<S, 2, Z>(s, pair, bytes, [groups(row), groups(row + 1)], row, x, first, out);
         rest = later;
         row += 2;
     }
     for one in rest.chunks_exact(bytes) {
-        some_integer_rows::<S, 1>(s, one, bytes, [groups(row)], row, x, first, out);
+        some_integer_rows::<S, 1, Z>(s, one, bytes, [groups(row)], row, x, first, out);
         row += 1;
     }
 }
 
 /// `R` rows times all tokens.
 #[inline(always)]
-fn some_integer_rows<S: Simd, const R: usize>(
+fn some_integer_rows<S: Simd, const R: usize, const Z: bool>(
     s: S,
     data: &[u8],
     bytes: usize,
@@ -316,7 +329,7 @@ fn some_integer_rows<S: Simd, const R: usize>(
     first: usize,
     out: &Out<'_>,
 ) {
-    let chunks = x.stride / 4;
+    let chunks = x.stride / INT4_VECTORS;
     assert!(data.len() == R * bytes && chunks * 64 >= bytes && x.values.len() == x.count * x.stride);
     assert!(x.scales.len() == x.count * chunks);
     let mut rows = [data.as_ptr(); R];
@@ -335,7 +348,7 @@ fn some_integer_rows<S: Simd, const R: usize>(
                     sx[t] = x.scales[(token + t) * chunks..].as_ptr();
                 }
                 // SAFETY: lengths were asserted above.
-                let sums = unsafe { int4::tile::<S, R, $tokens>(s, rows, bytes, groups, at, sx, ahead) };
+                let sums = unsafe { int4::tile::<S, R, $tokens, Z>(s, rows, bytes, groups, at, sx, ahead) };
                 for (r, sums) in sums.iter().enumerate() {
                     for (t, sum) in sums.iter().enumerate() {
                         out.put(row + r, first + token + t, *sum);
@@ -349,7 +362,7 @@ fn some_integer_rows<S: Simd, const R: usize>(
     if S::WIDE && R == 4 {
         tiles!(2, 1);
     } else if S::WIDE {
-        tiles!(8, 4, 2, 1);
+        tiles!(6, 4, 2, 1);
     } else {
         tiles!(1);
     }

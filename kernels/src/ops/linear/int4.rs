@@ -1,5 +1,6 @@
 //! Tiles of an INT4 weight: exact integer sums per lane and chunk, scaled into F32 sums.
 
+use super::pack::INT4_VECTORS;
 use super::tile::reduce;
 use crate::cpu::weights::INT4_BLOCK;
 use crate::simd::{LANES, Simd};
@@ -16,12 +17,12 @@ pub(crate) struct Groups<'a> {
     pub(crate) per_chunk: usize,
 }
 
-/// `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk).
+/// `Z`: the rows have zeros. `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk).
 ///
 /// # Safety
-/// Each row must have `bytes` readable bytes; each token 4 vectors and a scale for every 64 bytes, rounded up.
+/// Each row must have `bytes` readable bytes; each token `INT4_VECTORS` vectors and a scale for every 64 bytes, rounded up.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize, const Z: bool>(
     s: S,
     rows: [*const u8; R],
     bytes: usize,
@@ -41,8 +42,8 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
                 s.prefetch(next.wrapping_add(r * N));
             }
         }
-        // SAFETY: `chunk` is below the row's whole chunks, so that 64 bytes and 4 vectors are there.
-        unsafe { step(s, &mut sums, rows, groups, x, sx, chunk) };
+        // SAFETY: `chunk` is below the row's whole chunks, so that 64 bytes and the vectors are there.
+        unsafe { step::<S, R, T, Z>(s, &mut sums, rows, groups, x, sx, chunk) };
         rows = rows.map(|row| row.wrapping_add(N));
     }
     let rest = bytes % N;
@@ -52,9 +53,9 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
             // SAFETY: the row has `rest` bytes more.
             last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(row, rest) });
         }
-        // SAFETY: `last` has 64 bytes; the token has 4 vectors for the last, partial chunk too.
+        // SAFETY: `last` has 64 bytes; the token has the vectors of the last, partial chunk too.
         unsafe {
-            step(
+            step::<S, R, T, Z>(
                 s,
                 &mut sums,
                 last.each_ref().map(|last| last.as_ptr()),
@@ -73,7 +74,7 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize>(
 /// # Safety
 /// 64 readable bytes at each of `rows`; each token has this chunk.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const T: usize>(
+unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool>(
     s: S,
     sums: &mut [[S::F; T]; R],
     rows: [*const u8; R],
@@ -93,32 +94,33 @@ unsafe fn step<S: Simd, const R: usize, const T: usize>(
             per_chunk,
         } = groups[r];
         let these = chunk * per_chunk..(chunk + 1) * per_chunk;
-        let mut zero = s.splat_i32(0x0008_0008);
-        if per_chunk == 1 {
-            scales[r] = s.splat(all[chunk]);
-            if !zeros.is_empty() {
-                zero = s.splat_i32(zeros[chunk]);
-            }
+        scales[r] = if per_chunk == 1 {
+            s.splat(all[chunk])
         } else {
-            scales[r] = s.spread(&all[these.clone()]);
-            if !zeros.is_empty() {
-                zero = s.spread_i32(&zeros[these]);
+            s.spread(&all[these.clone()])
+        };
+        if Z {
+            let zero = if per_chunk == 1 {
+                s.splat_i32(zeros[chunk])
+            } else {
+                s.spread_i32(&zeros[these])
+            };
+            for n in 0..4 {
+                q[r][n] = s.sub_i16(q[r][n], zero);
             }
-        }
-        for n in 0..4 {
-            q[r][n] = s.sub_i16(q[r][n], zero);
         }
     }
     for t in 0..T {
         // SAFETY: the caller vouches for the chunk's scale.
         let sx = s.splat(unsafe { *sx[t].add(chunk) });
-        let mut values = [s.splat_i32(0); 4];
-        for n in 0..4 {
-            // SAFETY: the caller vouches for the chunk's 4 vectors; an i32 has the layout of an f32.
-            values[n] = s.load_i32(unsafe { &*x[t].add(chunk * 4 + n).cast() });
+        let mut values = [s.splat_i32(0); INT4_VECTORS];
+        for n in 0..INT4_VECTORS {
+            // SAFETY: the caller vouches for the chunk's vectors; an i32 has the layout of an f32.
+            values[n] = s.load_i32(unsafe { &*x[t].add(chunk * INT4_VECTORS + n).cast() });
         }
         for r in 0..R {
-            let mut dot = s.splat_i32(0);
+            // Without zeros of its own a row subtracts 8 from each q: -8 times the sum of the inputs, for all rows.
+            let mut dot = if Z { s.splat_i32(0) } else { values[4] };
             for n in 0..4 {
                 dot = s.dot_i16(dot, q[r][n], values[n]);
             }

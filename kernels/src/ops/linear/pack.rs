@@ -43,7 +43,7 @@ impl Order {
     pub(crate) const fn vectors(self, columns: usize) -> usize {
         let chunks = columns.div_ceil(self.chunk());
         match self {
-            Order::Int4 => chunks * 4,
+            Order::Int4 => chunks * INT4_VECTORS,
             _ => chunks * self.chunk() / LANES,
         }
     }
@@ -58,6 +58,9 @@ impl Order {
         }
     }
 }
+
+/// Vectors of an INT4 chunk: four of i16 pairs, and -8 times the sum of each lane's inputs as i32.
+pub(crate) const INT4_VECTORS: usize = 5;
 
 /// Scratch for the packed activations of one op.
 pub(crate) struct Packed {
@@ -273,7 +276,7 @@ const SMALLEST: f32 = 1e-30;
 /// Rounds one token to i16 with a scale per chunk.
 #[inline(always)]
 fn integers<S: Simd>(s: S, x: &[f32], to: &mut [[f32; LANES]], scales: &mut [f32]) {
-    let to = to.as_chunks_mut::<4>().0;
+    let to = to.as_chunks_mut::<INT4_VECTORS>().0;
     for ((x, to), scale) in x.chunks(INT4_BLOCK).zip(to).zip(scales) {
         let mut chunk = [0.0; INT4_BLOCK];
         chunk[..x.len()].copy_from_slice(x);
@@ -283,12 +286,12 @@ fn integers<S: Simd>(s: S, x: &[f32], to: &mut [[f32; LANES]], scales: &mut [f32
 
 /// Rounds one chunk to i16 pairs in INT4 order; returns the scale.
 #[inline(always)]
-pub(crate) fn quantize<S: Simd>(s: S, chunk: &[f32; INT4_BLOCK], to: &mut [[f32; LANES]; 4]) -> f32 {
+fn quantize<S: Simd>(s: S, chunk: &[f32; INT4_BLOCK], to: &mut [[f32; LANES]; INT4_VECTORS]) -> f32 {
     // As integers, magnitudes order like the floats, with infinities and NaNs above all.
     let largest = chunk.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
     if !largest.is_finite() || largest < SMALLEST {
-        *to = [[0.0; LANES]; 4];
+        *to = [[0.0; LANES]; INT4_VECTORS];
         return if largest.is_finite() { 0.0 } else { f32::NAN };
     }
     let inverse = s.splat(32767.0 / largest);
@@ -299,10 +302,15 @@ pub(crate) fn quantize<S: Simd>(s: S, chunk: &[f32; INT4_BLOCK], to: &mut [[f32;
         s.store(s.add(s.mul(s.load(x), inverse), magic), rounded);
     }
     let integers = rounded.as_flattened().as_chunks::<INT4_LANE>().0;
-    for (n, to) in to.iter_mut().enumerate() {
+    let [pairs @ .., sums] = to;
+    for (n, to) in pairs.iter_mut().enumerate() {
         for (to, lane) in to.iter_mut().zip(integers) {
             *to = f32::from_bits(lane[n].to_bits() & 0xffff | lane[n + 4].to_bits() << 16);
         }
+    }
+    for (sum, lane) in sums.iter_mut().zip(integers) {
+        let total: i32 = lane.iter().map(|x| i32::from(x.to_bits() as i16)).sum();
+        *sum = f32::from_bits((-8 * total) as u32);
     }
     largest / 32767.0
 }
