@@ -295,6 +295,13 @@ pub trait Backend: Send + fmt::Debug {
         rows: &[SampleRow<'_>],
     ) -> Result<Vec<Sampled>>;
 
+    /// One order of summation whatever the batch, the chunking and the placement (before `set_forward`). Whether it is so
+    /// from now on; always on the CPU.
+    fn set_deterministic(&mut self, on: bool) -> Result<bool> {
+        let _ = on;
+        Ok(true)
+    }
+
     /// Takes the handles of a whole model. `false`: this backend only runs op by op.
     fn set_forward(&mut self, model: ForwardModel) -> Result<bool> {
         let _ = model;

@@ -63,6 +63,7 @@ impl Backend for CpuBackend {
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.workspace.angles_of = None;
         self.step.begin(batch)
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Step {
     run_of: Vec<u32>,
     pages: Vec<u32>,
     pub(crate) logit_rows: Vec<u32>,
+    /// Pages that the step writes to, while it is checked.
+    written: Vec<u32>,
     /// Largest page number of the step: checked against each layer's cache.
     pub(crate) largest_page: u32,
 }
@@ -43,6 +45,7 @@ impl Step {
             run_of: Vec::with_capacity(limits.max_tokens),
             pages: Vec::with_capacity(pages),
             logit_rows: Vec::with_capacity(limits.max_logit_rows),
+            written: Vec::with_capacity(limits.max_tokens + limits.max_runs),
             largest_page: 0,
         }
     }
@@ -84,6 +87,7 @@ impl Step {
         self.logit_rows.clear();
         self.largest_page = 0;
         check(batch, &self.limits)?;
+        self.check_written(batch)?;
         let mut first_task = 0;
         for (i, run) in batch.runs.iter().enumerate() {
             self.run_of
@@ -105,6 +109,28 @@ impl Step {
         self.positions.extend_from_slice(&batch.positions);
         self.logit_rows.extend_from_slice(&batch.logit_rows);
         Ok(())
+    }
+
+    /// Fails if two runs write to one page: a page belongs to one sequence until it is full, and full ones are only
+    /// read. Writers rely on it.
+    fn check_written(&mut self, batch: &Batch) -> Result<()> {
+        let size = self.limits.page_tokens;
+        self.written.clear();
+        for run in &batch.runs {
+            let (first, last) = (run.position as usize, (run.position + run.len) as usize - 1);
+            self.written
+                .extend_from_slice(&run.pages[first / size..=last / size]);
+        }
+        self.written.sort_unstable();
+        match self.written.windows(2).find(|pair| pair[0] == pair[1]) {
+            None => Ok(()),
+            Some(pair) => Err(mismatch(
+                "begin",
+                "page",
+                format!("{}, written twice", pair[0]),
+                "one writer",
+            )),
+        }
     }
 }
 

@@ -7,8 +7,9 @@
 use crate::backend::{KvDtype, Result};
 use crate::cpu::check::mismatch;
 use crate::cpu::engine::Rows;
-use crate::cpu::float8::{f32_to_e4m3, f32_to_e5m2};
+use crate::cpu::float8::{f32_to_bf16, f32_to_e4m3, f32_to_e5m2};
 use crate::cpu::memory::Memory;
+use crate::simd::{Isa, Kernel, Simd, run};
 
 /// Pages of one layer.
 pub(crate) struct KvCache {
@@ -85,11 +86,18 @@ pub(crate) struct KvWriter<'a> {
 }
 
 impl KvWriter<'_> {
-    /// Rounds the keys and values of one token (all heads) into their places.
+    /// Rounds the keys and values of one token (all heads) into their places, to nearest even, saturating.
     ///
     /// # Safety
     /// No two threads may write the same position of the same page.
-    pub(crate) unsafe fn write(&self, pages: &[u32], position: usize, keys: &[f32], values: &[f32]) {
+    pub(crate) unsafe fn write(
+        &self,
+        isa: Isa,
+        pages: &[u32],
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
         let heads = keys
             .chunks_exact(self.head_dim)
             .zip(values.chunks_exact(self.head_dim));
@@ -99,33 +107,55 @@ impl KvWriter<'_> {
             // SAFETY: the caller's promise.
             let (to_key, to_value) =
                 unsafe { (self.keys.take(row..row + 1), self.values.take(row..row + 1)) };
-            round(self.dtype, key, to_key);
-            round(self.dtype, value, to_value);
+            for (values, to) in [(key, to_key), (value, to_value)] {
+                run(
+                    isa,
+                    Round {
+                        dtype: self.dtype,
+                        values,
+                        to,
+                    },
+                );
+            }
         }
     }
 }
 
-/// Rounds one head of one token, to nearest even, saturating.
-fn round(dtype: KvDtype, values: &[f32], to: &mut [u8]) {
-    match dtype {
-        KvDtype::F32 => {
-            for (value, to) in values.iter().zip(to.as_chunks_mut::<4>().0) {
-                *to = value.to_le_bytes();
+/// Rounds one head of one token.
+struct Round<'a> {
+    dtype: KvDtype,
+    values: &'a [f32],
+    to: &'a mut [u8],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Round { dtype, values, to } = self;
+        match dtype {
+            KvDtype::F32 => {
+                for (value, to) in values.iter().zip(to.as_chunks_mut::<4>().0) {
+                    *to = value.to_le_bytes();
+                }
+            }
+            KvDtype::Bf16 => {
+                for (value, to) in values.iter().zip(to.as_chunks_mut::<2>().0) {
+                    *to = f32_to_bf16(*value).to_le_bytes();
+                }
+            }
+            KvDtype::Fp8E4m3 => {
+                for (value, to) in values.iter().zip(to) {
+                    *to = f32_to_e4m3(*value);
+                }
+            }
+            KvDtype::Fp8E5m2 => {
+                for (value, to) in values.iter().zip(to) {
+                    *to = f32_to_e5m2(*value);
+                }
             }
         }
-        KvDtype::Bf16 => {
-            for (value, to) in values.iter().zip(to.as_chunks_mut::<2>().0) {
-                *to = half::bf16::from_f32(*value).to_le_bytes();
-            }
-        }
-        KvDtype::Fp8E4m3 => values
-            .iter()
-            .zip(to)
-            .for_each(|(value, to)| *to = f32_to_e4m3(*value)),
-        KvDtype::Fp8E5m2 => values
-            .iter()
-            .zip(to)
-            .for_each(|(value, to)| *to = f32_to_e5m2(*value)),
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Workspace {
     pub(crate) values: Memory,
     /// Cosines and sines, `[tokens, rotary_dim]`.
     pub(crate) angles: Memory,
+    /// Theta's bits and rotary_dim of `angles`; `None` when a step begins.
+    pub(crate) angles_of: Option<(u64, usize)>,
     /// Router scores, `[ROUTE_TOKENS, experts]`.
     pub(crate) scores: Memory,
     /// Inputs of a linear.
@@ -43,6 +45,7 @@ impl Workspace {
             keys: empty()?,
             values: empty()?,
             angles: empty()?,
+            angles_of: None,
             scores: Memory::words(ROUTE_TOKENS * MAX_EXPERTS, "router scores")?,
             packed: Packed::new(0, 0)?,
             packed_shape: (0, 0),

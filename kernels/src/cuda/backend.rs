@@ -203,13 +203,23 @@ impl Backend for CudaBackend {
         self.cache(OP, kv, spec)?;
         let cache = &self.caches[kv.0 as usize];
         self.step.check_pages(OP, cache.pages)?;
-        if tokens <= FEW_TOKENS {
-            let mut params =
-                attention::params(&self.gpu, &mut self.workspace, &self.step, cache, spec.heads)?;
-            self.step
-                .plan(&self.gpu, attention::head_blocks(spec.heads, spec.kv_heads))?;
-            (params.q, params.out) = (q, out);
-            return attention::decode(&self.gpu, cache, &params);
+        if tokens <= FEW_TOKENS || self.deterministic {
+            let base = attention::params(&self.gpu, &mut self.workspace, &self.step, cache, spec.heads)?;
+            let blocks = attention::head_blocks(spec.heads, spec.kv_heads);
+            for first in (0..tokens).step_by(FEW_TOKENS) {
+                self.step
+                    .queue_plan(&self.gpu, blocks, first, FEW_TOKENS.min(tokens - first))?;
+                let rows = (first * spec.q_width() * 4) as u64;
+                let params = attention::AttentionParams {
+                    positions: base.positions + first as u64 * 4,
+                    token_run: base.token_run + first as u64 * 4,
+                    q: q + rows,
+                    out: out + rows,
+                    ..base
+                };
+                attention::decode(&self.gpu, cache, &params)?;
+            }
+            return Ok(());
         }
         let per_kv = spec.heads / spec.kv_heads;
         let bytes = PrefillPlans::bytes(tokens, self.limits.max_runs, 1, per_kv);
@@ -569,6 +579,14 @@ impl Backend for CudaBackend {
             });
         }
         Ok(sampled)
+    }
+
+    fn set_deterministic(&mut self, on: bool) -> Result<bool> {
+        if on {
+            self.step.fix_splits();
+        }
+        self.deterministic = on;
+        Ok(on)
     }
 
     fn set_forward(&mut self, model: ForwardModel) -> Result<bool> {

@@ -312,6 +312,9 @@ impl Memory {
 
     pub(crate) fn write(&self, device: &Device, stream: &Stream, offset: usize, from: &[u8]) -> Result<()> {
         self.bounds(device, offset, from.len())?;
+        if from.is_empty() {
+            return Ok(());
+        }
         // SAFETY: bounds checked; the driver has taken pageable memory over when the call returns.
         device.check("copy to the device", unsafe {
             sys::cuMemcpyHtoDAsync_v2(

@@ -27,6 +27,7 @@ struct GemmTile {
     const uint8_t *plane;                    // chunk 0 of the first activation row's block
     size_t chunk_bytes;                      // from one chunk of the plane to the next
     int steps, columns;                      // columns: 32, 64, 96 or 128
+    int tile_steps;                          // of the whole stream: `steps` may be a part of them
 };
 
 struct GemmRing {
@@ -41,7 +42,7 @@ struct GemmRing {
 // The producer's share of one tile: one warp, all lanes.
 template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int lane) {
     constexpr int STAGES = STEP_STAGES<F>, BYTES = STAGES * Layout<F>::BYTES;
-    const size_t tile_bytes = static_cast<size_t>(tile.steps) * BYTES;
+    const size_t tile_bytes = static_cast<size_t>(tile.tile_steps) * BYTES;
     const uint32_t plane_bytes = tile.columns * 128;
     int held = 0;
     for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) held += tile.sets_tiles[s];

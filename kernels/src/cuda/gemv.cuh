@@ -31,6 +31,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
         : next(n), ahead{nullptr, 0}, slots(shared_address(memory)), full(barriers), policy(evict_first_policy()),
           slot(0), parity(0), leader(lane == 0) {
         if (leader) {
+#pragma unroll 1
             for (int i = 0; i < DEPTH; i++) barrier_init(&full[i], 1);
             barrier_init_fence();
         }
@@ -52,6 +53,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
     }
 
     __device__ void fill() {
+#pragma unroll 1
         for (uint32_t i = 0; i < DEPTH; i++) request(i);
     }
 
@@ -119,65 +121,87 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t sums, uint32_t t
 
 // ---- activations into shared memory ----------------------------------------------------------------------------
 
-// A residual stream that is the sum of two arrays (the two halves of the op before), and the norm that reads it.
+// A residual stream that is the sum of several arrays (the parts of the op before), and the norm that reads it.
 struct NormInput {
     const float *x0;      // [tokens, k]
-    const float *x1;      // the same, or null
+    const float *x1;      // [more][tokens, k], or null; few tokens' own norm adds one of them at most
     const float *weight;  // [k]
-    float *sum_out;       // x0 + x1, written by one block; or null
+    float *sum_out;       // the sum, written by one block; or null
     float eps;
-    int k;
+    int k, more, stride;  // stride: values from one of x1 to the next
 };
 
-constexpr int INLINE_TOKENS = 4, INLINE_PAIRS = 12;  // per thread: k <= 12 * 2 * 512 / 4 = 3072
+constexpr int INLINE_TOKENS = 4, INLINE_WIDTH = 3072;
 
-// rmsnorm of up to four tokens by the whole block, the slice [begin, end) of their images (padded inputs are 0) into
-// shared memory. `token_bytes`: image_bytes(end - begin). `scratch`: 16 floats.
-DEVICE void norm_into_image(const NormInput &in, int tokens, int begin, int end, uint8_t *image, uint32_t token_bytes,
-                            float *scratch, bool writer) {
-    const int share = tokens == 1 ? GEMV_THREADS : tokens == 2 ? GEMV_THREADS / 2 : GEMV_THREADS / 4;
-    const int token = threadIdx.x / share, rank = threadIdx.x % share, warps = share / WARP;
-    const bool active = token < tokens;
-    const size_t base = static_cast<size_t>(token) * in.k;
-    float2 v[INLINE_PAIRS];
-    float squares = 0.f;
+// rmsnorm of up to TOKENS (1, 2 or 4) tokens by the whole block, in three steps, so that their waits overlap others.
+// The code is straight and short on purpose: it runs once a launch, from a cold instruction cache.
+template <int TOKENS> struct InlineNorm {
+    static constexpr int SHARE = GEMV_THREADS / TOKENS, PAIRS = INLINE_WIDTH / 2 / SHARE, WARPS = SHARE / WARP;
+    float2 v[PAIRS], w[PAIRS];
+    int token, rank;
+
+    // Before the inputs are there.
+    __device__ __forceinline__ void load_weights(const NormInput &in) {
+        token = threadIdx.x / SHARE, rank = threadIdx.x % SHARE;
 #pragma unroll
-    for (int i = 0; i < INLINE_PAIRS; i++) {
-        const int k = 2 * (rank + i * share);
-        v[i] = make_float2(0.f, 0.f);
-        if (active && k < in.k) {
-            v[i] = *reinterpret_cast<const float2 *>(in.x0 + base + k);
-            if (in.x1) {
-                const float2 w = *reinterpret_cast<const float2 *>(in.x1 + base + k);
-                v[i].x += w.x, v[i].y += w.y;
+        for (int i = 0; i < PAIRS; i++) {
+            const int k = 2 * (rank + i * SHARE);
+            w[i] = k < in.k ? *reinterpret_cast<const float2 *>(in.weight + k) : make_float2(0.f, 0.f);
+        }
+    }
+
+    __device__ __forceinline__ void load(const NormInput &in, int tokens, bool writer) {
+        const size_t base = static_cast<size_t>(token) * in.k;
+        const bool active = token < tokens;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const int k = 2 * (rank + i * SHARE);
+            v[i] = make_float2(0.f, 0.f);
+            if (active && k < in.k) v[i] = *reinterpret_cast<const float2 *>(in.x0 + base + k);
+        }
+        if (in.x1) {
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                const int k = 2 * (rank + i * SHARE);
+                if (active && k < in.k) {
+                    const float2 x = *reinterpret_cast<const float2 *>(in.x1 + base + k);
+                    v[i].x += x.x, v[i].y += x.y;
+                }
             }
-            if (writer && in.sum_out) *reinterpret_cast<float2 *>(in.sum_out + base + k) = v[i];
+        }
+        if (writer && in.sum_out) {
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                const int k = 2 * (rank + i * SHARE);
+                if (active && k < in.k) *reinterpret_cast<float2 *>(in.sum_out + base + k) = v[i];
+            }
         }
     }
+
+    // The slice [begin, end) of the images into shared memory; padded inputs are 0. `token_bytes`: image_bytes(end -
+    // begin). `scratch`: 16 floats.
+    __device__ __forceinline__ void store(const NormInput &in, int tokens, int begin, int end, uint8_t *image,
+                                          uint32_t token_bytes, float *scratch) {
+        float squares = 0.f;
 #pragma unroll
-    for (int i = 0; i < INLINE_PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
-    squares = warp_sum(squares);
-    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = squares;
-    __syncthreads();
-    float total = 0.f;
-    if (active)
-        for (int w = 0; w < warps; w++) total += scratch[token * warps + w];
-    const float inverse = rsqrtf(total / in.k + in.eps);
-    uint8_t *mine = image + static_cast<size_t>(token) * token_bytes;
+        for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
+        squares = warp_sum(squares);
+        if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = squares;
+        __syncthreads();
+        float total = 0.f;
 #pragma unroll
-    for (int i = 0; i < INLINE_PAIRS; i++) {
-        const int k = 2 * (rank + i * share);
-        if (2 * i * share >= end) break;
-        const bool real = active && k < in.k;
-        float2 y = make_float2(0.f, 0.f);
-        if (real) {
-            const float2 w = *reinterpret_cast<const float2 *>(in.weight + k);
-            y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
+        for (int i = 0; i < WARPS; i++) total += scratch[token * WARPS + i];
+        const float inverse = rsqrtf(total / in.k + in.eps);
+        uint8_t *mine = image + token * token_bytes;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const int k = 2 * (rank + i * SHARE) - begin;
+            const bool inside = token < tokens && k >= 0 && k < end - begin;
+            image_store_pair(mine, end - begin, k, v[i].x * inverse * w[i].x, v[i].y * inverse * w[i].y, inside);
         }
-        image_store_pair(mine, end - begin, k - begin, y.x, y.y, active && k >= begin && k < end);
+        __syncthreads();
     }
-    __syncthreads();
-}
+};
 
 // The slice [begin, end) of `tokens` images of `padded` values from global memory, by one thread.
 DEVICE void request_images(const uint8_t *images, int padded, int tokens, int begin, int end, uint8_t *to,

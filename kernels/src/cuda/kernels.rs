@@ -161,6 +161,8 @@ fn functions(device: &Device, module: sys::CUmodule) -> Result<Vec<sys::CUfuncti
 /// Lets a kernel ask for all of a multiprocessor's shared memory; returns how much of it is dynamic.
 fn open_shared_memory(device: &Device, function: sys::CUfunction) -> Result<u32> {
     use sys::CUfunction_attribute_enum as Attribute;
+    // SAFETY: a function of a loaded module. Its code is on the device from now on, not from its first launch.
+    device.check("loading a kernel", unsafe { sys::cuFuncLoad(function) })?;
     let mut fixed = 0;
     // SAFETY: pointer to a local, a loaded function.
     device.check("kernel attribute", unsafe {

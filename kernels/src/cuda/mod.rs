@@ -105,6 +105,8 @@ pub struct CudaBackend {
     loader: Loader,
     forward: Option<Forward>,
     sampling: Sampling,
+    /// Every sum in one order, whatever the batch.
+    deterministic: bool,
     /// Width of the hidden state, from the last `route`.
     width: usize,
     gpu: Gpu,
@@ -141,6 +143,7 @@ impl CudaBackend {
             loader: Loader::new(&gpu)?,
             forward: None,
             sampling: Sampling::new(&gpu, &limits)?,
+            deterministic: false,
             width: 0,
             limits,
             gpu,

@@ -52,18 +52,42 @@ struct GemmParams {
     width: i32,
     tiles: i32,
     steps: i32,
+    parts: i32,
 }
 
-/// `y = plane * weights (+ residual)` for `tokens` rows of a plane of `blocks` blocks.
-pub(crate) fn linear_gemm(
-    gpu: &Gpu,
-    weights: &[&Linear],
-    plane: u64,
-    blocks: usize,
-    tokens: usize,
-    y: u64,
-    residual: u64,
-) -> Result<()> {
+/// `y[part] = plane * weights`, plus `residual` (if not 0) in part 0.
+pub(crate) struct GemmCall<'a> {
+    pub(crate) weights: &'a [&'a Linear],
+    pub(crate) plane: u64,
+    /// Blocks of the plane.
+    pub(crate) blocks: usize,
+    pub(crate) tokens: usize,
+    /// Into how many cuts of the inputs: `y` holds so many results, to be added.
+    pub(crate) parts: usize,
+    pub(crate) y: u64,
+    pub(crate) residual: u64,
+}
+
+/// Most parts: their sum is the reader's work.
+pub(crate) const MAX_PARTS: usize = 12;
+
+/// How many parts occupy the device when one column of tiles does not.
+pub(crate) fn parts_for(gpu: &Gpu, rows: usize, padded: usize) -> usize {
+    let wanted = gpu.blocks() as usize / rows.div_ceil(GEMM_ROWS);
+    let each = (padded / 128).div_ceil(wanted.clamp(1, MAX_PARTS));
+    (padded / 128).div_ceil(each)
+}
+
+pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
+    let &GemmCall {
+        weights,
+        plane,
+        blocks,
+        tokens,
+        parts,
+        y,
+        residual,
+    } = call;
     const OP: &str = "linear";
     let first = weights
         .first()
@@ -79,6 +103,15 @@ pub(crate) fn linear_gemm(
             return Err(shape(OP, "rows of a part", weight.rows, "a multiple of 64"));
         }
     }
+    let steps = first.padded() / 128;
+    if call.parts == 0 || call.parts > steps {
+        return Err(shape(
+            OP,
+            "parts of the inputs",
+            call.parts,
+            format!("1 to {steps}"),
+        ));
+    }
     let tiles: usize = weights.iter().map(|weight| weight.tiles()).sum();
     let mut segments = [WeightParam::default(); 3];
     for (segment, weight) in segments.iter_mut().zip(weights) {
@@ -93,9 +126,10 @@ pub(crate) fn linear_gemm(
         blocks: blocks as i32,
         width: weights.iter().map(|weight| weight.rows).sum::<usize>() as i32,
         tiles: tiles as i32,
-        steps: (first.padded() / 128) as i32,
+        steps: steps as i32,
+        parts: parts as i32,
     };
-    let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS);
+    let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
     gpu.launch(
         &format!("linear_gemm_{}", first.format.name()),
         gemm_launch(gpu, first.format, work),

@@ -14,6 +14,10 @@ pub(crate) const FEW_TOKENS: usize = 128;
 /// Most splits of all contexts together beyond one a token (`plan.cu`).
 const PLAN_ITEMS: usize = 1024;
 const ITEM_BYTES: usize = 24;
+/// Most splits of one token when their length is fixed.
+const FIXED_SPLITS: usize = 32;
+/// Room for either kind of plan.
+const MAX_ITEMS: usize = FEW_TOKENS * FIXED_SPLITS;
 
 /// Mirrors `PlanParams` of `attention/plan.cu`.
 #[repr(C)]
@@ -44,10 +48,8 @@ pub(crate) struct Step {
     page_tokens: usize,
     highest_page: u32,
     limits: Limits,
-    /// Head blocks that the current plan was made for; 0: none yet.
-    planned_for: i32,
     /// Positions of one split; 0: as the batch asks for.
-    pub(crate) fixed_split: i32,
+    fixed_split: i32,
 }
 
 impl Step {
@@ -63,7 +65,7 @@ impl Step {
             token_run: words(limits.max_tokens, "runs of tokens")?,
             logit_rows: words(limits.max_logit_rows, "rows of logits")?,
             tables: words(entries, "page tables")?,
-            items: gpu.alloc((FEW_TOKENS + PLAN_ITEMS + 1) * 2 * ITEM_BYTES, "attention splits")?,
+            items: gpu.alloc(MAX_ITEMS * ITEM_BYTES, "attention splits")?,
             item_count: words(1, "attention splits")?,
             stride,
             mirror: vec![0; entries],
@@ -73,7 +75,6 @@ impl Step {
             page_tokens: limits.page_tokens,
             highest_page: 0,
             limits: limits.clone(),
-            planned_for: 0,
             fixed_split: 0,
         })
     }
@@ -162,7 +163,6 @@ impl Step {
         self.runs.clear();
         self.runs
             .extend(batch.runs.iter().map(|run| (run.first, run.len, run.position)));
-        self.planned_for = 0;
         Ok(())
     }
 
@@ -192,20 +192,16 @@ impl Step {
         }
     }
 
-    /// Plans the splits of every token's context, once a step for one number of head blocks.
-    pub(crate) fn plan(&mut self, gpu: &Gpu, head_blocks: usize) -> Result<()> {
-        if self.planned_for == head_blocks as i32 {
-            return Ok(());
-        }
-        self.queue_plan(gpu, head_blocks, self.tokens)?;
-        self.planned_for = head_blocks as i32;
-        Ok(())
-    }
-
-    /// The same without remembering: for recorded graphs.
-    pub(crate) fn queue_plan(&self, gpu: &Gpu, head_blocks: usize, tokens: usize) -> Result<()> {
+    /// Plans the splits of the contexts of tokens `first`.. of the step.
+    pub(crate) fn queue_plan(
+        &self,
+        gpu: &Gpu,
+        head_blocks: usize,
+        first: usize,
+        tokens: usize,
+    ) -> Result<()> {
         let params = PlanParams {
-            positions: self.positions.address,
+            positions: self.positions.address + first as u64 * 4,
             items: self.items.address,
             item_count: self.item_count.address,
             tokens: tokens as i32,
@@ -226,9 +222,18 @@ impl Step {
     }
 
     /// Items that the plan can hold: for sizing the partial results.
-    pub(crate) fn max_items(gpu: &Gpu, head_blocks: usize) -> usize {
-        let filling = 4 * attention_blocks(gpu) as usize / head_blocks.max(1) + 1;
-        (FEW_TOKENS + PLAN_ITEMS.max(filling)).min((FEW_TOKENS + PLAN_ITEMS + 1) * 2)
+    pub(crate) fn max_items(&self, gpu: &Gpu, head_blocks: usize) -> usize {
+        if self.fixed_split > 0 {
+            return FEW_TOKENS * FIXED_SPLITS;
+        }
+        let filling = 4 * attention_blocks(gpu) as usize / head_blocks.max(1);
+        (FEW_TOKENS + PLAN_ITEMS.max(filling) + 1).min(MAX_ITEMS)
+    }
+
+    /// Splits of one length whatever the batch, so that the order of summation only depends on the position.
+    pub(crate) fn fix_splits(&mut self) {
+        let longest = self.stride * self.page_tokens;
+        self.fixed_split = longest.div_ceil(FIXED_SPLITS).next_multiple_of(64).max(256) as i32;
     }
 
     pub(crate) fn ids(&self) -> u64 {

@@ -22,6 +22,7 @@ pub(crate) enum Slot {
     Arrived,
     /// The groups of expert rows: count, groups, row_token, row_slot, input rows.
     Groups,
+    RouteArrived,
     /// Sampling: slices' maxima, arrivals, rows' maxima, specs, tokens.
     Slices,
     SampleArrived,

@@ -25,6 +25,16 @@ pub(super) unsafe fn run<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
+/// The same, never inlined.
+///
+/// # Safety
+/// The machine must have the features.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn outlined<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
@@ -78,6 +88,13 @@ impl Simd for Avx2 {
                 _mm256_loadu_ps(from.as_ptr().add(8)),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn load_some(self, from: &[f32]) -> F {
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
     }
 
     #[inline(always)]
@@ -277,6 +294,50 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn to_f32(self, value: I) -> F {
         value.map(|half| unsafe { _mm256_cvtepi32_ps(half) })
+    }
+
+    #[inline(always)]
+    fn as_floats(self, value: I) -> F {
+        value.map(|half| unsafe { _mm256_castsi256_ps(half) })
+    }
+
+    #[cfg(test)]
+    #[inline(always)]
+    fn as_ints(self, value: F) -> I {
+        value.map(|half| unsafe { _mm256_castps_si256(half) })
+    }
+
+    #[inline(always)]
+    fn largest(self, value: F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(value, &mut lanes);
+        lanes
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+    }
+
+    #[inline(always)]
+    fn pairs_order(self, x: &[f32; 32]) -> [F; 2] {
+        super::order::pairs(x).map(|v| self.load(&v))
+    }
+
+    #[inline(always)]
+    fn e4m3_order(self, x: &[f32; 64]) -> [F; 4] {
+        super::order::e4m3(x).map(|v| self.load(&v))
+    }
+
+    #[inline(always)]
+    fn int4_order(self, x: &[F; 8]) -> [I; 4] {
+        let mut values = [[0.0; LANES]; 8];
+        for (value, x) in values.iter_mut().zip(x) {
+            self.store(*x, value);
+        }
+        super::order::int4(&values).map(|v| self.load_i32(&v))
+    }
+
+    #[inline(always)]
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
+        unsafe { outlined(self, kernel) }
     }
 
     #[inline(always)]

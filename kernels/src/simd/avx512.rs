@@ -32,6 +32,16 @@ pub(super) unsafe fn run<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
+/// The same, never inlined.
+///
+/// # Safety
+/// The machine must have the features.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,fma,f16c,avx2,bmi2")]
+unsafe fn outlined<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
 /// Bytes of bf16(e4m3 code * 2^-8) for the codes 0 to 127: high ones, low ones.
 static E4M3: [[u8; 128]; 2] = e4m3_table();
 
@@ -64,10 +74,32 @@ fn load512(from: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
+/// Quarter `j` of vector `i` becomes quarter `i` of vector `j`.
+#[inline(always)]
+fn transpose_quarters([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: register operations; the caller holds an `Avx512`.
+    unsafe {
+        let (ab_low, ab_high) = (
+            _mm512_shuffle_f32x4::<0x44>(a, b),
+            _mm512_shuffle_f32x4::<0xee>(a, b),
+        );
+        let (cd_low, cd_high) = (
+            _mm512_shuffle_f32x4::<0x44>(c, d),
+            _mm512_shuffle_f32x4::<0xee>(c, d),
+        );
+        [
+            _mm512_shuffle_f32x4::<0x88>(ab_low, cd_low),
+            _mm512_shuffle_f32x4::<0xdd>(ab_low, cd_low),
+            _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
+            _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
+        ]
+    }
+}
+
 /// The first `count` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
-    (0xffff >> (LANES - count)) as __mmask16
+    (0xffff_u32 >> (LANES - count)) as __mmask16
 }
 
 /// Lane `d` is `d * count / 16`.
@@ -109,6 +141,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> __m512 {
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_some(self, from: &[f32]) -> __m512 {
+        let few = from.len().min(LANES);
+        unsafe { _mm512_maskz_loadu_ps(mask(few), from.as_ptr()) }
     }
 
     #[inline(always)]
@@ -296,6 +334,86 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn to_f32(self, value: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(value) }
+    }
+
+    #[inline(always)]
+    fn as_floats(self, value: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(value) }
+    }
+
+    #[cfg(test)]
+    #[inline(always)]
+    fn as_ints(self, value: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(value) }
+    }
+
+    #[inline(always)]
+    fn largest(self, value: __m512) -> f32 {
+        // The instruction takes its second operand where one is NaN: fill NaNs beforehand.
+        unsafe {
+            let low = _mm512_set1_ps(f32::NEG_INFINITY);
+            _mm512_reduce_max_ps(_mm512_max_ps(value, low))
+        }
+    }
+
+    #[inline(always)]
+    fn pairs_order(self, x: &[f32; 32]) -> [__m512; 2] {
+        unsafe {
+            let (a, b) = (
+                _mm512_loadu_ps(x.as_ptr()),
+                _mm512_loadu_ps(x.as_ptr().add(LANES)),
+            );
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            [
+                _mm512_permutex2var_ps(a, even, b),
+                _mm512_permutex2var_ps(a, odd, b),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn e4m3_order(self, x: &[f32; 64]) -> [__m512; 4] {
+        unsafe {
+            let index = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+            let at = |i: usize| _mm512_permutexvar_ps(index, _mm512_loadu_ps(x.as_ptr().add(i * LANES)));
+            transpose_quarters([at(0), at(1), at(2), at(3)])
+        }
+    }
+
+    #[inline(always)]
+    fn int4_order(self, x: &[__m512; 8]) -> [__m512i; 4] {
+        unsafe {
+            // The eight values of lane d: 4 and up above 0 to 3.
+            let pair = |x: __m512| {
+                let x = _mm512_castps_si512(x);
+                let upper = _mm512_slli_epi32::<16>(_mm512_shuffle_i32x4::<0b10_11_00_01>(x, x));
+                _mm512_mask_blend_epi16(0xaaaa_aaaa, x, upper)
+            };
+            let index = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let quad = |a: __m512, b: __m512| {
+                let lanes = _mm512_shuffle_i32x4::<0b10_00_10_00>(pair(a), pair(b));
+                _mm512_castsi512_ps(_mm512_permutexvar_epi32(index, lanes))
+            };
+            let quads = [
+                quad(x[0], x[1]),
+                quad(x[2], x[3]),
+                quad(x[4], x[5]),
+                quad(x[6], x[7]),
+            ];
+            let [a, b, c, d] = transpose_quarters(quads);
+            [
+                _mm512_castps_si512(a),
+                _mm512_castps_si512(b),
+                _mm512_castps_si512(c),
+                _mm512_castps_si512(d),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
+        unsafe { outlined(self, kernel) }
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod math;
+mod order;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -105,6 +106,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
+    /// The lanes of `from` (16 at most), then zeros.
+    fn load_some(self, from: &[f32]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -151,6 +154,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Sixteen i32 below 2^24 as f32, exactly.
     fn to_f32(self, value: Self::I) -> Self::F;
+    /// The bits as f32, and back.
+    fn as_floats(self, value: Self::I) -> Self::F;
+    #[cfg(test)]
+    fn as_ints(self, value: Self::F) -> Self::I;
+    /// Largest lane; NaNs are passed over, all NaN or less is -infinity.
+    fn largest(self, value: Self::F) -> f32;
+
+    /// Two vectors' worth of values as their even ones, then their odd ones: the order of `bf16x32`.
+    fn pairs_order(self, x: &[f32; 32]) -> [Self::F; 2];
+    /// Four vectors' worth of values in the order of `e4m3x64`.
+    fn e4m3_order(self, x: &[f32; 64]) -> [Self::F; 4];
+    /// The low halves of 128 i32 (as bits of f32) as i16 pairs in the order of `int4x128`.
+    fn int4_order(self, x: &[Self::F; 8]) -> [Self::I; 4];
+
+    /// Runs `kernel` as a function of its own, so that its registers are its own.
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output;
     /// Asks for the cache line at `at`, which need not be readable.
     fn prefetch(self, at: *const u8);
 }

@@ -1,6 +1,6 @@
 //! Sixteen lanes in plain Rust: the definition the other instruction sets must equal.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -24,6 +24,13 @@ impl Simd for Portable {
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::F {
         *from
+    }
+
+    #[inline(always)]
+    fn load_some(self, from: &[f32]) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        lanes
     }
 
     #[inline(always)]
@@ -176,6 +183,48 @@ impl Simd for Portable {
     #[inline(always)]
     fn to_f32(self, value: Self::I) -> Self::F {
         value.map(|value| value as f32)
+    }
+
+    #[inline(always)]
+    fn as_floats(self, value: Self::I) -> Self::F {
+        value.map(|x| f32::from_bits(x as u32))
+    }
+
+    #[cfg(test)]
+    #[inline(always)]
+    fn as_ints(self, value: Self::F) -> Self::I {
+        value.map(|x| x.to_bits() as i32)
+    }
+
+    #[inline(always)]
+    fn largest(self, value: Self::F) -> f32 {
+        value
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+    }
+
+    #[inline(always)]
+    fn pairs_order(self, x: &[f32; 32]) -> [Self::F; 2] {
+        super::order::pairs(x).map(|v| self.load(&v))
+    }
+
+    #[inline(always)]
+    fn e4m3_order(self, x: &[f32; 64]) -> [Self::F; 4] {
+        super::order::e4m3(x).map(|v| self.load(&v))
+    }
+
+    #[inline(always)]
+    fn int4_order(self, x: &[Self::F; 8]) -> [Self::I; 4] {
+        let mut values = [[0.0; LANES]; 8];
+        for (value, x) in values.iter_mut().zip(x) {
+            self.store(*x, value);
+        }
+        super::order::int4(&values).map(|v| self.load_i32(&v))
+    }
+
+    #[inline(always)]
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 
     #[inline(always)]

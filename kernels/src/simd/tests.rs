@@ -55,10 +55,25 @@ impl Kernel for AllOperations<'_> {
             s.e4m3x64(&window[2]).into_iter().for_each(|v| put(&mut bits, v));
             let floats: [f32; LANES] = std::array::from_fn(|i| f32::from(window[0][i]));
             let integers: [i32; LANES] = std::array::from_fn(|i| i32::from(window[1][i]));
+            for count in 0..=LANES {
+                put(&mut bits, s.load_some(&floats[..count]));
+            }
             for count in [1, 2, 4, 8, 16] {
                 put(&mut bits, s.spread(&floats[..count]));
                 put(&mut bits, s.to_f32(s.spread_i32(&integers[..count])));
             }
+            let all: [f32; 64] = std::array::from_fn(|i| f32::from(window[2][i]));
+            s.pairs_order(all.first_chunk().unwrap())
+                .into_iter()
+                .for_each(|v| put(&mut bits, v));
+            s.e4m3_order(&all).into_iter().for_each(|v| put(&mut bits, v));
+            let eight = [0, 1, 2, 0, 2, 1, 2, 0].map(|i| s.f32x16(&window[i]));
+            for pairs in s.int4_order(&eight) {
+                let mut out = [0; LANES];
+                s.store_i32(s.as_ints(s.as_floats(pairs)), &mut out);
+                bits.extend(out.map(|x| x as u32));
+            }
+            bits.extend([s.largest(raw[0]), s.largest(small)].map(f32::to_bits));
             let [q, x] = [s.int4x128(&window[0]), s.int4x128(&window[1])];
             let mut out = [0; LANES];
             for (q, x) in q.into_iter().zip(x) {

@@ -1,10 +1,15 @@
-//! A step of at most 128 tokens: six launches a layer for up to four decode tokens, ten for more.
+//! A step of at most 128 tokens: six launches a layer for up to four decode tokens, eleven for more.
+//!
+//! Dense weights go through passes of eight tokens with activations of 16 bits of mantissa, or, for more tokens, through
+//! matrix products of BF16. Deterministic steps use the passes only: the order of every sum is then the same whatever
+//! the batch, and longer steps are cut into pieces of 128 tokens.
 
 use super::{Forward, Layer, cache};
 use crate::backend::Result;
 use crate::cuda::format::padded;
-use crate::cuda::plane::{linear_gemm, plane_blocks};
+use crate::cuda::plane::{GemmCall, MAX_PARTS, linear_gemm, parts_for, plane_blocks};
 use crate::cuda::step::FEW_TOKENS;
+use crate::cuda::weights::Linear;
 use crate::cuda::{CudaBackend, Gpu};
 use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, head_blocks};
 use crate::ops::embed::cuda::embed;
@@ -14,14 +19,34 @@ use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormRows, combine_rows, norm_rows};
 use crate::ops::route::cuda::{self as route, GATE_PARTS, RouteParams, RouteTokens, max_groups};
 
-/// Rows of logits from which on the head's weights are worth a matrix product instead of passes of eight.
-const HEAD_GEMM_ROWS: usize = 9;
+/// From so many tokens on dense weights are worth a matrix product instead of passes of eight.
+const PRODUCT_TOKENS: usize = 9;
+/// Into how many parts the passes cut the output projection, whose rows alone do not occupy the device.
+const OUTPUT_PARTS: usize = 2;
 
-/// The residual stream between kernels: the sum of two arrays, or one.
+/// The residual stream between kernels: `x0`, and `more` arrays of one step's tokens from `x1` on, to be added.
 #[derive(Clone, Copy)]
 struct Stream {
     x0: u64,
     x1: u64,
+    more: usize,
+}
+
+/// One piece of a step and how it is computed.
+struct Piece<'a> {
+    backend: &'a CudaBackend,
+    forward: &'a Forward,
+    gpu: &'a Gpu,
+    /// First token, and how many.
+    first: usize,
+    tokens: usize,
+    /// Dense weights through matrix products.
+    products: bool,
+}
+
+/// Bytes of the dense results' parts for `tokens` tokens of `width` values.
+pub(super) fn parts_bytes(tokens: usize, width: usize) -> usize {
+    MAX_PARTS * tokens * width * 4
 }
 
 pub(super) fn queue(
@@ -32,165 +57,266 @@ pub(super) fn queue(
     inline: bool,
     logits: u64,
 ) -> Result<()> {
-    const OP: &str = "forward";
-    let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
-    let (step, model) = (&backend.step, &forward.model);
-    embed(
-        gpu,
-        backend.linear(OP, model.embedding)?,
-        step.ids(),
-        backend.sampled_tokens(),
-        tokens,
-        places.hidden,
-    )?;
-    step.queue_plan(
-        gpu,
-        head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
-        tokens,
-    )?;
     let mut stream = Stream {
-        x0: places.hidden,
+        x0: forward.places.hidden,
         x1: 0,
+        more: 0,
     };
-    let last = forward.layers.len() - 1;
-    for (index, layer) in forward.layers.iter().enumerate() {
-        if inline {
-            stream = queue_inline(backend, forward, layer, tokens, stream)?;
-        } else {
-            let next = (index < last).then(|| forward.layers[index + 1].norm);
-            if index == 0 {
-                let input = NormInput {
-                    x0: places.hidden,
-                    weight: layer.norm,
-                    eps: sizes.eps,
-                    k: sizes.hidden as i32,
-                    ..NormInput::default()
-                };
-                norm_rows(
-                    gpu,
-                    tokens,
-                    &NormRows {
-                        input,
-                        image: places.images,
-                        padded: padded(sizes.hidden) as i32,
-                        ..NormRows::default()
-                    },
-                )?;
-            }
-            queue_grouped(backend, forward, layer, tokens, next)?;
-        }
+    for first in (0..tokens).step_by(FEW_TOKENS) {
+        let count = FEW_TOKENS.min(tokens - first);
+        let products = count >= PRODUCT_TOKENS && !backend.deterministic;
+        let piece = Piece {
+            backend,
+            forward,
+            gpu: &backend.gpu,
+            first,
+            tokens: count,
+            products,
+        };
+        stream = piece.layers(inline)?;
     }
-    let norm = backend.vector(OP, model.final_norm, sizes.hidden)?;
-    let heads = [backend.linear(OP, model.head)?];
-    let input = NormInput {
-        x0: stream.x0,
-        x1: stream.x1,
-        weight: norm,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-        ..NormInput::default()
-    };
-    let normed = NormRows {
-        input,
-        rows: step.logit_rows(),
-        padded: padded(sizes.hidden) as i32,
-        ..NormRows::default()
-    };
-    if rows >= HEAD_GEMM_ROWS && places.plane != 0 {
-        let blocks = plane_blocks(FEW_TOKENS);
-        norm_rows(
-            gpu,
-            rows,
-            &NormRows {
-                plane: places.plane,
-                plane_blocks: blocks as i32,
-                ..normed
-            },
-        )?;
-        return linear_gemm(gpu, &heads, places.plane, blocks, rows, logits, 0);
-    }
-    norm_rows(
-        gpu,
-        rows,
-        &NormRows {
-            image: places.images,
-            ..normed
-        },
-    )?;
-    let input = Input::Images(places.images);
-    linear(
-        gpu,
-        &LinearCall {
-            weights: &heads,
-            input,
-            tokens: rows,
-            parts: 1,
-            y: logits,
-            residual: 0,
-            squares: 0,
-        },
-    )
+    // After several pieces `stream` is the whole hidden state, which holds all of them.
+    head(backend, forward, stream, rows, logits)
 }
 
-/// One layer, everything but the products inside them. Returns where the residual stream is afterwards.
-fn queue_inline(
-    backend: &CudaBackend,
-    forward: &Forward,
-    layer: &Layer,
-    tokens: usize,
-    stream: Stream,
-) -> Result<Stream> {
+/// The final norm of the wanted rows, and their logits.
+fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, logits: u64) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
-    let weights = &layer.handles.attention;
-    let norm = |stream: Stream, weight, sum_out| NormInput {
-        x0: stream.x0,
-        x1: stream.x1,
-        weight,
-        sum_out,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-    };
-    // Two copies of the residual stream and two pairs of halves: no kernel writes what another block still reads.
-    let at = |piece: usize| places.halves + (piece * 2 * INLINE_TOKENS * sizes.hidden * 4) as u64;
-    let (before, attended, middle) = (at(0), at(1), at(2));
+    let heads = [backend.linear(OP, forward.model.head)?];
+    let norm = backend.vector(OP, forward.model.final_norm, sizes.hidden)?;
+    for first in (0..rows).step_by(FEW_TOKENS) {
+        let count = FEW_TOKENS.min(rows - first);
+        let y = logits + (first * sizes.vocab * 4) as u64;
+        let normed = NormRows {
+            input: forward.norm_input(stream, backend.step.tokens.min(FEW_TOKENS), norm, 0),
+            rows: backend.step.logit_rows() + first as u64 * 4,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        };
+        if count >= PRODUCT_TOKENS && !backend.deterministic {
+            let (plane, blocks) = (places.plane, plane_blocks(FEW_TOKENS));
+            norm_rows(
+                gpu,
+                count,
+                &NormRows {
+                    plane,
+                    plane_blocks: blocks as i32,
+                    ..normed
+                },
+            )?;
+            let call = GemmCall {
+                weights: &heads,
+                plane,
+                blocks,
+                tokens: count,
+                parts: 1,
+                y,
+                residual: 0,
+            };
+            linear_gemm(gpu, &call)?;
+        } else {
+            norm_rows(
+                gpu,
+                count,
+                &NormRows {
+                    image: places.images,
+                    ..normed
+                },
+            )?;
+            let input = Input::Images(places.images);
+            let call = LinearCall {
+                weights: &heads,
+                input,
+                tokens: count,
+                parts: 1,
+                y,
+                residual: 0,
+                squares: 0,
+            };
+            linear(gpu, &call)?;
+        }
+    }
+    Ok(())
+}
 
-    let projections = [
-        backend.linear(OP, weights.q)?,
-        backend.linear(OP, weights.k)?,
-        backend.linear(OP, weights.v)?,
-    ];
-    let input = Input::Norm(norm(stream, layer.norm, before));
-    let squares = if layer.q_norm == 0 { 0 } else { places.squares };
-    linear(
-        gpu,
-        &LinearCall {
-            weights: &projections,
-            input,
-            tokens,
-            parts: 1,
-            y: places.projection,
-            residual: 0,
-            squares: places.squares,
-        },
-    )?;
+impl Forward {
+    /// The norm of a residual stream of `tokens` tokens; `sum_out`: where the stream itself goes, if anywhere.
+    fn norm_input(&self, stream: Stream, tokens: usize, weight: u64, sum_out: u64) -> NormInput {
+        NormInput {
+            x0: stream.x0,
+            x1: stream.x1,
+            weight,
+            sum_out,
+            eps: self.sizes.eps,
+            k: self.sizes.hidden as i32,
+            more: stream.more as i32,
+            stride: (tokens * self.sizes.hidden) as i32,
+        }
+    }
+}
 
-    let params = AttentionParams {
-        qkv: places.projection,
-        squares,
-        q_norm: layer.q_norm,
-        k_norm: layer.k_norm,
-        image: places.attended,
-        image_padded: padded(sizes.q_width) as i32,
-        ..layer.attention
-    };
-    attention::decode(gpu, cache(backend, layer), &params)?;
+impl Piece<'_> {
+    /// Embedding and all layers; returns where the residual stream is.
+    fn layers(&self, inline: bool) -> Result<Stream> {
+        const OP: &str = "forward";
+        let (backend, forward, gpu) = (self.backend, self.forward, self.gpu);
+        let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
+        let table = backend.linear(OP, forward.model.embedding)?;
+        let ids = step.ids() + self.first as u64 * 4;
+        embed(
+            gpu,
+            table,
+            ids,
+            backend.sampled_tokens(),
+            self.tokens,
+            self.hidden(),
+        )?;
+        let kv_heads = sizes.kv_width / (sizes.q_width / sizes.heads);
+        step.queue_plan(gpu, head_blocks(sizes.heads, kv_heads), self.first, self.tokens)?;
+        let mut stream = Stream {
+            x0: self.hidden(),
+            x1: 0,
+            more: 0,
+        };
+        if inline {
+            for layer in &forward.layers {
+                stream = self.inline_layer(layer, stream)?;
+            }
+            return Ok(stream);
+        }
+        let norms = forward
+            .layers
+            .iter()
+            .skip(1)
+            .map(|layer| Some(layer.norm))
+            .chain([None]);
+        for (index, (layer, next)) in forward.layers.iter().zip(norms).enumerate() {
+            if index == 0 {
+                self.norm(stream, layer.norm, 0, false)?;
+            }
+            self.grouped_layer(layer, next)?;
+        }
+        Ok(Stream {
+            x0: places.hidden,
+            x1: 0,
+            more: 0,
+        })
+    }
 
-    let output = [backend.linear(OP, weights.o)?];
-    let input = Input::Images(places.attended);
-    linear(
-        gpu,
-        &LinearCall {
+    fn hidden(&self) -> u64 {
+        self.forward.places.hidden + (self.first * self.forward.sizes.hidden * 4) as u64
+    }
+
+    /// The norm as the dense weights want it, and as the experts do.
+    fn norm(&self, stream: Stream, weight: u64, sum_out: u64, for_experts: bool) -> Result<()> {
+        let places = &self.forward.places;
+        let norm = NormRows {
+            input: self.forward.norm_input(stream, self.tokens, weight, sum_out),
+            image: if for_experts || !self.products {
+                places.images
+            } else {
+                0
+            },
+            plane: if self.products { places.plane } else { 0 },
+            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            padded: padded(self.forward.sizes.hidden) as i32,
+            ..NormRows::default()
+        };
+        norm_rows(self.gpu, self.tokens, &norm)
+    }
+
+    /// A dense weight times the images or the plane; returns the number of parts in `y`.
+    fn dense(
+        &self,
+        weights: &[&Linear],
+        from: (u64, u64),
+        parts: usize,
+        y: u64,
+        residual: u64,
+    ) -> Result<usize> {
+        let (images, plane) = from;
+        if self.products {
+            let rows = weights.iter().map(|weight| weight.rows).sum();
+            let parts = parts_for(self.gpu, rows, weights[0].padded());
+            let blocks = plane_blocks(FEW_TOKENS);
+            linear_gemm(
+                self.gpu,
+                &GemmCall {
+                    weights,
+                    plane,
+                    blocks,
+                    tokens: self.tokens,
+                    parts,
+                    y,
+                    residual,
+                },
+            )?;
+            return Ok(parts);
+        }
+        let parts = parts.min(weights[0].padded() / 128);
+        let input = Input::Images(images);
+        linear(
+            self.gpu,
+            &LinearCall {
+                weights,
+                input,
+                tokens: self.tokens,
+                parts,
+                y,
+                residual,
+                squares: 0,
+            },
+        )?;
+        Ok(parts)
+    }
+
+    /// One layer of up to four decode tokens. Every kernel does the norm it needs itself.
+    fn inline_layer(&self, layer: &Layer, stream: Stream) -> Result<Stream> {
+        const OP: &str = "forward";
+        let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
+        let (sizes, places) = (&forward.sizes, &forward.places);
+        let weights = &layer.handles.attention;
+        // Two copies of the residual stream and two pairs of halves: no kernel writes what another block still reads.
+        let at = |piece: usize| places.halves + (piece * 2 * INLINE_TOKENS * sizes.hidden * 4) as u64;
+        let (before, attended, middle, after) = (at(0), at(1), at(2), at(3));
+        let halves = |x0: u64| Stream {
+            x0,
+            x1: x0 + (tokens * sizes.hidden * 4) as u64,
+            more: 1,
+        };
+
+        let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
+        let [q, k, v] = projections;
+        let input = Input::Norm(forward.norm_input(stream, tokens, layer.norm, before));
+        let (y, squares) = (places.projection, places.squares);
+        linear(
+            gpu,
+            &LinearCall {
+                weights: &[q?, k?, v?],
+                input,
+                tokens,
+                parts: 1,
+                y,
+                residual: 0,
+                squares,
+            },
+        )?;
+
+        let params = AttentionParams {
+            qkv: places.projection,
+            squares: if layer.q_norm == 0 { 0 } else { squares },
+            q_norm: layer.q_norm,
+            k_norm: layer.k_norm,
+            image: places.attended,
+            image_padded: padded(sizes.q_width) as i32,
+            ..layer.attention
+        };
+        attention::decode(gpu, cache(backend, layer), &params)?;
+
+        let output = [backend.linear(OP, weights.o)?];
+        let input = Input::Images(places.attended);
+        let call = LinearCall {
             weights: &output,
             input,
             tokens,
@@ -198,206 +324,169 @@ fn queue_inline(
             y: attended,
             residual: before,
             squares: 0,
-        },
-    )?;
-    let stream = Stream {
-        x0: attended,
-        x1: attended + (tokens * sizes.hidden * 4) as u64,
-    };
+        };
+        linear(gpu, &call)?;
+        let stream = halves(attended);
 
-    let gate = [backend.linear(OP, layer.handles.gate)?];
-    let input = Input::Norm(norm(stream, layer.moe_norm, middle));
-    linear(
-        gpu,
-        &LinearCall {
-            weights: &gate,
-            input,
-            tokens,
-            parts: GATE_PARTS,
-            y: places.gate_logits,
-            residual: 0,
-            squares: 0,
-        },
-    )?;
+        let gate = [backend.linear(OP, layer.handles.gate)?];
+        let input = Input::Norm(forward.norm_input(stream, tokens, layer.moe_norm, middle));
+        let (parts, y) = (GATE_PARTS, places.gate_logits);
+        linear(
+            gpu,
+            &LinearCall {
+                weights: &gate,
+                input,
+                tokens,
+                parts,
+                y,
+                residual: 0,
+                squares: 0,
+            },
+        )?;
 
-    let params = ExpertParams {
-        experts: layer.experts,
-        acted: places.acted,
-        input: norm(stream, layer.moe_norm, 0),
-        route: RouteParams {
+        let params = ExpertParams {
+            experts: layer.experts,
+            acted: places.acted,
+            input: forward.norm_input(stream, tokens, layer.moe_norm, 0),
+            route: RouteParams {
+                tokens: tokens as i32,
+                ..layer.route
+            },
+            residual: middle,
+            halves: after,
+            ..ExpertParams::default()
+        };
+        experts::gate_up_inline(gpu, layer.format, &params)?;
+        experts::down_sum(
+            gpu,
+            layer.format,
+            &ExpertParams {
+                images: places.acted,
+                ..params
+            },
+        )?;
+        Ok(halves(after))
+    }
+
+    /// One layer for more tokens: `hidden` holds the residual stream, images or plane its norm; afterwards those of the
+    /// next layer.
+    fn grouped_layer(&self, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
+        const OP: &str = "forward";
+        let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
+        let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
+        let weights = &layer.handles.attention;
+        let spec = &forward.model.spec.layers[0].attention;
+        let normed = (places.images, places.plane);
+
+        let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
+        let [q, k, v] = projections;
+        let parts = self.dense(&[q?, k?, v?], normed, 1, places.projection, 0)?;
+        let cache = cache(backend, layer);
+        let params = RopeParams {
+            qkv: places.projection,
+            parts: parts as i32,
             tokens: tokens as i32,
-            ..layer.route
-        },
-        residual: middle,
-        halves: at(3),
-        ..ExpertParams::default()
-    };
-    experts::gate_up_inline(gpu, layer.format, &params)?;
-    experts::down_sum(
-        gpu,
-        layer.format,
-        &ExpertParams {
-            images: places.acted,
-            ..params
-        },
-    )?;
-    Ok(Stream {
-        x0: at(3),
-        x1: at(3) + (tokens * sizes.hidden * 4) as u64,
-    })
-}
+            heads: sizes.heads as i32,
+            rotary: sizes.rotary as i32,
+            norm: norm_kind(spec.qk_norm),
+            eps: sizes.eps,
+            q_norm: layer.q_norm,
+            k_norm: layer.k_norm,
+            turns: places.turns,
+            positions: step.positions() + self.first as u64 * 4,
+            token_run: step.token_run() + self.first as u64 * 4,
+            pages: Pages::new(cache, step),
+            q: places.queries,
+        };
+        rope_kv(gpu, cache, &params)?;
+        let params = AttentionParams {
+            positions: params.positions,
+            token_run: params.token_run,
+            q: places.queries,
+            image: if self.products { 0 } else { places.attended },
+            image_padded: padded(sizes.q_width) as i32,
+            plane: if self.products { places.attended_plane } else { 0 },
+            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            ..layer.attention
+        };
+        attention::decode(gpu, cache, &params)?;
 
-/// One layer for more tokens: `hidden` holds the residual stream, `images` its norm; afterwards those of the next layer.
-fn queue_grouped(
-    backend: &CudaBackend,
-    forward: &Forward,
-    layer: &Layer,
-    tokens: usize,
-    next_norm: Option<u64>,
-) -> Result<()> {
-    const OP: &str = "forward";
-    let (gpu, sizes, places): (&Gpu, _, _) = (&backend.gpu, &forward.sizes, &forward.places);
-    let weights = &layer.handles.attention;
-    let spec = &forward.model.spec.layers[0].attention;
-    let hidden_padded = padded(sizes.hidden) as i32;
-    let images = Input::Images(places.images);
+        let output = [backend.linear(OP, weights.o)?];
+        let attended = (places.attended, places.attended_plane);
+        let parts = self.dense(&output, attended, OUTPUT_PARTS, places.halves, self.hidden())?;
+        let x1 = places.halves + (tokens * sizes.hidden * 4) as u64;
+        self.norm(
+            Stream {
+                x0: places.halves,
+                x1,
+                more: parts - 1,
+            },
+            layer.moe_norm,
+            self.hidden(),
+            true,
+        )?;
 
-    let projections = [
-        backend.linear(OP, weights.q)?,
-        backend.linear(OP, weights.k)?,
-        backend.linear(OP, weights.v)?,
-    ];
-    backend.project(&projections, spec, places.images, tokens, places.projection)?;
-    let cache = cache(backend, layer);
-    let params = RopeParams {
-        qkv: places.projection,
-        parts: 1,
-        tokens: tokens as i32,
-        heads: sizes.heads as i32,
-        rotary: sizes.rotary as i32,
-        norm: norm_kind(spec.qk_norm),
-        eps: sizes.eps,
-        q_norm: layer.q_norm,
-        k_norm: layer.k_norm,
-        turns: places.turns,
-        positions: backend.step.positions(),
-        token_run: backend.step.token_run(),
-        pages: Pages::new(cache, &backend.step),
-        q: places.queries,
-    };
-    rope_kv(gpu, cache, &params)?;
-    let params = AttentionParams {
-        q: places.queries,
-        image: places.attended,
-        image_padded: padded(sizes.q_width) as i32,
-        ..layer.attention
-    };
-    attention::decode(gpu, cache, &params)?;
-
-    let output = [backend.linear(OP, weights.o)?];
-    let input = Input::Images(places.attended);
-    let parts = if output[0].padded() >= 256 { 2 } else { 1 };
-    linear(
-        gpu,
-        &LinearCall {
-            weights: &output,
-            input,
-            tokens,
-            parts,
-            y: places.halves,
-            residual: places.hidden,
-            squares: 0,
-        },
-    )?;
-
-    let second = places.halves + (tokens * sizes.hidden * 4) as u64;
-    let input = NormInput {
-        x0: places.halves,
-        x1: if parts == 2 { second } else { 0 },
-        weight: layer.moe_norm,
-        sum_out: places.hidden,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-    };
-    norm_rows(
-        gpu,
-        tokens,
-        &NormRows {
-            input,
-            image: places.images,
-            padded: hidden_padded,
-            ..NormRows::default()
-        },
-    )?;
-    let gate = [backend.linear(OP, layer.handles.gate)?];
-    linear(
-        gpu,
-        &LinearCall {
-            weights: &gate,
-            input: images,
-            tokens,
-            parts: GATE_PARTS,
-            y: places.gate_logits,
-            residual: 0,
-            squares: 0,
-        },
-    )?;
-
-    let params = RouteTokens {
-        route: RouteParams {
-            tokens: tokens as i32,
-            ..layer.route
-        },
-        ids: places.ids,
-        weights: places.weights,
-        groups: places.groups,
-        ..RouteTokens::default()
-    };
-    route::route_groups(gpu, &params)?;
-    let params = ExpertParams {
-        experts: layer.experts,
-        groups: places.groups,
-        images: places.images,
-        acted: places.acted,
-        y: places.expert_out,
-        ..ExpertParams::default()
-    };
-    let groups = max_groups(tokens * sizes.top_k, sizes.experts);
-    experts::gate_up_groups(gpu, layer.format, groups, &params)?;
-    experts::down_groups(
-        gpu,
-        layer.format,
-        groups,
-        &ExpertParams {
-            images: places.acted,
-            ..params
-        },
-    )?;
-
-    let input = NormInput {
-        x0: places.hidden,
-        sum_out: places.hidden,
-        weight: next_norm.unwrap_or(0),
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-        ..NormInput::default()
-    };
-    let image = if next_norm.is_some() { places.images } else { 0 };
-    let norm = NormRows {
-        input,
-        image,
-        padded: hidden_padded,
-        ..NormRows::default()
-    };
-    combine_rows(
-        gpu,
-        tokens,
-        &CombineRows {
-            norm,
-            y: places.expert_out,
+        let gate = [backend.linear(OP, layer.handles.gate)?];
+        let parts = self.dense(&gate, normed, GATE_PARTS, places.gate_logits, 0)?;
+        let params = RouteTokens {
+            route: RouteParams {
+                tokens: tokens as i32,
+                parts: parts as i32,
+                ..layer.route
+            },
+            ids: places.ids,
             weights: places.weights,
-            slots: sizes.top_k as i32,
-            ..CombineRows::default()
-        },
-    )
+            groups: places.groups,
+            arrived: places.route_arrived,
+            ..RouteTokens::default()
+        };
+        route::route_groups(gpu, &params)?;
+        let params = ExpertParams {
+            experts: layer.experts,
+            groups: places.groups,
+            images: places.images,
+            acted: places.acted,
+            y: places.expert_out,
+            ..ExpertParams::default()
+        };
+        let groups = max_groups(tokens * sizes.top_k, sizes.experts);
+        experts::gate_up_groups(gpu, layer.format, groups, &params)?;
+        experts::down_groups(
+            gpu,
+            layer.format,
+            groups,
+            &ExpertParams {
+                images: places.acted,
+                ..params
+            },
+        )?;
+
+        let stream = Stream {
+            x0: self.hidden(),
+            x1: 0,
+            more: 0,
+        };
+        let weight = next_norm.unwrap_or(0);
+        let wanted = |place: u64, used: bool| if used && next_norm.is_some() { place } else { 0 };
+        let norm = NormRows {
+            input: forward.norm_input(stream, tokens, weight, self.hidden()),
+            image: wanted(places.images, !self.products),
+            plane: wanted(places.plane, self.products),
+            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        };
+        let (y, weights, slots) = (places.expert_out, places.weights, sizes.top_k as i32);
+        combine_rows(
+            gpu,
+            tokens,
+            &CombineRows {
+                norm,
+                y,
+                weights,
+                slots,
+                ..CombineRows::default()
+            },
+        )
+    }
 }

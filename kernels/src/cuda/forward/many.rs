@@ -3,7 +3,7 @@
 use super::{ATTENTION_CHUNK, EXPERTS_CHUNK, Forward, Layer, cache};
 use crate::backend::Result;
 use crate::cuda::format::padded;
-use crate::cuda::plane::linear_gemm;
+use crate::cuda::plane::{GemmCall, linear_gemm};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
 use crate::cuda::{CudaBackend, shape};
@@ -39,6 +39,7 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
         step.queue_plan(
             gpu,
             head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
+            0,
             single,
         )?;
     }
@@ -81,7 +82,18 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
         ..NormRows::default()
     };
     norm_rows(gpu, rows, &normed)?;
-    linear_gemm(gpu, &heads, places.plane, places.blocks, rows, logits, 0)
+    linear_gemm(
+        gpu,
+        &GemmCall {
+            weights: &heads,
+            plane: places.plane,
+            blocks: places.blocks,
+            tokens: rows,
+            parts: 1,
+            y: logits,
+            residual: 0,
+        },
+    )
 }
 
 /// Norm, projections, attention and output projection of tokens [first, end).
@@ -124,12 +136,15 @@ fn attend(
     ];
     linear_gemm(
         gpu,
-        &projections,
-        places.plane,
-        blocks,
-        count,
-        places.projection,
-        0,
+        &GemmCall {
+            weights: &projections,
+            plane: places.plane,
+            blocks,
+            tokens: count,
+            parts: 1,
+            y: places.projection,
+            residual: 0,
+        },
     )?;
     let spec = &forward.model.spec.layers[0].attention;
     let cache = cache(backend, layer);
@@ -168,14 +183,18 @@ fn attend(
         };
         attention::prefill(gpu, step, cache, sizes.heads, plan, rows)?;
     }
+    let output = [backend.linear(OP, weights.o)?];
     linear_gemm(
         gpu,
-        &[backend.linear(OP, weights.o)?],
-        places.attended_plane,
-        blocks,
-        count,
-        hidden,
-        hidden,
+        &GemmCall {
+            weights: &output,
+            plane: places.attended_plane,
+            blocks,
+            tokens: count,
+            parts: 1,
+            y: hidden,
+            residual: hidden,
+        },
     )
 }
 
@@ -211,12 +230,15 @@ fn experts(
     )?;
     linear_gemm(
         gpu,
-        &[backend.linear(OP, layer.handles.gate)?],
-        places.plane,
-        blocks,
-        count,
-        places.gate_logits,
-        0,
+        &GemmCall {
+            weights: &[backend.linear(OP, layer.handles.gate)?],
+            plane: places.plane,
+            blocks,
+            tokens: count,
+            parts: 1,
+            y: places.gate_logits,
+            residual: 0,
+        },
     )?;
     let params = RouteTokens {
         route: RouteParams {

@@ -8,7 +8,7 @@ mod many;
 
 use std::collections::HashMap;
 
-use conclave_plan::model::QkNorm;
+use conclave_plan::model::{QkNorm, Scoring};
 
 use super::format::{image_bytes, padded};
 use super::plane::{plane_blocks, plane_bytes};
@@ -66,6 +66,7 @@ struct Places {
     squares: u64,
     gate_logits: u64,
     groups: Groups,
+    route_arrived: u64,
     hidden: u64,
     halves: u64,
     attended: u64,
@@ -181,7 +182,7 @@ impl CudaBackend {
         let width = sizes.q_width + 2 * sizes.kv_width;
         let many = if limit > FEW_TOKENS { limit } else { 0 };
         let (chunk, experts_chunk) = (many.min(ATTENTION_CHUNK), many.min(EXPERTS_CHUNK));
-        let blocks = plane_blocks(chunk.max(experts_chunk));
+        let blocks = plane_blocks(chunk.max(experts_chunk).max(few));
         let sorted = match experts_chunk {
             0 => 0,
             tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
@@ -200,15 +201,22 @@ impl CudaBackend {
         Ok(Places {
             images,
             acted: get(Slot::Acted, pairs * image_bytes(inter))?,
-            projection: get(Slot::Projection, few.max(chunk) * width * 4)?,
+            projection: get(
+                Slot::Projection,
+                few::parts_bytes(few, width).max(chunk * width * 4),
+            )?,
             squares: get(Slot::Squares, INLINE_TOKENS * width / 32 * 4)?,
             gate_logits: get(
                 Slot::GateLogits,
-                (GATE_PARTS * few).max(experts_chunk) * sizes.experts * 4,
+                few::parts_bytes(few, sizes.experts).max(experts_chunk * sizes.experts * 4),
             )?,
             groups: Groups::at(groups, pairs, sizes.experts),
+            route_arrived: get(Slot::RouteArrived, 4)?,
             hidden: get(Slot::Hidden, limit * sizes.hidden * 4)?,
-            halves: get(Slot::Halves, (8 * INLINE_TOKENS).max(2 * few) * sizes.hidden * 4)?,
+            halves: get(
+                Slot::Halves,
+                few::parts_bytes(few.max(INLINE_TOKENS), sizes.hidden),
+            )?,
             attended: get(
                 Slot::Attended,
                 few * image_bytes(padded(sizes.q_width)).max(sizes.q_width * 4),
@@ -243,11 +251,15 @@ impl CudaBackend {
             self.step
                 .check_pages(OP, self.caches[layer.handles.kv.0 as usize].pages)?;
         }
+        if tokens > FEW_TOKENS && self.deterministic {
+            few::queue(self, forward, tokens, rows, false, logits)?;
+            return Ok(true);
+        }
         if tokens > FEW_TOKENS {
             many::queue(self, forward, logits)?;
             return Ok(true);
         }
-        let inline = forward.inline(tokens) && self.step.runs.len() == tokens;
+        let inline = !self.deterministic && forward.inline(tokens) && self.step.runs.len() == tokens;
         if self.gpu.times.is_some() {
             few::queue(self, forward, tokens, rows, inline, logits)?;
             return Ok(true);
@@ -283,7 +295,8 @@ impl Forward {
         let spec = &self.model.spec.layers[0].attention;
         let whole = spec.qk_norm != QkNorm::PerHead && sizes.q_width % 32 == 0 && sizes.kv_width % 32 == 0;
         let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden % 2 == 0;
-        tokens <= INLINE_TOKENS && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
+        let sigmoid = self.model.spec.layers[0].moe.scoring == Scoring::Sigmoid;
+        tokens <= INLINE_TOKENS && sigmoid && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::{BLOCK, TASK_TOKENS};
 use crate::backend::{KvDtype, Result};
+use crate::cpu::engine::Rows;
 use crate::cpu::kv::KvCache;
 use crate::cpu::memory::Memory;
-use crate::ops::linear::{Bf16, Decode, E4m3, E5m2, F32, Order, tile};
+use crate::ops::linear::{Bf16, Decode, E4m3, E5m2, F32, Order, permute, restore, tile_of};
 use crate::simd::{Kernel, LANES, Simd, math};
 
 /// Scratch of one thread. A query is one head of one token.
@@ -43,26 +44,6 @@ impl Scratch {
     pub(crate) fn fits(&self, vectors: usize) -> bool {
         vectors * LANES * 4 * TASK_TOKENS * super::MAX_GROUP <= self.queries.len()
     }
-
-    /// The output of the task's token `token`, all heads.
-    pub(crate) fn result(&self, cache: &KvCache, token: usize, group: usize, to: &mut [f32]) {
-        let order = order(cache.dtype);
-        let vectors = order.vectors(cache.head_dim);
-        let sums = self.sums.f32().as_chunks::<LANES>().0;
-        let denominators = self.denominators.f32().as_chunks::<LANES>().0;
-        for (head, to) in to.chunks_exact_mut(cache.head_dim).enumerate() {
-            let query = token * group + head;
-            let sums = sums[query * vectors..][..vectors].as_flattened();
-            // `run` leaves the sum of the lanes in the first.
-            let scale = unit(cache.dtype);
-            let l = denominators[query][0];
-            for (sums, to) in sums.chunks(order.chunk()).zip(to.chunks_mut(order.chunk())) {
-                for (i, to) in to.iter_mut().enumerate() {
-                    *to = sums[order.place(i)] * scale / l;
-                }
-            }
-        }
-    }
 }
 
 /// Lanes of a row of the cache.
@@ -92,6 +73,11 @@ pub(super) struct Attend<'a> {
     /// The first token's queries; the next token's are `stride` further on.
     pub(super) q: &'a [f32],
     pub(super) stride: usize,
+    /// `[tokens * kv heads * group, head_dim]`.
+    pub(super) out: &'a Rows<'a, f32>,
+    /// Row of the first token's heads in `out`, in groups, and from there to the next token's.
+    pub(super) first_row: usize,
+    pub(super) row_step: usize,
     pub(super) scratch: &'a mut Scratch,
 }
 
@@ -113,7 +99,7 @@ impl Kernel for Attend<'_> {
 fn attend<S, D, const N: usize, const V: usize>(s: S, task: Attend<'_>)
 where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let Attend {
         cache,
@@ -124,6 +110,9 @@ where
         tokens,
         q,
         stride,
+        out,
+        first_row,
+        row_step,
         scratch,
     } = task;
     let dim = cache.head_dim;
@@ -142,7 +131,7 @@ where
             .chunks_exact(dim)
             .zip(packed[t * group * vectors..].chunks_exact_mut(vectors))
         {
-            pack(order(cache.dtype), q, factor, packed.as_flattened_mut());
+            permute(s, order(cache.dtype), q, factor, packed);
         }
     }
     sums.as_flattened_mut().fill(0.0);
@@ -154,8 +143,14 @@ where
     let mut keys = [std::ptr::null(); BLOCK];
     let mut values = [std::ptr::null(); BLOCK];
     for first in (0..end).step_by(BLOCK) {
+        let mut at = 0;
         for j in 0..BLOCK.min(end - first) {
-            let at = cache.row(pages, first + j, kv_head);
+            // Within a page, rows follow each other.
+            at = if j == 0 || (first + j).is_multiple_of(cache.page_tokens) {
+                cache.row(pages, first + j, kv_head)
+            } else {
+                at + bytes
+            };
             // The slices make sure that a whole row is there.
             keys[j] = cache.keys.bytes()[at..at + bytes].as_ptr();
             values[j] = cache.values.bytes()[at..at + bytes].as_ptr();
@@ -181,19 +176,17 @@ where
             }
         }
     }
-    for denominator in denominators {
-        denominator[0] = s.sum(s.load(denominator));
-    }
-}
-
-/// `q * factor` in the order of the cache, with zeros behind it.
-#[inline(always)]
-fn pack(order: Order, q: &[f32], factor: f32, to: &mut [f32]) {
-    to.fill(0.0);
-    for (q, to) in q.chunks(order.chunk()).zip(to.chunks_mut(order.chunk())) {
-        for (i, q) in q.iter().enumerate() {
-            to[order.place(i)] = q * factor;
+    // Rows of `out` are the outputs of one token's heads of one KV head.
+    let unit = s.splat(unit(cache.dtype));
+    let results = sums.chunks_exact_mut(vectors).zip(&*denominators);
+    for (i, (sums, denominator)) in results.enumerate() {
+        let l = s.splat(s.sum(s.load(denominator)));
+        for sum in &mut *sums {
+            s.store(s.div(s.mul(s.load(sum), unit), l), sum);
         }
+        let row = (first_row + i / group * row_step) * group + i % group;
+        // SAFETY: each token and KV head is in one task.
+        restore(order(cache.dtype), sums, unsafe { out.take(row..row + 1) });
     }
 }
 
@@ -211,7 +204,7 @@ unsafe fn dots<S, D, const N: usize, const V: usize>(
     scores: &mut [[f32; BLOCK]],
 ) where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let group = scores.len();
     assert!(packed.len() == group * vectors && bytes / N * V == vectors);
@@ -225,7 +218,7 @@ unsafe fn dots<S, D, const N: usize, const V: usize>(
                     *x = packed[(g + t) * vectors..].as_ptr();
                 }
                 // SAFETY: the caller's promise, and the assertion.
-                let dots = unsafe { tile::<S, D, N, V, $r, $queries>(s, $rows, bytes, x, None) };
+                let dots = unsafe { tile_of::<S, D, N, V, $r, $queries>(s, $rows, bytes, x, None) };
                 for (r, dots) in dots.iter().enumerate() {
                     for (t, dot) in dots.iter().enumerate() {
                         scores[g + t][$first + r] = *dot;
@@ -302,7 +295,7 @@ unsafe fn weighted<S, D, const N: usize, const V: usize>(
     vectors: usize,
 ) where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let chunks = vectors / V;
     assert!(sums.len() == p.len() * vectors && values.len() <= BLOCK);
@@ -340,7 +333,7 @@ unsafe fn weighted_tile<S, D, const N: usize, const V: usize, const T: usize>(
     chunk: usize,
 ) where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let mut acc = [[s.splat(0.0); V]; T];
     for t in 0..T {

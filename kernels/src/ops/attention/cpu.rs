@@ -69,8 +69,7 @@ impl CpuBackend {
         let [q, out] = self.buffers.words(OP, [(q, words), (out, words)])?;
         let (isa, group) = (self.engine.isa, spec.heads / spec.kv_heads);
         let (q, part) = (&*q, group * spec.head_dim);
-        // A row is the output of one token's heads of one KV head.
-        let out = Rows::new(out, part);
+        let out = Rows::new(out, spec.head_dim);
         let tasks = step.task_count() * spec.kv_heads;
         self.engine.run(tasks, |task, scratch| {
             // The last tokens of a prompt have the most positions: they go first.
@@ -86,15 +85,12 @@ impl CpuBackend {
                 tokens: tokens.len(),
                 q: &q[tokens.start * width + kv_head * part..],
                 stride: width,
+                out: &out,
+                first_row: tokens.start * spec.kv_heads + kv_head,
+                row_step: spec.kv_heads,
                 scratch: &mut scratch.attention,
             };
             run(isa, attend);
-            for (i, t) in tokens.enumerate() {
-                let row = t * spec.kv_heads + kv_head;
-                // SAFETY: each token and KV head is in one task.
-                let to = unsafe { out.take(row..row + 1) };
-                scratch.attention.result(cache, i, group, to);
-            }
         });
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::cuda::{Gpu, KvCache, Launch, Memory, as_bytes};
 const HEADS_HELD: usize = 8;
 const WARPS: usize = 4;
 /// Ring of one warp.
-const RING_BYTES: usize = 24576;
+const RING_BYTES: usize = 16384;
 
 /// Mirrors `Pages` of `pages.cuh`.
 #[repr(C)]
@@ -105,7 +105,7 @@ pub(crate) fn params(
     heads: usize,
 ) -> Result<AttentionParams> {
     let blocks = head_blocks(heads, cache.kv_heads);
-    let rows = Step::max_items(gpu, blocks) * blocks * HEADS_HELD;
+    let rows = step.max_items(gpu, blocks) * blocks * HEADS_HELD;
     let (items, item_count) = step.items();
     Ok(AttentionParams {
         pages: Pages::new(cache, step),
@@ -126,11 +126,15 @@ pub(crate) fn params(
 pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Result<()> {
     let dim = cache.head_dim;
     let depth = RING_BYTES / (2 * 16 * dim * kv_bytes(cache.dtype));
+    // The rings, four warps' results, the query, the new key and value, the rotation, the listed work, and small things.
+    let results = WARPS * HEADS_HELD * (dim + 4) * 4;
     let shared = WARPS * RING_BYTES
+        + results
         + (HEADS_HELD + 2) * dim * 4
-        + 2 * WARPS * HEADS_HELD * 4
+        + 64 * 8
+        + 32 * 48
         + WARPS * depth * 8
-        + 128;
+        + 512;
     let launch = Launch {
         grid: (attention_blocks(gpu), 1),
         threads: WARPS as u32 * 32,
@@ -148,6 +152,9 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
 const PREFILL_ROWS: usize = 128;
 const PREFILL_THREADS: u32 = 288;
 const PREFILL_RING: usize = 98304;
+/// The kernel for BF16 and 128 dims: queries, two tiles of 128 keys and values, alignment, barriers.
+const WIDE_THREADS: u32 = 384;
+const WIDE_SHARED: u32 = 1024 + 32_768 + 4 * 32_768 + 64;
 
 /// Mirrors `PrefillParams` of `prefill.cu`.
 #[repr(C)]
@@ -276,9 +283,19 @@ pub(crate) fn prefill(
         scale: scale(cache.head_dim),
     };
     let dim = cache.head_dim;
+    let grid = (plan.block_count as u32, cache.kv_heads as u32);
+    if dim == 128 && cache.dtype == KvDtype::Bf16 {
+        let launch = Launch {
+            grid,
+            threads: WIDE_THREADS,
+            shared: WIDE_SHARED,
+            overlap: true,
+        };
+        return gpu.launch("attention_prefill_wide", launch, &params);
+    }
     let depth = PREFILL_RING / (2 * 64 * dim * kv_bytes(cache.dtype));
     let launch = Launch {
-        grid: (plan.block_count as u32, cache.kv_heads as u32),
+        grid,
         threads: PREFILL_THREADS,
         shared: (PREFILL_RING + 2 * depth * 8) as u32,
         overlap: true,

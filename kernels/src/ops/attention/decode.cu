@@ -1,29 +1,39 @@
 // out[t, h] = softmax(q[t, h] K^T / sqrt(d)) V over positions 0..=position(t): few tokens, split over the context.
 //
 // Work is (split, head block): up to eight query heads of one kv head share each key and value that is read. Four warps
-// take tiles of 16 tokens in turn, each with its own ring of bulk copies, its own running maximum and its own sum; they
-// meet in shared memory, and the last split to arrive adds all splits in order. Query and probability are split into
-// high and low parts in the two halves of the 16-row operand: almost-f32 scores for one product's price.
+// take tiles of 16 tokens in turn, each with its own ring of bulk copies that runs ahead into the block's next work, its
+// own running maximum and its own sum; they meet in shared memory, and the last split to arrive adds all splits in
+// order. Query and probability are split into high and low parts in the two halves of the 16-row operand: almost-f32
+// scores for one product's price.
 // Bytes: keys and values once. In a decode step (`qkv`) the kernel also normalises and rotates q and k and writes the
 // new key and value; the context before them is already on its way while the projection still runs.
 #include "../../cuda/image.cuh"
 #include "../../cuda/plane.cuh"
-#include "../qkv/rope.cuh"
 #include "decode.cuh"
 
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * WARP;
+// Work that a block looks up at a time.
+constexpr int LISTED = 32;
+constexpr int MAX_ROTARY_PAIRS = 64;
 
 template <int KV, int HD> constexpr int TILE_BYTES = TILE_TOKENS *HD *KV_BYTES<KV>;
-template <int KV, int HD> constexpr int DECODE_DEPTH = 24576 / (2 * TILE_BYTES<KV, HD>);  // 24 KB a warp
+template <int KV, int HD> constexpr int DECODE_DEPTH = 16384 / (2 * TILE_BYTES<KV, HD>);  // 16 KB a warp
+
+// One split for one head block.
+struct Work {
+    int token, position, run, block;
+    int begin, end, split, splits;
+    int index, first_index;  // of the item, and of the token's first
+    int unused[2];
+};
 
 template <int KV, int HD> struct DecodeShared {
-    // Between items, when every tile has been read, a warp's ring holds its share of the result.
-    union Ring {
-        uint8_t tiles[DECODE_DEPTH<KV, HD>][2][TILE_BYTES<KV, HD>];
-        float out[HEADS_HELD][HD + 4];
-    } ring[DECODE_WARPS];
+    uint8_t ring[DECODE_WARPS][DECODE_DEPTH<KV, HD>][2][TILE_BYTES<KV, HD>];
+    float out[DECODE_WARPS][HEADS_HELD][HD + 4];
     float query[HEADS_HELD][HD];
     float key[HD], value[HD];
+    float2 turn[MAX_ROTARY_PAIRS];  // cosine and sine of the pair at the token's position
+    Work work[LISTED];
     float maximum[DECODE_WARPS][HEADS_HELD], sum[DECODE_WARPS][HEADS_HELD];
     uint64_t full[DECODE_WARPS][DECODE_DEPTH<KV, HD>];
     float norm[2][DECODE_WARPS];
@@ -34,7 +44,8 @@ template <int KV, int HD> struct DecodeShared {
 DEVICE void write_out(const AttentionParams &p, int token, int width, int k, float v) {
     if (p.out) p.out[static_cast<size_t>(token) * width + k] = v;
     if (p.plane)
-        *reinterpret_cast<__nv_bfloat16 *>(p.plane + plane_offset(token, k & ~1, p.plane_blocks) + (k & 1) * 2) = __float2bfloat16_rn(v);
+        *reinterpret_cast<__nv_bfloat16 *>(p.plane + plane_offset(token, k & ~1, p.plane_blocks) + (k & 1) * 2) =
+            __float2bfloat16_rn(v);
     if (p.image) {
         uint8_t *image = p.image + static_cast<size_t>(token) * image_bytes(p.image_padded);
         const __nv_bfloat16 high = __float2bfloat16_rn(v), low = __float2bfloat16_rn(v - __bfloat162float(high));
@@ -46,48 +57,61 @@ DEVICE void write_out(const AttentionParams &p, int token, int width, int k, flo
     }
 }
 
-// 1 / rms of a projection from the sums of squares of its parts of 32 values.
-DEVICE float inverse_rms(const float *squares, int first, int count, float eps, float *scratch) {
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < count; i += DECODE_THREADS) sum += squares[first + i];
-    sum = warp_sum(sum);
-    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    return rsqrtf((scratch[0] + scratch[1] + scratch[2] + scratch[3]) / (count * 32) + eps);
-}
-
-// The context's tiles of one item that this warp takes: begin / 16 + warp, then every fourth.
+// The tiles of the listed work that this warp takes, in order: of each piece begin / 16 + warp, then every fourth.
 template <int KV, int HD> struct DecodeTiles {
-    const Pages *pages;
-    const uint32_t *table;
-    int head, next, end;
-    __device__ bool request(uint8_t (&slot)[2][TILE_BYTES<KV, HD>], uint64_t *full, bool leader) {
-        if (next >= end) return false;
+    const AttentionParams *p;
+    const Work *work;
+    int count, at, next, warp;
+
+    __device__ __forceinline__ void start(int listed) {
+        count = listed, at = 0;
+        next = count > 0 ? work[0].begin / TILE_TOKENS + warp : 0;
+    }
+
+    // Requests the next tile into a slot.
+    __device__ __forceinline__ void request(uint8_t (&slot)[2][TILE_BYTES<KV, HD>], uint64_t *full, bool leader) {
+        while (at < count && next * TILE_TOKENS >= work[at].end)
+            if (++at < count) next = work[at].begin / TILE_TOKENS + warp;
+        if (at == count) return;
         if (leader) {
-            const int position = next * TILE_TOKENS;
-            const size_t at = tile_offset<HD * KV_BYTES<KV>>(*pages, __ldcg(table + position / pages->page_tokens), head, position);
+            const Pages &pages = p->pages;
+            const int position = next * TILE_TOKENS, per_kv = p->heads / pages.kv_heads;
+            const int head = work[at].block / ceil_div(per_kv, HEADS_HELD);
+            const uint32_t *table = pages.tables + static_cast<size_t>(work[at].run) * pages.table_stride;
+            const size_t from = tile_offset<HD * KV_BYTES<KV>>(pages, __ldcg(table + position / pages.page_tokens), head, position);
             barrier_expect(full, 2 * TILE_BYTES<KV, HD>);
-            bulk_copy(slot[0], pages->k + at, TILE_BYTES<KV, HD>, full);
-            bulk_copy(slot[1], pages->v + at, TILE_BYTES<KV, HD>, full);
+            bulk_copy(slot[0], pages.k + from, TILE_BYTES<KV, HD>, full);
+            bulk_copy(slot[1], pages.v + from, TILE_BYTES<KV, HD>, full);
         }
         next += DECODE_WARPS;
-        return true;
     }
 };
+
+// 1 / rms of `count` parts of 32 values from a thread's share of their sums of squares. The first call's barrier also
+// covers the second's: both sums go in at once.
+DEVICE float2 inverse_rms(float q, float k, int q_width, int kv_width, float eps, float (&scratch)[2][DECODE_WARPS]) {
+    q = warp_sum(q), k = warp_sum(k);
+    if ((threadIdx.x & 31) == 0) scratch[0][threadIdx.x / WARP] = q, scratch[1][threadIdx.x / WARP] = k;
+    __syncthreads();
+    q = 0.f, k = 0.f;
+#pragma unroll
+    for (int i = 0; i < DECODE_WARPS; i++) q += scratch[0][i], k += scratch[1][i];
+    return make_float2(rsqrtf(q / q_width + eps), rsqrtf(k / kv_width + eps));
+}
 
 template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p) {
     extern __shared__ __align__(128) uint8_t raw[];
     DecodeShared<KV, HD> &shared = *reinterpret_cast<DecodeShared<KV, HD> *>(raw);
-    constexpr int DEPTH = DECODE_DEPTH<KV, HD>;
+    constexpr int DEPTH = DECODE_DEPTH<KV, HD>, PER_THREAD = HEADS_HELD * HD / DECODE_THREADS;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3;
     const int per_kv = p.heads / p.pages.kv_heads, blocks_per_kv = ceil_div(per_kv, HEADS_HELD);
     const int head_blocks = p.pages.kv_heads * blocks_per_kv, width = p.heads * HD;
     const bool leader = lane == 0;
     if (leader) {
+#pragma unroll 1
         for (int i = 0; i < DEPTH; i++) barrier_init(&shared.full[warp][i], 1);
         barrier_init_fence();
     }
-    __syncthreads();
     uint32_t slot = 0, parity = 0;
     bool waited = false;
     if (!p.qkv) {  // the kernel before this one writes the newest keys and values
@@ -96,195 +120,248 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
         waited = true;
     }
     const int work = __ldcg(p.item_count) * head_blocks;
-    for (int w = blockIdx.x; w < work; w += gridDim.x) {
-        const int index = w / head_blocks, block = w % head_blocks;
-        const int kv_head = block / blocks_per_kv, held0 = block % blocks_per_kv * HEADS_HELD;
-        const int held = min(HEADS_HELD, per_kv - held0), head0 = kv_head * per_kv + held0;
-        AttentionItem item;
-        {
+#pragma unroll 1
+    for (int first = blockIdx.x; first < work; first += LISTED * gridDim.x) {
+        // This block's next pieces of work.
+        const int listed = min(LISTED, ceil_div(work - first, static_cast<int>(gridDim.x)));
+        __syncthreads();
+        if (threadIdx.x < listed) {
+            const int w = first + threadIdx.x * gridDim.x, index = w / head_blocks;
             const int2 *from = reinterpret_cast<const int2 *>(p.items + index);
             const int2 a = __ldcg(from), b = __ldcg(from + 1), c = __ldcg(from + 2);
-            item = {a.x, a.y, b.x, b.y, c.x, c.y};
+            shared.work[threadIdx.x] = {a.x, __ldcg(p.positions + a.x), __ldcg(p.token_run + a.x), w % head_blocks,
+                                        a.y, b.x, b.y, c.x, index, c.y, {}};
         }
-        const int position = __ldcg(p.positions + item.token);
-        const uint32_t *table = p.pages.tables + static_cast<size_t>(__ldcg(p.token_run + item.token)) * p.pages.table_stride;
-        const int end_tile = ceil_div(item.end, TILE_TOKENS);
-        DecodeTiles<KV, HD> tiles{&p.pages, table, kv_head, item.begin / TILE_TOKENS + warp, end_tile};
+        __syncthreads();
+        DecodeTiles<KV, HD> tiles{&p, shared.work, 0, 0, 0, warp};
+        tiles.start(listed);
         // All slots are free here; requests start at the slot that is read next.
+#pragma unroll 1
         for (uint32_t i = 0; i < DEPTH; i++) {
             const uint32_t into = (slot + i) % DEPTH;
-            tiles.request(shared.ring[warp].tiles[into], &shared.full[warp][into], leader);
+            tiles.request(shared.ring[warp][into], &shared.full[warp][into], leader);
         }
-        if (!waited) {
-            wait_for_inputs();
-            allow_next_kernel();
-            waited = true;
-        }
-        const bool newest = p.qkv && item.end == position + 1;
-        if (p.qkv) {
-            const int kv_width = p.pages.kv_heads * HD, row_width = width + 2 * kv_width;
-            const float *projection = p.qkv + static_cast<size_t>(item.token) * row_width;
-            float inverse_q = 1.f, inverse_k = 1.f;
-            if (p.squares) {
-                const float *squares = p.squares + static_cast<size_t>(item.token) * (row_width / 32);
-                inverse_q = inverse_rms(squares, 0, width / 32, p.eps, shared.norm[0]);
-                inverse_k = inverse_rms(squares, width / 32, kv_width / 32, p.eps, shared.norm[1]);
-            }
-            for (int i = threadIdx.x; i < HEADS_HELD * HD; i += DECODE_THREADS) {
-                const int h = i / HD, d = i % HD;
-                float v = 0.f;
-                if (h < held) {
-                    const auto normed = [&](int e) {
-                        const int at = (head0 + h) * HD + e;
-                        return projection[at] * inverse_q * (p.q_norm ? p.q_norm[at] : 1.f);
-                    };
-                    v = rotated(normed, d, p.rotary, position, p.turns) * p.scale;
+#pragma unroll 1
+        for (int piece = 0; piece < listed; piece++) {
+            const Work item = shared.work[piece];
+            const int kv_head = item.block / blocks_per_kv, held0 = item.block % blocks_per_kv * HEADS_HELD;
+            const int held = min(HEADS_HELD, per_kv - held0), head0 = kv_head * per_kv + held0;
+            const bool newest = p.qkv && item.end == item.position + 1;
+            if (p.qkv) {
+                const int kv_width = p.pages.kv_heads * HD, row_width = width + 2 * kv_width;
+                if (threadIdx.x < p.rotary / 2) {
+                    const double turn = item.position * p.turns[threadIdx.x];
+                    float sine, cosine;
+                    sincospif(2.f * static_cast<float>(turn - rint(turn)), &sine, &cosine);
+                    shared.turn[threadIdx.x] = make_float2(cosine, sine);
                 }
-                shared.query[h][d] = v;
-            }
-            if (newest && threadIdx.x < HD) {
-                const int d = threadIdx.x;
-                const auto normed = [&](int e) {
-                    const int at = kv_head * HD + e;
-                    return projection[width + at] * inverse_k * (p.k_norm ? p.k_norm[at] : 1.f);
-                };
-                shared.key[d] = rotated(normed, d, p.rotary, position, p.turns);
-                shared.value[d] = projection[width + kv_width + kv_head * HD + d];
-            }
-        } else {
-            for (int i = threadIdx.x; i < HEADS_HELD * HD; i += DECODE_THREADS) {
-                const int h = i / HD, d = i % HD;
-                shared.query[h][d] =
-                    h < held ? p.q[static_cast<size_t>(item.token) * width + (head0 + h) * HD + d] * p.scale : 0.f;
-            }
-        }
-        __syncthreads();
-        if (newest && held0 == 0 && threadIdx.x < HD / 2) {
-            const int d = threadIdx.x * 2;
-            const size_t at = tile_offset<HD * KV_BYTES<KV>>(p.pages, __ldcg(table + position / p.pages.page_tokens), kv_head, position);
-            store_pair<KV, HD>(p.pages.k + at, position % TILE_TOKENS, d, shared.key[d], shared.key[d + 1]);
-            store_pair<KV, HD>(p.pages.v + at, position % TILE_TOKENS, d, shared.value[d], shared.value[d + 1]);
-        }
-
-        uint32_t q[HD / 16][4];
+                float weight[PER_THREAD], k_weight = 1.f;
 #pragma unroll
-        for (int s = 0; s < HD / 16; s++)
+                for (int i = 0; i < PER_THREAD; i++) {
+                    const int at = threadIdx.x + i * DECODE_THREADS;
+                    weight[i] = p.q_norm && at < held * HD ? p.q_norm[head0 * HD + at] : 1.f;
+                }
+                if (p.k_norm && threadIdx.x < HD) k_weight = p.k_norm[kv_head * HD + threadIdx.x];
+                if (!waited) {
+                    wait_for_inputs();
+                    allow_next_kernel();
+                    waited = true;
+                }
+                const float *projection = p.qkv + static_cast<size_t>(item.token) * row_width;
+                float value[PER_THREAD], key = 0.f, fresh = 0.f;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float *from = shared.query[row] + query_dim<KV>(s, half, t);
-                split_kv<KV>(from[0], from[1], q[s][2 * half], q[s][2 * half + 1]);
-            }
-        float out[HD / 8][4] = {};
-        float maximum = -INFINITY, sum = 0.f;
-        for (int tile = item.begin / TILE_TOKENS + warp; tile < end_tile; tile += DECODE_WARPS) {
-            barrier_wait(&shared.full[warp][slot], parity);
-            uint8_t(&data)[2][TILE_BYTES<KV, HD>] = shared.ring[warp].tiles[slot];
-            const int first = tile * TILE_TOKENS, valid = item.end - first;
-            if (valid < TILE_TOKENS || (newest && valid == TILE_TOKENS)) {
-                // The last tile: the newest row comes from here, rows past it hold anything and must not spoil the sum.
-                if (newest)
-                    for (int d = lane * 2; d < HD; d += 64) {
-                        store_pair<KV, HD>(data[0], valid - 1, d, shared.key[d], shared.key[d + 1]);
-                        store_pair<KV, HD>(data[1], valid - 1, d, shared.value[d], shared.value[d + 1]);
-                    }
-                for (int i = lane; i < TILE_BYTES<KV, HD> / 4; i += WARP)
-                    if (tile_row<HD * KV_BYTES<KV>>(i * 4) >= valid) reinterpret_cast<uint32_t *>(data[1])[i] = 0;
-                fence_async_proxy();
-                __syncwarp();
-            }
-            float scores[2][4] = {};
-            multiply_keys<KV, HD>(shared_address(data[0]), lane, q, scores);
-            float s[4];
-            float top = maximum;
+                for (int i = 0; i < PER_THREAD; i++) {
+                    const int at = threadIdx.x + i * DECODE_THREADS;
+                    value[i] = at < held * HD ? projection[head0 * HD + at] : 0.f;
+                }
+                if (newest && threadIdx.x < HD) {
+                    key = projection[width + kv_head * HD + threadIdx.x];
+                    fresh = projection[width + kv_width + kv_head * HD + threadIdx.x];
+                }
+                float2 inverse = make_float2(1.f, 1.f);
+                if (p.squares) {
+                    const float *squares = p.squares + static_cast<size_t>(item.token) * (row_width / 32);
+                    float q = 0.f, k = 0.f;
+#pragma unroll 2
+                    for (int i = threadIdx.x; i < width / 32; i += DECODE_THREADS) q += squares[i];
+                    if (threadIdx.x < kv_width / 32) k = squares[width / 32 + threadIdx.x];
+                    inverse = inverse_rms(q, k, width, kv_width, p.eps, shared.norm);
+                }
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                s[i] = scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2];
-                if (i / 2 * 8 + 2 * t + i % 2 >= valid) s[i] = -INFINITY;
-                top = fmaxf(top, s[i]);
-            }
-            top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-            const float keep = exp2_fast(maximum - top);
-            maximum = top;
-            if (__any_sync(ALL_LANES, keep != 1.f)) {
-                sum *= keep;
-#pragma unroll
-                for (int n = 0; n < HD / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) out[n][i] *= keep;
-            }
-            uint32_t probability[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                s[i] = exp2_fast(s[i] - top);
-                sum += s[i];
-            }
-            split_kv<KV>(s[0], s[1], probability[0], probability[1]);
-            split_kv<KV>(s[2], s[3], probability[2], probability[3]);
-            multiply_values<KV, HD>(shared_address(data[1]), lane, probability, out);
-            __syncwarp();
-            tiles.request(data, &shared.full[warp][slot], leader);
-            if (++slot == DEPTH) slot = 0, parity ^= 1;
-        }
-
-        // The four warps' sums, in order.
-        sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-        sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-        if (t == 0) shared.maximum[warp][row] = maximum, shared.sum[warp][row] = sum;
-#pragma unroll
-        for (int n = 0; n < HD / 8; n++)
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-                shared.ring[warp].out[row][value_dim<KV>(n, t, e)] = out[n][e] + out[n][e + 2];
-        __syncthreads();
-        const bool alone = item.splits == 1;
-        const size_t slot_of_item = static_cast<size_t>(index) * head_blocks + block;
-        for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
-            const int h = i / HD, d = i % HD;
-            float top = -INFINITY;
-            for (int k = 0; k < DECODE_WARPS; k++) top = fmaxf(top, shared.maximum[k][h]);
-            float total = 0.f, v = 0.f;
-            for (int k = 0; k < DECODE_WARPS; k++) {
-                const float weight = shared.maximum[k][h] == -INFINITY ? 0.f : exp2_fast(shared.maximum[k][h] - top);
-                total += weight * shared.sum[k][h];
-                v += weight * shared.ring[k].out[h][d];
-            }
-            if (alone) {
-                write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
+                for (int i = 0; i < PER_THREAD; i++)
+                    (&shared.query[0][0])[threadIdx.x + i * DECODE_THREADS] = value[i] * inverse.x * weight[i] * p.scale;
+                if (threadIdx.x < HD) shared.key[threadIdx.x] = key * inverse.y * k_weight, shared.value[threadIdx.x] = fresh;
+                __syncthreads();
+                const int half = p.rotary / 2;
+#pragma unroll 1
+                for (int i = threadIdx.x; i < (held + 1) * half; i += DECODE_THREADS) {
+                    const int h = i / half, d = i % half;
+                    float *head = h < held ? shared.query[h] : shared.key;
+                    const float2 turn = shared.turn[d];
+                    const float a = head[d], b = head[d + half];
+                    head[d] = a * turn.x - b * turn.y;
+                    head[d + half] = b * turn.x + a * turn.y;
+                }
             } else {
-                p.partial[(slot_of_item * HEADS_HELD + h) * HD + d] = v;
-                if (d == 0) p.partial_sums[slot_of_item * HEADS_HELD + h] = make_float2(top, total);
-            }
-        }
-        if (!alone) {
-            __threadfence();
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                unsigned *arrived = p.arrived + item.token * head_blocks + block;
-                shared.last = atomicAdd(arrived, 1u) == static_cast<unsigned>(item.splits - 1);
-                if (shared.last) *arrived = 0;
-            }
-            __syncthreads();
-            if (shared.last) {
-                __threadfence();
-                for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
-                    const int h = i / HD, d = i % HD;
-                    float top = -INFINITY, total = 0.f, v = 0.f;
-                    for (int k = 0; k < item.splits; k++)
-                        top = fmaxf(top, __ldcg(p.partial_sums + (static_cast<size_t>(item.first_item + k) * head_blocks + block) * HEADS_HELD + h).x);
-                    for (int k = 0; k < item.splits; k++) {
-                        const size_t at = (static_cast<size_t>(item.first_item + k) * head_blocks + block) * HEADS_HELD + h;
-                        const float2 sums = __ldcg(p.partial_sums + at);
-                        const float weight = exp2_fast(sums.x - top);
-                        total += weight * sums.y;
-                        v += weight * __ldcg(p.partial + at * HD + d);
-                    }
-                    write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
+#pragma unroll
+                for (int i = 0; i < PER_THREAD; i++) {
+                    const int at = threadIdx.x + i * DECODE_THREADS;
+                    const float v = at < held * HD ? p.q[static_cast<size_t>(item.token) * width + head0 * HD + at] : 0.f;
+                    (&shared.query[0][0])[at] = v * p.scale;
                 }
             }
+            __syncthreads();
+            if (newest && held0 == 0 && threadIdx.x < HD / 2) {
+                const int d = threadIdx.x * 2, position = item.position;
+                const uint32_t *table = p.pages.tables + static_cast<size_t>(item.run) * p.pages.table_stride;
+                const size_t at = tile_offset<HD * KV_BYTES<KV>>(p.pages, __ldcg(table + position / p.pages.page_tokens), kv_head, position);
+                store_pair<KV, HD>(p.pages.k + at, position % TILE_TOKENS, d, shared.key[d], shared.key[d + 1]);
+                store_pair<KV, HD>(p.pages.v + at, position % TILE_TOKENS, d, shared.value[d], shared.value[d + 1]);
+            }
+
+            uint32_t q[HD / 16][4];
+#pragma unroll
+            for (int s = 0; s < HD / 16; s++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float2 v = *reinterpret_cast<const float2 *>(shared.query[row] + query_dim<KV>(s, half, t));
+                    split_kv<KV>(v.x, v.y, q[s][2 * half], q[s][2 * half + 1]);
+                }
+            float out[HD / 8][4] = {};
+            float maximum = -INFINITY, sum = 0.f;
+#pragma unroll 1
+            for (int tile = item.begin / TILE_TOKENS + warp; tile * TILE_TOKENS < item.end; tile += DECODE_WARPS) {
+                barrier_wait(&shared.full[warp][slot], parity);
+                uint8_t(&data)[2][TILE_BYTES<KV, HD>] = shared.ring[warp][slot];
+                const int valid = item.end - tile * TILE_TOKENS;
+                if (valid < TILE_TOKENS || (newest && valid == TILE_TOKENS)) {
+                    // The last tile: the newest row comes from here, rows past it hold anything and must not spoil the sum.
+                    if (newest) {
+#pragma unroll 1
+                        for (int d = lane * 2; d < HD; d += 64) {
+                            store_pair<KV, HD>(data[0], valid - 1, d, shared.key[d], shared.key[d + 1]);
+                            store_pair<KV, HD>(data[1], valid - 1, d, shared.value[d], shared.value[d + 1]);
+                        }
+                    }
+#pragma unroll 1
+                    for (int i = lane; i < TILE_BYTES<KV, HD> / 4; i += WARP)
+                        if (tile_row<HD * KV_BYTES<KV>>(i * 4) >= valid) reinterpret_cast<uint32_t *>(data[1])[i] = 0;
+                    fence_async_proxy();
+                    __syncwarp();
+                }
+                float scores[2][4] = {};
+                multiply_keys<KV, HD>(shared_address(data[0]), lane, q, scores);
+                float s[4];
+                float top = maximum;
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    s[i] = scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2];
+                    if (i / 2 * 8 + 2 * t + i % 2 >= valid) s[i] = -INFINITY;
+                    top = fmaxf(top, s[i]);
+                }
+                top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
+                const float keep = exp2_fast(maximum - top);
+                maximum = top;
+                if (__any_sync(ALL_LANES, keep != 1.f)) {
+                    sum *= keep;
+#pragma unroll
+                    for (int n = 0; n < HD / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) out[n][i] *= keep;
+                }
+                uint32_t probability[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    s[i] = exp2_fast(s[i] - top);
+                    sum += s[i];
+                }
+                split_kv<KV>(s[0], s[1], probability[0], probability[1]);
+                split_kv<KV>(s[2], s[3], probability[2], probability[3]);
+                multiply_values<KV, HD>(shared_address(data[1]), lane, probability, out);
+                __syncwarp();
+                tiles.request(data, &shared.full[warp][slot], leader);
+                if (++slot == DEPTH) slot = 0, parity ^= 1;
+            }
+
+            // The four warps' sums, in order.
+            sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+            sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+            if (t == 0) shared.maximum[warp][row] = maximum, shared.sum[warp][row] = sum;
+#pragma unroll
+            for (int n = 0; n < HD / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) shared.out[warp][row][value_dim<KV>(n, t, e)] = out[n][e] + out[n][e + 2];
+            __syncthreads();
+            const bool alone = item.splits == 1;
+            const size_t place = static_cast<size_t>(item.index) * head_blocks + item.block;
+#pragma unroll 1
+            for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
+                const int h = i / HD, d = i % HD;
+                float top = -INFINITY;
+#pragma unroll
+                for (int k = 0; k < DECODE_WARPS; k++) top = fmaxf(top, shared.maximum[k][h]);
+                float total = 0.f, v = 0.f;
+#pragma unroll
+                for (int k = 0; k < DECODE_WARPS; k++) {
+                    const float weight = shared.maximum[k][h] == -INFINITY ? 0.f : exp2_fast(shared.maximum[k][h] - top);
+                    total += weight * shared.sum[k][h];
+                    v += weight * shared.out[k][h][d];
+                }
+                if (alone) {
+                    write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
+                } else {
+                    p.partial[(place * HEADS_HELD + h) * HD + d] = v;
+                    if (d == 0) p.partial_sums[place * HEADS_HELD + h] = make_float2(top, total);
+                }
+            }
+            if (!alone) {
+                __threadfence();
+                __syncthreads();
+                if (threadIdx.x == 0) {
+                    unsigned *arrived = p.arrived + item.token * head_blocks + item.block;
+                    shared.last = atomicAdd(arrived, 1u) == static_cast<unsigned>(item.splits - 1);
+                    if (shared.last) *arrived = 0;
+                }
+                __syncthreads();
+                if (shared.last) {
+                    __threadfence();
+                    const size_t base = (static_cast<size_t>(item.first_index) * head_blocks + item.block) * HEADS_HELD;
+                    const size_t step = static_cast<size_t>(head_blocks) * HEADS_HELD;
+                    // Eight splits at a time, each head's by its own threads; running maximum over the groups of eight.
+#pragma unroll 1
+                    for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
+                        const int h = i / HD, d = i % HD;
+                        float top = -INFINITY, total = 0.f, v = 0.f;
+#pragma unroll 1
+                        for (int k0 = 0; k0 < item.splits; k0 += 8) {
+                            float2 sums[8];
+                            float part[8];
+#pragma unroll
+                            for (int k = 0; k < 8; k++) {
+                                const size_t at = base + (k0 + k) * step + h;
+                                const bool there = k0 + k < item.splits;
+                                sums[k] = there ? __ldcg(p.partial_sums + at) : make_float2(-INFINITY, 0.f);
+                                part[k] = there ? __ldcg(p.partial + at * HD + d) : 0.f;
+                            }
+                            float higher = top;
+#pragma unroll
+                            for (int k = 0; k < 8; k++) higher = fmaxf(higher, sums[k].x);
+                            const float keep = exp2_fast(top - higher);
+                            total *= keep, v *= keep, top = higher;
+#pragma unroll
+                            for (int k = 0; k < 8; k++) {
+                                const float weight = exp2_fast(sums[k].x - top);
+                                total += weight * sums[k].y;
+                                v += weight * part[k];
+                            }
+                        }
+                        write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
+                    }
+                }
+            }
+            __syncthreads();  // the results and the query are free again
         }
-        fence_async_proxy();
-        __syncthreads();  // the rings and the query are free again
     }
     if (!waited) {
         wait_for_inputs();

@@ -8,7 +8,7 @@ struct AttentionItem {
     int split, splits, first_item;  // of the token's items
 };
 
-constexpr int SPLIT_GRAIN = 64, SPLIT_MAX = 1024, HEADS_HELD = 8;
+constexpr int SPLIT_GRAIN = 64, SPLIT_MIN = 128, HEADS_HELD = 8;
 
 struct AttentionParams {
     Pages pages;

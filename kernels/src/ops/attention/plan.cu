@@ -1,7 +1,8 @@
 // Cuts the contexts of a step's tokens into splits, once a step; every layer's attention walks the same list.
 //
-// Enough splits to fill the device four times over, none shorter than 64 positions nor, unless the list would not fit,
-// longer than 1024. `fixed` sets the length instead: then the order of summation does not depend on the batch.
+// A token's splits are equally long: for one token as many as fill the device once, for more tokens up to four times
+// (so that unequal contexts still balance), none shorter than 128 positions. `fixed` sets the length instead: then the
+// order of summation does not depend on the batch.
 #include "decode.cuh"
 
 struct PlanParams {
@@ -37,16 +38,17 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const 
     const int length = token < p.tokens ? p.positions[token] + 1 : 0;
     const int sum = scan_block(length, scratch);
     if (token == PLAN_THREADS - 1) {
-        const long long filling = static_cast<long long>(sum) * p.head_blocks / (4LL * p.blocks);
-        int length_of_split = static_cast<int>(min(static_cast<long long>(SPLIT_MAX), filling));
-        length_of_split = max(length_of_split, ceil_div(sum, PLAN_ITEMS));
-        if (p.fixed > 0) length_of_split = p.fixed;
-        chunk = max(ceil_div(length_of_split, SPLIT_GRAIN), 1) * SPLIT_GRAIN;
+        const long long waves = min(4, p.tokens);
+        const long long filling = (static_cast<long long>(sum) * p.head_blocks + waves * p.blocks - 1) / (waves * p.blocks);
+        const int length_of_split = max(static_cast<int>(filling), max(SPLIT_MIN, ceil_div(sum, PLAN_ITEMS)));
+        chunk = p.fixed > 0 ? p.fixed : length_of_split;
     }
     __syncthreads();
     const int splits = ceil_div(length, chunk);
     const int last = scan_block(splits, scratch), first = last - splits;
+    const int each = p.fixed > 0 ? chunk : splits > 0 ? ceil_div(ceil_div(length, splits), SPLIT_GRAIN) * SPLIT_GRAIN : 1;
+    // Rounding up may leave the last ones empty: the list counts what is there.
     for (int i = 0; i < splits; i++)
-        p.items[first + i] = {token, i * chunk, min(length, (i + 1) * chunk), i, splits, first};
+        p.items[first + i] = {token, min(length, i * each), min(length, (i + 1) * each), i, splits, first};
     if (token == PLAN_THREADS - 1) *p.item_count = last;
 }

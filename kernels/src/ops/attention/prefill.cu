@@ -5,24 +5,7 @@
 // memory; running maximum and sum in registers. Operations: 4 * head_dim per (row, position); bytes: keys and values
 // once a block, from the L2.
 #include "../../cuda/plane.cuh"
-#include "pages.cuh"
-
-struct PrefillBlock {
-    int run, first_row;
-};
-
-struct PrefillParams {
-    Pages pages;
-    const PrefillBlock *blocks;  // longest contexts first
-    const int *run_first;        // [runs]: first token of the run in q and out
-    const int *run_length;
-    const int *run_position;     // of the first token
-    const float *q;              // [tokens, heads * head_dim]
-    float *out;                  // [tokens, heads * head_dim] or null
-    uint8_t *plane;              // plane of the tokens or null
-    int plane_blocks, heads;
-    float scale;
-};
+#include "prefill.cuh"
 
 constexpr int PREFILL_WARPS = 8, PREFILL_THREADS = (PREFILL_WARPS + 1) * WARP, PREFILL_ROWS = PREFILL_WARPS * 16;
 constexpr int PREFILL_TOKENS = 64, PREFILL_CHUNKS = PREFILL_TOKENS / TILE_TOKENS;

@@ -41,7 +41,7 @@ pub(crate) fn embed(
         "embed",
         Launch {
             grid: (tokens as u32, 1),
-            threads: 256,
+            threads: 512,
             shared: 0,
             overlap: true,
         },

@@ -12,28 +12,32 @@ struct EmbedParams {
     int width;
 };
 
-extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ EmbedParams p) {
+constexpr int EMBED_THREADS = 512;
+
+// A pair of neighbouring inputs is one word of the stream.
+extern "C" __global__ void __launch_bounds__(EMBED_THREADS) embed(const __grid_constant__ EmbedParams p) {
     wait_for_inputs();
     allow_next_kernel();
     uint32_t id = p.ids[blockIdx.x];
     if (id & SAMPLED) id = p.sampled[id & ~SAMPLED];
-    const int row = static_cast<int>(min(id, static_cast<uint32_t>(INT32_MAX)));
     float *hidden = p.hidden + static_cast<size_t>(blockIdx.x) * p.width;
-    if (row >= p.table.rows) {  // ids are checked before they come here: a NaN is seen, a fault is not
-        for (int k = threadIdx.x; k < p.width; k += blockDim.x) hidden[k] = NAN;
-        return;
-    }
-    for (int k = threadIdx.x; k < p.width; k += blockDim.x) {
-        if (p.format == F32) {
-            const size_t at = element_offset_16bit(row, k, p.table.stages);  // in a stream of 2048-byte stages
-            const size_t stage = at / 2048, inside = at % 2048;
-            const uint8_t *from = p.table.stream + stage * Layout<F32>::BYTES + inside;
-            const float high = __bfloat162float(*reinterpret_cast<const __nv_bfloat16 *>(from));
-            hidden[k] = high + __bfloat162float(*reinterpret_cast<const __nv_bfloat16 *>(from + 2048));
-        } else {
-            const uint8_t *from = p.table.stream + element_offset_16bit(row, k, p.table.stages);
-            hidden[k] = p.format == BF16 ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16 *>(from))
-                                         : __half2float(*reinterpret_cast<const __half *>(from));
+    const bool known = id < static_cast<uint32_t>(p.table.rows);  // ids are checked before: a NaN is seen, a fault is not
+#pragma unroll 3
+    for (int k = 2 * threadIdx.x; k < p.width; k += 2 * EMBED_THREADS) {
+        float2 v = make_float2(NAN, NAN);
+        if (known) {
+            const size_t at = element_offset_16bit(id, k, p.table.stages);  // in a stream of 2048-byte stages
+            if (p.format == F32) {
+                const uint8_t *from = p.table.stream + at / 2048 * Layout<F32>::BYTES + at % 2048;
+                const uint32_t high = *reinterpret_cast<const uint32_t *>(from);
+                const uint32_t low = *reinterpret_cast<const uint32_t *>(from + 2048);
+                v = make_float2(bf16_low(high) + bf16_low(low), bf16_high(high) + bf16_high(low));
+            } else {
+                const uint32_t bits = *reinterpret_cast<const uint32_t *>(p.table.stream + at);
+                v = p.format == BF16 ? make_float2(bf16_low(bits), bf16_high(bits))
+                                     : __half22float2(*reinterpret_cast<const __half2 *>(&bits));
+            }
         }
+        *reinterpret_cast<float2 *>(hidden + k) = v;
     }
 }

@@ -71,11 +71,11 @@ pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &Exp
 
 /// Up to four tokens: norm, choice and first products in one kernel.
 pub(crate) fn gate_up_inline(gpu: &Gpu, format: Format, params: &ExpertParams) -> Result<()> {
-    let held = if params.route.tokens == 1 { 1 } else { 4 };
+    let held = (params.route.tokens as usize).next_power_of_two();
     let shared =
         format.ring_bytes() + held * image_bytes(params.experts.hidden_padded as usize) + partial_bytes(1);
     gpu.launch(
-        &format!("gate_up_{}_inline", format.name()),
+        &format!("gate_up_{}_{held}", format.name()),
         launch(gpu, shared),
         params,
     )

@@ -66,9 +66,8 @@ template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     __syncthreads();
 
     const int units_per_group = ceil_div(p.experts.hidden, DOWN_ROWS);
-    const long long units = static_cast<long long>(count) * units_per_group;
-    const int begin = static_cast<int>(units * blockIdx.x / gridDim.x);
-    const int end = static_cast<int>(units * (blockIdx.x + 1) / gridDim.x);
+    const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
+    const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
     int first, run;
     split_stages(stages, RUNS, s, first, run);
     DownRuns<F> runs{&p.experts, listed, begin, end, units_per_group, r, first, run};
@@ -146,10 +145,12 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     }
     // The logits come from the kernel before last: the choice is made again, and the first weights requested, while
     // the last one still runs.
+    BlockRoute &route = *reinterpret_cast<BlockRoute *>(partial);  // free until the first unit ends
+    score_experts_by_block(p.route, route);
     if (warp < p.route.tokens) {
         int id;
         float weight;
-        choose_experts(p.route, warp, lane, id, weight, nullptr);
+        choose_experts(p.route, route.score[warp], route.choice[warp], lane, id, weight);
         if (lane < k) ids[warp * k + lane] = id, weights[warp * k + lane] = weight;
     }
     __syncthreads();

@@ -47,13 +47,15 @@ DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group
     }
 }
 
-template <int F, int NT_MAX, int DEPTH, bool INLINE> DEVICE void gate_up(const ExpertParams &p) {
+// TOKENS: 1, 2 or 4 with norm and choice here; 8: rows of groups.
+template <int F, int TOKENS, int DEPTH> DEVICE void gate_up(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
     __shared__ uint64_t image_barrier;
     __shared__ float scratch[GEMV_WARPS];
+    constexpr bool INLINE = TOKENS <= INLINE_TOKENS;
+    constexpr int NT_MAX = INLINE ? 1 : 2;
     __shared__ Group groups[INLINE ? INLINE_TOKENS * MAX_TOP_K : 1];
-    constexpr int HELD = 4 * NT_MAX;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.hidden_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
@@ -61,47 +63,48 @@ template <int F, int NT_MAX, int DEPTH, bool INLINE> DEVICE void gate_up(const E
 
     uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
     uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;
-    const int held = INLINE && p.route.tokens == 1 ? 1 : HELD;
-    float *partial = reinterpret_cast<float *>(image + held * bytes);
+    float *partial = reinterpret_cast<float *>(image + TOKENS * bytes);
     Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
 
     if (threadIdx.x == 0) {
         barrier_init(&image_barrier, 1);
         barrier_init_fence();
     }
-    wait_for_inputs();
-    allow_next_kernel();
-
     int count;
+    InlineNorm<INLINE ? TOKENS : 1> norm;
     if constexpr (INLINE) {
+        norm.load_weights(p.input);
+        wait_for_inputs();
+        allow_next_kernel();
+        norm.load(p.input, p.route.tokens, false);
+        BlockRoute &route = *reinterpret_cast<BlockRoute *>(partial);  // free until the first unit ends
+        score_experts_by_block(p.route, route);
         // Warp t chooses for token t; each (token, slot) is a group of one row.
         if (warp < p.route.tokens) {
             int id;
             float weight;
-            choose_experts(p.route, warp, lane, id, weight, nullptr);
-            if (lane < p.route.k) {
-                const int at = warp * p.route.k + lane;
-                groups[at] = {id, at, 1, warp};
-            }
+            choose_experts(p.route, route.score[warp], route.choice[warp], lane, id, weight);
+            const int at = warp * p.route.k + lane;
+            if (lane < p.route.k) groups[at] = {id, at, 1, warp};
         }
         count = p.route.tokens * p.route.k;
-        __syncthreads();
     } else {
+        wait_for_inputs();
+        allow_next_kernel();
         count = *p.groups.count;
         for (int i = threadIdx.x; i < count; i += GEMV_THREADS) listed[i] = p.groups.group[i];
-        __syncthreads();
     }
+    __syncthreads();
 
     const int units_per_group = p.experts.inter_padded / UP_CHANNELS;
-    const long long units = static_cast<long long>(count) * units_per_group;
-    const int begin = static_cast<int>(units * blockIdx.x / gridDim.x);
-    const int end = static_cast<int>(units * (blockIdx.x + 1) / gridDim.x);
+    const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
+    const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
     int first, run;
     split_stages(stages, RUNS, s, first, run);
     GateUpRuns<F> runs{&p.experts, listed, begin, end, units_per_group, r, first, run};
     StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
-    if constexpr (INLINE) norm_into_image(p.input, p.route.tokens, 0, padded, image, bytes, scratch, blockIdx.x == 0);
+    if constexpr (INLINE) norm.store(p.input, p.route.tokens, 0, padded, image, bytes, scratch);
 
     const uint32_t x = shared_address(image);
     int loaded = -1, buffer = 0;
@@ -138,9 +141,13 @@ template <int F, int NT_MAX, int DEPTH, bool INLINE> DEVICE void gate_up(const E
 
 #define GATE_UP(NAME, FORMAT, DEPTH)                                                                                   \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
-        gate_up_##NAME##_inline(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 1, DEPTH, true>(p); }        \
+        gate_up_##NAME##_1(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 1, DEPTH>(p); }                   \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
+        gate_up_##NAME##_2(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 2, DEPTH>(p); }                   \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
+        gate_up_##NAME##_4(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 4, DEPTH>(p); }                   \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 2, DEPTH, false>(p); }
+        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, DEPTH>(p); }
 
 GATE_UP(int4_g128, INT4_G128, 4)
 GATE_UP(int4_g32, INT4_G32, 3)

@@ -75,7 +75,7 @@ template <int F, bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const
     }
     tile.plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    tile.steps = inputs / STEP_INPUTS;
+    tile.steps = tile.tile_steps = inputs / STEP_INPUTS;
     tile.columns = product_columns(rows.rows);
     return tile;
 }

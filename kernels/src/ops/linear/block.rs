@@ -1,25 +1,23 @@
-//! Some rows of a weight times packed tokens, cut into tiles.
-//!
-//! Few tokens: the rows are decoded on the fly, tile by tile. Many: four rows at a time are decoded once into a
-//! panel of F32 that stays in the nearest cache, and all tokens run over it.
+//! Some rows of a weight times packed tokens: tokens cut into parts that stay in the cache, then the format's loop.
 
 use std::ops::Range;
 
-use super::int4::{self, Groups};
-use super::pack::{INT4_VECTORS, Order, Tokens};
-use super::tile::{self, Bf16, Decode, E4m3, F16, F32};
+use super::floats::Floats;
+use super::integers::Integers;
+use super::out::Out;
+use super::pack::{Order, Tokens};
+use super::tile::{Bf16, E4m3, F16, F32};
 use crate::backend::Result;
 use crate::cpu::memory::Memory;
-use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format, INT4_BLOCK};
-use crate::ops::linear::out::Out;
+use crate::cpu::weights::{CpuLinear, FP8_BLOCK, Format};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// From so many tokens on a panel pays.
-const PANEL_TOKENS: usize = 12;
 /// Bytes of packed tokens that run over one set of rows: half a second-level cache.
-const TOKEN_BYTES: usize = 384 << 10;
-/// Rows of a panel.
-const PANEL_ROWS: usize = 4;
+const TOKEN_BYTES: usize = 512 << 10;
+/// Tokens of such a part are a multiple of every tile's.
+const TILE_TOKENS: usize = 12;
+/// Rows that are decoded at a time.
+pub(super) const PANEL_ROWS: usize = 4;
 
 /// Scratch of one thread.
 pub(crate) struct Scratch {
@@ -32,17 +30,17 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// For weights of at most `columns` inputs.
     pub(crate) fn new(columns: usize) -> Result<Scratch> {
-        let padded = columns.next_multiple_of(64);
+        let padded = columns.next_multiple_of(Order::Fp8.chunk());
         Ok(Scratch {
-            scaled: Memory::words((12 * padded).max(TOKEN_BYTES / 4), "scaled activations")?,
+            scaled: Memory::words((TILE_TOKENS * padded).max(TOKEN_BYTES / 4), "scaled activations")?,
             panel: Memory::words(PANEL_ROWS * padded, "decoded rows")?,
         })
     }
 }
 
-/// Tokens of `vectors` vectors that fit into `TOKEN_BYTES`, a multiple of the widest tile.
-fn block_tokens(vectors: usize) -> usize {
-    (TOKEN_BYTES / (vectors * LANES * 4).max(1) / 12 * 12).max(12)
+/// Tokens of `vectors` vectors that fit into `TOKEN_BYTES`.
+fn part_tokens(vectors: usize) -> usize {
+    (TOKEN_BYTES / (vectors * LANES * 4).max(1) / TILE_TOKENS * TILE_TOKENS).max(TILE_TOKENS)
 }
 
 /// Some rows of a weight times all tokens, into `out`.
@@ -62,73 +60,66 @@ impl Kernel for Block<'_> {
         let Block {
             weight,
             rows,
-            x,
+            x: all,
             scratch,
             out,
         } = self;
-        block(s, weight, rows, x, scratch, out);
-    }
-}
-
-#[inline(always)]
-fn block<S: Simd>(
-    s: S,
-    weight: &CpuLinear,
-    rows: Range<usize>,
-    x: Tokens<'_>,
-    scratch: &mut Scratch,
-    out: &Out<'_>,
-) {
-    debug_assert_eq!(Order::of(&weight.format), x.order);
-    assert!(rows.end <= weight.out_features && x.stride == x.order.vectors(weight.in_features));
-    let step = block_tokens(x.stride);
-    for first in (0..x.count).step_by(step) {
-        let tokens = x.slice(first, step.min(x.count - first));
-        match &weight.format {
-            Format::F32 => {
-                floats::<S, F32, 64, 1>(s, weight, rows.clone(), tokens, first, &mut scratch.panel, out)
+        assert!(rows.start <= rows.end && rows.end <= weight.out_features);
+        assert!(
+            all.order == Order::of(&weight.format) && all.stride == all.order.vectors(weight.in_features)
+        );
+        let row_bytes = weight.row_bytes();
+        let bytes = weight.bytes();
+        let step = part_tokens(all.stride);
+        for first in (0..all.count).step_by(step) {
+            let x = all.slice(first, step.min(all.count - first));
+            let panel = &mut scratch.panel;
+            macro_rules! floats {
+                ($decode:ty, $bytes:literal, $vectors:literal, $rows:expr, $x:expr) => {{
+                    let rows: Range<usize> = $rows;
+                    let data = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                    let row = rows.start;
+                    Floats::<$decode, $bytes, $vectors>::new(data, row_bytes, row, $x, first, panel, out)
+                        .outlined(s)
+                }};
             }
-            Format::F16 => {
-                floats::<S, F16, 32, 1>(s, weight, rows.clone(), tokens, first, &mut scratch.panel, out)
-            }
-            Format::Bf16 => {
-                floats::<S, Bf16, 64, 2>(s, weight, rows.clone(), tokens, first, &mut scratch.panel, out)
-            }
-            Format::Fp8 { scales } => {
-                let blocks = weight.in_features.div_ceil(FP8_BLOCK);
-                let mut next = rows.start;
-                while next < rows.end {
-                    let block = next / FP8_BLOCK;
-                    let end = rows.end.min((block + 1) * FP8_BLOCK);
-                    let scaled = scale(
-                        s,
-                        tokens,
-                        &scales[block * blocks..][..blocks],
-                        &mut scratch.scaled,
-                    );
-                    floats::<S, E4m3, 64, 4>(s, weight, next..end, scaled, first, &mut scratch.panel, out);
-                    next = end;
+            match &weight.format {
+                Format::F32 => floats!(F32, 64, 1, rows.clone(), x),
+                Format::F16 => floats!(F16, 32, 1, rows.clone(), x),
+                Format::Bf16 => floats!(Bf16, 64, 2, rows.clone(), x),
+                Format::Fp8 { scales } => {
+                    let blocks = weight.in_features.div_ceil(FP8_BLOCK);
+                    let mut next = rows.start;
+                    while next < rows.end {
+                        let block = next / FP8_BLOCK;
+                        let end = rows.end.min((block + 1) * FP8_BLOCK);
+                        let scaled = scale(s, x, &scales[block * blocks..][..blocks], &mut scratch.scaled);
+                        floats!(E4m3, 64, 4, next..end, scaled);
+                        next = end;
+                    }
                 }
-            }
-            Format::Int4 {
-                scales,
-                zeros,
-                per_chunk,
-            } => {
-                let groups = weight.in_features.div_ceil(INT4_BLOCK) * per_chunk;
-                let of_row = |row: usize| Groups {
-                    scales: &scales[row * groups..][..groups],
-                    zeros: if zeros.is_empty() {
-                        &[]
-                    } else {
-                        &zeros[row * groups..][..groups]
-                    },
-                    per_chunk: *per_chunk,
-                };
-                if zeros.is_empty() {
-                    integers::<S, false>(s, weight, rows.clone(), tokens, first, &of_row, out);
-                } else {
-                    integers::<S, true>(s, weight, rows.clone(), tokens, first, &of_row, out);
+                Format::Int4 {
+                    scales,
+                    zeros,
+                    per_chunk,
+                } => {
+                    let groups = weight.in_features.div_ceil(Order::Int4.chunk()) * per_chunk;
+                    Integers {
+                        data: &bytes[rows.start * row_bytes..rows.end * row_bytes],
+                        bytes: row_bytes,
+                        scales: &scales[rows.start * groups..rows.end * groups],
+                        zeros: if zeros.is_empty() {
+                            &[]
+                        } else {
+                            &zeros[rows.start * groups..rows.end * groups]
+                        },
+                        per_chunk: *per_chunk,
+                        row: rows.start,
+                        x,
+                        first,
+                        out,
+                    }
+                    .outlined(s);
                 }
             }
         }
@@ -155,215 +146,5 @@ fn scale<'a, S: Simd>(s: S, tokens: Tokens<'_>, scales: &[f32], to: &'a mut Memo
         values,
         scales: &[],
         ..tokens
-    }
-}
-
-/// Rows of a float format.
-#[inline(always)]
-fn floats<S, D, const N: usize, const V: usize>(
-    s: S,
-    weight: &CpuLinear,
-    rows: Range<usize>,
-    x: Tokens<'_>,
-    first: usize,
-    panel: &mut Memory,
-    out: &Out<'_>,
-) where
-    S: Simd,
-    D: Decode<S, N, V>,
-{
-    let bytes = weight.row_bytes();
-    let mut rest = &weight.bytes()[rows.start * bytes..rows.end * bytes];
-    let mut row = rows.start;
-    while rest.len() >= 4 * bytes {
-        let (four, later) = rest.split_at(4 * bytes);
-        if x.count >= PANEL_TOKENS {
-            let panel = &mut panel.f32_mut().as_chunks_mut::<LANES>().0[..4 * x.stride];
-            for (row, panel) in four.chunks_exact(bytes).zip(panel.chunks_exact_mut(x.stride)) {
-                decode_row::<S, D, N, V>(s, row, panel);
-            }
-            let panel = panel.as_flattened();
-            // SAFETY: any f32 is four bytes.
-            let panel = unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len() * 4) };
-            some_rows::<S, F32, 64, 1, 4>(s, panel, x.stride * LANES * 4, None, row, x, first, out);
-        } else if V == 4 && x.count > 1 {
-            // Four decoded vectors per row: two rows at a time leave registers for sums.
-            for (i, pair) in four.chunks_exact(2 * bytes).enumerate() {
-                some_rows::<S, D, N, V, 2>(s, pair, bytes, Some(ahead(bytes)), row + 2 * i, x, first, out);
-            }
-        } else {
-            some_rows::<S, D, N, V, 4>(s, four, bytes, Some(ahead(bytes)), row, x, first, out);
-        }
-        rest = later;
-        row += 4;
-    }
-    for one in rest.chunks_exact(bytes) {
-        some_rows::<S, D, N, V, 1>(s, one, bytes, None, row, x, first, out);
-        row += 1;
-    }
-}
-
-/// How far ahead of the row that is read weights are asked for: the next rows, in the order of memory, so that the
-/// machine's own prefetcher sees one stream.
-#[inline(always)]
-fn ahead(row_bytes: usize) -> usize {
-    (4 * row_bytes).clamp(4096, 8192)
-}
-
-/// Decodes one row.
-#[inline(always)]
-fn decode_row<S, D, const N: usize, const V: usize>(s: S, row: &[u8], to: &mut [[f32; LANES]])
-where
-    S: Simd,
-    D: Decode<S, N, V>,
-{
-    let to = to.as_chunks_mut::<V>().0;
-    let (chunks, rest) = row.as_chunks::<N>();
-    let mut last = [0; N];
-    last[..rest.len()].copy_from_slice(rest);
-    for (chunk, to) in chunks.iter().chain([&last]).zip(to) {
-        let decoded = D::decode(s, chunk);
-        for v in 0..V {
-            s.store(decoded[v], &mut to[v]);
-        }
-    }
-}
-
-/// `R` rows times all tokens.
-#[inline(always)]
-fn some_rows<S, D, const N: usize, const V: usize, const R: usize>(
-    s: S,
-    data: &[u8],
-    bytes: usize,
-    ahead: Option<usize>,
-    row: usize,
-    x: Tokens<'_>,
-    first: usize,
-    out: &Out<'_>,
-) where
-    S: Simd,
-    D: Decode<S, N, V>,
-{
-    assert!(data.len() == R * bytes && x.stride * N >= bytes * V && x.values.len() == x.count * x.stride);
-    let mut rows = [data.as_ptr(); R];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = data[r * bytes..].as_ptr();
-    }
-    let mut token = 0;
-    let mut ahead = ahead;
-    macro_rules! tiles {
-        ($($tokens:literal),*) => {$(
-            while x.count - token >= $tokens {
-                let mut at = [x.values.as_ptr(); $tokens];
-                for (t, at) in at.iter_mut().enumerate() {
-                    *at = x.values[(token + t) * x.stride..].as_ptr();
-                }
-                // SAFETY: lengths were asserted above.
-                let sums = unsafe { tile::tile::<S, D, N, V, R, $tokens>(s, rows, bytes, at, ahead) };
-                for (r, sums) in sums.iter().enumerate() {
-                    for (t, sum) in sums.iter().enumerate() {
-                        out.put(row + r, first + token + t, *sum);
-                    }
-                }
-                token += $tokens;
-                ahead = None;
-            }
-        )*};
-    }
-    // As many sums as registers hold beside the decoded vectors.
-    if S::WIDE && (V == 1 || R == 2) {
-        tiles!(6, 4, 2, 1);
-    } else if S::WIDE && V == 2 {
-        tiles!(4, 2, 1);
-    } else if S::WIDE || R <= 2 {
-        tiles!(2, 1);
-    } else {
-        tiles!(1);
-    }
-}
-
-/// Rows of an INT4 weight.
-#[inline(always)]
-fn integers<'a, S: Simd, const Z: bool>(
-    s: S,
-    weight: &CpuLinear,
-    rows: Range<usize>,
-    x: Tokens<'_>,
-    first: usize,
-    groups: &impl Fn(usize) -> Groups<'a>,
-    out: &Out<'_>,
-) {
-    let bytes = weight.row_bytes();
-    let data = &weight.bytes()[rows.start * bytes..rows.end * bytes];
-    let mut row = rows.start;
-    let mut rest = data;
-    // Few tokens: more rows, so that there are as many sums to work on at a time.
-    while x.count < 4 && rest.len() >= 4 * bytes {
-        let (four, later) = rest.split_at(4 * bytes);
-        let groups = [groups(row), groups(row + 1), groups(row + 2), groups(row + 3)];
-        some_integer_rows::<S, 4, Z>(s, four, bytes, groups, row, x, first, out);
-        rest = later;
-        row += 4;
-    }
-    while rest.len() >= 2 * bytes {
-        let (pair, later) = rest.split_at(2 * bytes);
-        some_integer_rows::<S, 2, Z>(s, pair, bytes, [groups(row), groups(row + 1)], row, x, first, out);
-        rest = later;
-        row += 2;
-    }
-    for one in rest.chunks_exact(bytes) {
-        some_integer_rows::<S, 1, Z>(s, one, bytes, [groups(row)], row, x, first, out);
-        row += 1;
-    }
-}
-
-/// `R` rows times all tokens.
-#[inline(always)]
-fn some_integer_rows<S: Simd, const R: usize, const Z: bool>(
-    s: S,
-    data: &[u8],
-    bytes: usize,
-    groups: [Groups<'_>; R],
-    row: usize,
-    x: Tokens<'_>,
-    first: usize,
-    out: &Out<'_>,
-) {
-    let chunks = x.stride / INT4_VECTORS;
-    assert!(data.len() == R * bytes && chunks * 64 >= bytes && x.values.len() == x.count * x.stride);
-    assert!(x.scales.len() == x.count * chunks);
-    let mut rows = [data.as_ptr(); R];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = data[r * bytes..].as_ptr();
-    }
-    let mut token = 0;
-    let mut ahead = Some(ahead(bytes));
-    macro_rules! tiles {
-        ($($tokens:literal),*) => {$(
-            while x.count - token >= $tokens {
-                let mut at = [x.values.as_ptr(); $tokens];
-                let mut sx = [x.scales.as_ptr(); $tokens];
-                for t in 0..$tokens {
-                    at[t] = x.values[(token + t) * x.stride..].as_ptr();
-                    sx[t] = x.scales[(token + t) * chunks..].as_ptr();
-                }
-                // SAFETY: lengths were asserted above.
-                let sums = unsafe { int4::tile::<S, R, $tokens, Z>(s, rows, bytes, groups, at, sx, ahead) };
-                for (r, sums) in sums.iter().enumerate() {
-                    for (t, sum) in sums.iter().enumerate() {
-                        out.put(row + r, first + token + t, *sum);
-                    }
-                }
-                token += $tokens;
-                ahead = None;
-            }
-        )*};
-    }
-    if S::WIDE && R == 4 {
-        tiles!(2, 1);
-    } else if S::WIDE {
-        tiles!(6, 4, 2, 1);
-    } else {
-        tiles!(1);
     }
 }

@@ -46,7 +46,7 @@ struct LinearParams {
     padded: i32,
     width: i32,
     tiles: i32,
-    tiles_per_unit: i32,
+    tiles_log2: i32,
     parts: i32,
 }
 
@@ -70,15 +70,16 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     let tiles: usize = call.weights.iter().map(|weight| weight.tiles()).sum();
     let width: usize = call.weights.iter().map(|weight| weight.rows).sum();
     let slice = (first.padded() / 128).div_ceil(call.parts) * 128;
-    let shared = |groups: usize| {
-        let held = if call.tokens == 1 { 1 } else { 4 * groups };
-        format.ring_bytes() + held * image_bytes(slice) + partial_bytes(groups)
+    // Tokens of one pass, as the kernels are compiled for.
+    let shared = |held: usize| {
+        let images = if held == 1 { 1 } else { held.max(4) };
+        format.ring_bytes() + images * image_bytes(slice) + partial_bytes(held.div_ceil(4))
     };
     let limit = gpu.device.shared_bytes as usize - 1024;
-    let groups = if call.tokens <= 4 || shared(2) > limit {
-        1
-    } else {
-        2
+    let held = match call.tokens.next_power_of_two() {
+        few @ (1 | 2 | 4) => few,
+        _ if shared(8) > limit => 4,
+        _ => 8,
     };
     let stages = format.stages(slice);
     let blocks = gpu.blocks() as usize / call.parts * call.parts;
@@ -107,23 +108,19 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
         padded: first.padded() as i32,
         width: width as i32,
         tiles: tiles as i32,
-        tiles_per_unit: tiles_per_unit as i32,
+        tiles_log2: tiles_per_unit.ilog2() as i32,
         parts: call.parts as i32,
     };
     let launch = Launch {
         grid: (
             (units.min(per_part) * call.parts) as u32,
-            call.tokens.div_ceil(4 * groups) as u32,
+            call.tokens.div_ceil(held) as u32,
         ),
         threads: THREADS,
-        shared: shared(groups) as u32,
+        shared: shared(held) as u32,
         overlap: true,
     };
-    gpu.launch(
-        &format!("linear_{}_{}", format.name(), 4 * groups),
-        launch,
-        &params,
-    )
+    gpu.launch(&format!("linear_{}_{held}", format.name()), launch, &params)
 }
 
 /// How many tiles a block takes at a time, so that the busiest block has the least and warps share evenly.

@@ -1,4 +1,7 @@
 // y[t, o] = sum over i of x[t, i] w[o, i] (+ residual) for many tokens; x is a plane. See gemm.cuh.
+//
+// For few tokens the inputs can be cut into `parts`, so that a weight of few rows still occupies the device: part p
+// writes its own y, the reader adds them in order; the residual is added to part 0.
 #include "../../cuda/gemm.cuh"
 
 constexpr int LINEAR_SEGMENTS = 3;
@@ -6,9 +9,9 @@ constexpr int LINEAR_SEGMENTS = 3;
 struct GemmParams {
     Weight segments[LINEAR_SEGMENTS];
     const uint8_t *plane;  // [K / 64][blocks][1024]
-    float *y;              // [tokens, width]
+    float *y;              // [parts][tokens, width]
     const float *residual; // or null
-    int tokens, blocks, width, tiles, steps;
+    int tokens, blocks, width, tiles, steps, parts;
 };
 
 DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
@@ -21,27 +24,30 @@ DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
 
 // Tile m (256 rows) of column block n. A set of 64 rows lies within one segment: rows of all but the last are
 // multiples of 64.
-template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n) {
+template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int part) {
     GemmTile tile;
+    const int each = ceil_div(p.steps, p.parts), first = min(part * each, p.steps);
 #pragma unroll
     for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
         int at = (m * 2 * GEMM_CONSUMERS + s) * 4;
         tile.sets_tiles[s] = max(0, min(4, p.tiles - at));
         const Weight &w = segment_of(p, at);
-        tile.set[s] = w.stream + static_cast<size_t>(at) * w.stages * Layout<F>::BYTES;
+        tile.set[s] = w.stream + (static_cast<size_t>(at) * w.stages + first * STEP_STAGES<F>) * Layout<F>::BYTES;
     }
-    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK;
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    tile.steps = p.steps;
+    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS * tile.chunk_bytes;
+    tile.tile_steps = p.steps;
+    tile.steps = min(each, p.steps - first);
     tile.columns = product_columns(p.tokens - n * GEMM_COLUMNS);
     return tile;
 }
 
 template <int F, int N>
-DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, int m, int n, int warpgroup, int warp, int lane) {
+DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, int m, int n, int part, int warpgroup, int warp, int lane) {
     float acc[2][N / 2];
     consume<F, N>(tile, ring, warpgroup, warp, lane, p.segments[0].bf16_scales, acc);
     const int g = lane >> 2, t = lane & 3;
+    float *y = p.y + static_cast<size_t>(part) * p.tokens * p.width;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int at = (m * 2 * GEMM_CONSUMERS + warpgroup * 2 + h) * 4 + warp;
@@ -55,7 +61,7 @@ DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &
                 const int token = n * GEMM_COLUMNS + 8 * j + 2 * t + e % 2, row = 8 * (e / 2);
                 if (token >= p.tokens || at * TILE_ROWS + g + row >= w.rows) continue;
                 const size_t to = static_cast<size_t>(token) * p.width + column + row;
-                p.y[to] = acc[h][4 * j + e] + (p.residual ? p.residual[to] : 0.f);
+                y[to] = acc[h][4 * j + e] + (p.residual && part == 0 ? p.residual[to] : 0.f);
             }
     }
 }
@@ -64,23 +70,24 @@ template <int F> DEVICE void linear_gemm(const GemmParams &p) {
     extern __shared__ uint8_t shared[];
     GemmRing ring = ring_in<F>(shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
-    const int m_tiles = ceil_div(p.tiles, GEMM_TILES), work = m_tiles * ceil_div(p.tokens, GEMM_COLUMNS);
+    const int m_tiles = ceil_div(p.tiles, GEMM_TILES), columns = ceil_div(p.tokens, GEMM_COLUMNS);
+    const int tiles = m_tiles * columns, work = tiles * p.parts;
     wait_for_inputs();
     allow_next_kernel();
     if (warpgroup == GEMM_CONSUMERS) {
         give_registers();
         if (warp % 4 == 0)
-            for (int w = blockIdx.x; w < work; w += gridDim.x) produce<F>(tile_of<F>(p, w % m_tiles, w / m_tiles), ring, lane);
+            for (int w = blockIdx.x; w < work; w += gridDim.x) produce<F>(tile_of<F>(p, w % m_tiles, w % tiles / m_tiles, w / tiles), ring, lane);
     } else {
         take_registers();
         for (int w = blockIdx.x; w < work; w += gridDim.x) {
-            const int m = w % m_tiles, n = w / m_tiles;
-            const GemmTile tile = tile_of<F>(p, m, n);
+            const int m = w % m_tiles, n = w % tiles / m_tiles, part = w / tiles;
+            const GemmTile tile = tile_of<F>(p, m, n, part);
             switch (tile.columns) {
-                case 32: consume_linear<F, 32>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
-                case 64: consume_linear<F, 64>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
-                case 96: consume_linear<F, 96>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
-                default: consume_linear<F, 128>(p, tile, ring, m, n, warpgroup, warp % 4, lane); break;
+                case 32: consume_linear<F, 32>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
+                case 64: consume_linear<F, 64>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
+                case 96: consume_linear<F, 96>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
+                default: consume_linear<F, 128>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
             }
         }
     }

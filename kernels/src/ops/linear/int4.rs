@@ -17,70 +17,95 @@ pub(crate) struct Groups<'a> {
     pub(crate) per_chunk: usize,
 }
 
-/// `Z`: the rows have zeros. `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk).
+/// `R` rows of `bytes` bytes times `T` tokens (`x`: packed integers, `sx`: their scales, one per chunk). `Z`: the rows
+/// have zeros; `G`: a chunk has several groups.
 ///
 /// # Safety
-/// Each row must have `bytes` readable bytes; each token `INT4_VECTORS` vectors and a scale for every 64 bytes, rounded up.
+/// `R * bytes` readable bytes at `data`; each token `INT4_VECTORS` vectors for every 64 bytes, rounded up.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize, const Z: bool>(
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const T: usize, const Z: bool, const G: bool>(
     s: S,
-    rows: [*const u8; R],
+    data: *const u8,
     bytes: usize,
     groups: [Groups<'_>; R],
     x: [*const [f32; LANES]; T],
-    sx: [*const f32; T],
+    sx: [&[f32]; T],
     ahead: Option<usize>,
 ) -> [[f32; T]; R] {
     let mut sums = [[s.splat(0.0); T]; R];
-    let whole = bytes / N;
-    let base = rows[0];
-    let mut rows = rows;
-    for chunk in 0..whole {
-        if let Some(ahead) = ahead {
-            let next = base.wrapping_add(ahead + chunk * R * N);
-            for r in 0..R {
-                s.prefetch(next.wrapping_add(r * N));
+    let chunks = bytes.div_ceil(N);
+    for groups in groups {
+        let places = chunks * if G { groups.per_chunk } else { 1 };
+        assert!(groups.scales.len() >= places && (!Z || groups.zeros.len() >= places));
+    }
+    assert!(sx.iter().all(|sx| sx.len() >= chunks));
+    let mut next = data.wrapping_add(ahead.unwrap_or(0));
+    // The scale of a row's group times that of a token's chunk, for 16 chunks at a time.
+    let mut factors = [[[0.0; LANES]; T]; R];
+    for first in (0..chunks).step_by(LANES) {
+        let end = chunks.min(first + LANES);
+        if products::<T, G>() {
+            for t in 0..T {
+                let sx = s.load_some(&sx[t][first..end]);
+                for r in 0..R {
+                    s.store(
+                        s.mul(s.load_some(&groups[r].scales[first..end]), sx),
+                        &mut factors[r][t],
+                    );
+                }
             }
         }
-        // SAFETY: `chunk` is below the row's whole chunks, so that 64 bytes and the vectors are there.
-        unsafe { step::<S, R, T, Z>(s, &mut sums, rows, groups, x, sx, chunk) };
-        rows = rows.map(|row| row.wrapping_add(N));
-    }
-    let rest = bytes % N;
-    if rest != 0 {
-        let mut last = [[0; N]; R];
-        for (last, row) in last.iter_mut().zip(rows) {
-            // SAFETY: the row has `rest` bytes more.
-            last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(row, rest) });
+        for chunk in first..end {
+            let mut at = [data; R];
+            for (r, at) in at.iter_mut().enumerate() {
+                *at = data.wrapping_add(r * bytes + chunk * N);
+            }
+            if ahead.is_some() {
+                for r in 0..R {
+                    s.prefetch(next.wrapping_add(r * N));
+                }
+                next = next.wrapping_add(R * N);
+            }
+            let whole = chunk * N + N <= bytes;
+            if whole {
+                // SAFETY: a whole chunk of each row; the caller vouches for the token's vectors; scales were
+                // asserted above.
+                unsafe { step::<S, R, T, Z, G>(s, &mut sums, at, groups, x, sx, &factors, chunk) };
+            } else {
+                let mut last = [[0; N]; R];
+                let rest = bytes % N;
+                for (last, at) in last.iter_mut().zip(at) {
+                    // SAFETY: the row has `rest` bytes after its whole chunks.
+                    last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(at, rest) });
+                }
+                let at = last.each_ref().map(|last| last.as_ptr());
+                // SAFETY: `last` has 64 bytes; the rest as above.
+                unsafe { step::<S, R, T, Z, G>(s, &mut sums, at, groups, x, sx, &factors, chunk) };
+            }
         }
-        // SAFETY: `last` has 64 bytes; the token has the vectors of the last, partial chunk too.
-        unsafe {
-            step::<S, R, T, Z>(
-                s,
-                &mut sums,
-                last.each_ref().map(|last| last.as_ptr()),
-                groups,
-                x,
-                sx,
-                whole,
-            )
-        };
     }
     reduce(s, sums)
+}
+
+/// Whether products of scales are prepared for several chunks; for one token, and where a chunk has several groups,
+/// they are made as they are needed.
+const fn products<const T: usize, const G: bool>() -> bool {
+    T > 1 && !G
 }
 
 /// Adds one chunk.
 ///
 /// # Safety
-/// 64 readable bytes at each of `rows`; each token has this chunk.
+/// 64 readable bytes at each of `rows`; each token has this chunk, and a scale for it; each row its groups.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool>(
+unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool, const G: bool>(
     s: S,
     sums: &mut [[S::F; T]; R],
     rows: [*const u8; R],
     groups: [Groups<'_>; R],
     x: [*const [f32; LANES]; T],
-    sx: [*const f32; T],
+    sx: [&[f32]; T],
+    factors: &[[[f32; LANES]; T]; R],
     chunk: usize,
 ) {
     let mut q = [[s.splat_i32(0); 4]; R];
@@ -93,17 +118,20 @@ unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool>(
             zeros,
             per_chunk,
         } = groups[r];
+        let per_chunk = if G { per_chunk } else { 1 };
         let these = chunk * per_chunk..(chunk + 1) * per_chunk;
-        scales[r] = if per_chunk == 1 {
-            s.splat(all[chunk])
-        } else {
-            s.spread(&all[these.clone()])
-        };
+        if !products::<T, G>() {
+            // SAFETY: the caller vouches for the chunk's groups.
+            let scale = unsafe { all.get_unchecked(these.clone()) };
+            scales[r] = if G { s.spread(scale) } else { s.splat(scale[0]) };
+        }
         if Z {
-            let zero = if per_chunk == 1 {
-                s.splat_i32(zeros[chunk])
+            // SAFETY: the caller vouches for the chunk's groups.
+            let zero = unsafe { zeros.get_unchecked(these) };
+            let zero = if G {
+                s.spread_i32(zero)
             } else {
-                s.spread_i32(&zeros[these])
+                s.splat_i32(zero[0])
             };
             for n in 0..4 {
                 q[r][n] = s.sub_i16(q[r][n], zero);
@@ -111,20 +139,35 @@ unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool>(
         }
     }
     for t in 0..T {
-        // SAFETY: the caller vouches for the chunk's scale.
-        let sx = s.splat(unsafe { *sx[t].add(chunk) });
-        let mut values = [s.splat_i32(0); INT4_VECTORS];
-        for n in 0..INT4_VECTORS {
-            // SAFETY: the caller vouches for the chunk's vectors; an i32 has the layout of an f32.
-            values[n] = s.load_i32(unsafe { &*x[t].add(chunk * INT4_VECTORS + n).cast() });
+        let x = x[t].wrapping_add(chunk * INT4_VECTORS);
+        // Without zeros of its own a row subtracts 8 from each q: -8 times the sum of the inputs, for all rows.
+        // SAFETY: the caller vouches for the chunk's vectors; an i32 has the layout of an f32.
+        let start = if Z {
+            s.splat_i32(0)
+        } else {
+            s.load_i32(unsafe { &*x.add(4).cast() })
+        };
+        let mut dots = [start; R];
+        let sx = if products::<T, G>() {
+            s.splat(0.0)
+        } else {
+            // SAFETY: the caller vouches for the chunk's scale.
+            s.splat(unsafe { *sx[t].get_unchecked(chunk) })
+        };
+        for n in 0..4 {
+            // SAFETY: as above.
+            let x = s.load_i32(unsafe { &*x.add(n).cast() });
+            for r in 0..R {
+                dots[r] = s.dot_i16(dots[r], q[r][n], x);
+            }
         }
         for r in 0..R {
-            // Without zeros of its own a row subtracts 8 from each q: -8 times the sum of the inputs, for all rows.
-            let mut dot = if Z { s.splat_i32(0) } else { values[4] };
-            for n in 0..4 {
-                dot = s.dot_i16(dot, q[r][n], values[n]);
-            }
-            sums[r][t] = s.fma(s.mul(s.to_f32(dot), sx), scales[r], sums[r][t]);
+            let factor = if products::<T, G>() {
+                s.splat(factors[r][t][chunk % LANES])
+            } else {
+                s.mul(scales[r], sx)
+            };
+            sums[r][t] = s.fma(s.to_f32(dots[r]), factor, sums[r][t]);
         }
     }
 }

@@ -1,4 +1,4 @@
-// y[t, o] = sum over i of x[t, i] w[o, i], for up to 4 * NT tokens a pass; weights are read once a pass.
+// y[t, o] = sum over i of x[t, i] w[o, i], for up to TOKENS (1, 2, 4 or 8) tokens a pass; weights are read once a pass.
 //
 // The inputs can be cut into `parts` over blocks: part p writes its own y, and the reader of y adds them in order.
 // A residual is added to part 0. x comes as images, or is the rmsnorm of a residual stream, done here by every block
@@ -16,7 +16,7 @@ struct LinearParams {
     const float *residual;             // [tokens, width] or null
     float *squares;                    // [tokens][units]: sums of squares of each unit's outputs, or null
     int tokens, padded, width;
-    int tiles, tiles_per_unit, parts;
+    int tiles, tiles_log2, parts;  // tiles a unit: 1, 2 or 4
 };
 
 // The tile's segment and the tile within it.
@@ -33,7 +33,7 @@ template <int F> struct LinearRuns {
     int unit, step, units, r, first, count;
     __device__ bool operator()(Run &run) {
         if (unit >= units) return false;
-        int tile = unit * p->tiles_per_unit + r;
+        int tile = (unit << p->tiles_log2) + r;
         unit += step;
         run.stages = 0;
         if (tile < p->tiles && count > 0) {
@@ -45,16 +45,16 @@ template <int F> struct LinearRuns {
     }
 };
 
-template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
+template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
-    constexpr int HELD = 4 * NT;
+    constexpr int NT = TOKENS > 4 ? 2 : 1, HELD = 4 * NT;
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
     __shared__ uint64_t image_barrier;
     __shared__ float scratch[GEMV_WARPS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
-    const int splits = GEMV_WARPS / p.tiles_per_unit, r = warp / splits, s = warp % splits;
-    const int part = blockIdx.x % p.parts, units = ceil_div(p.tiles, p.tiles_per_unit);
-    const int token0 = blockIdx.y * HELD, tokens = min(HELD, p.tokens - token0);
+    const int splits = GEMV_WARPS >> p.tiles_log2, r = warp >> (4 - p.tiles_log2), s = warp & (splits - 1);
+    const int part = blockIdx.x % p.parts, units = (p.tiles + (1 << p.tiles_log2) - 1) >> p.tiles_log2;
+    const int token0 = blockIdx.y * TOKENS, tokens = min(TOKENS, p.tokens - token0);
 
     // This part's slice of the inputs, in whole steps of 128.
     const int blocks128 = p.padded / 128, each = ceil_div(blocks128, p.parts);
@@ -66,8 +66,8 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
     uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
     uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;
     const uint32_t slice = image_bytes(end - begin);
-    const int held = tokens == 1 ? 1 : HELD;  // a lone token's image serves every column
-    float *partial = reinterpret_cast<float *>(image + held * slice);
+    constexpr int IMAGES = TOKENS == 1 ? 1 : HELD;  // a lone token's image serves every column
+    float *partial = reinterpret_cast<float *>(image + IMAGES * slice);
 
     if (threadIdx.x == 0) {
         barrier_init(&image_barrier, 1);
@@ -78,12 +78,20 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
     StageQueue<F, DEPTH, LinearRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
     __syncthreads();
-    wait_for_inputs();
+    bool normed = false;
+    if constexpr (TOKENS <= INLINE_TOKENS) {
+        normed = p.input.x0 != nullptr;
+        if (normed) {
+            InlineNorm<TOKENS> norm;
+            norm.load_weights(p.input);
+            wait_for_inputs();
+            norm.load(p.input, tokens, blockIdx.x == 0);
+            norm.store(p.input, tokens, begin, end, image, slice, scratch);
+        }
+    }
+    if (!normed) wait_for_inputs();
     allow_next_kernel();
-
-    if (p.input.x0) {
-        norm_into_image(p.input, tokens, begin, end, image, slice, scratch, blockIdx.x == 0);
-    } else {
+    if (!normed && end > begin) {  // more parts than inputs: the last ones are zeros
         if (threadIdx.x == 0)
             request_images(p.images + static_cast<size_t>(token0) * image_bytes(p.padded), p.padded, tokens, begin,
                            end, image, slice, &image_barrier);
@@ -91,11 +99,11 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
     }
 
     const uint32_t x = shared_address(image), sums = x + (end - begin) * 4;
-    const uint32_t token_bytes = tokens == 1 ? 0 : slice;
+    const uint32_t token_bytes = TOKENS == 1 ? 0 : slice;
     float *y = p.y + static_cast<size_t>(part) * p.tokens * p.width;
     int buffer = 0;
     for (int unit = blockIdx.x / p.parts; unit < units; unit += gridDim.x / p.parts) {
-        int tile = unit * p.tiles_per_unit + r;
+        int tile = (unit << p.tiles_log2) + r;
         const bool mine = tile < p.tiles;
         const Weight &w = segment_of(p, tile);
         float acc[NT][4];
@@ -103,10 +111,10 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT>;
         store_partials<NT>(sums_of_unit, warp, lane, acc);
         __syncthreads();
-        const int unit_rows = p.tiles_per_unit * TILE_ROWS;
-        for (int e = threadIdx.x; e < unit_rows * HELD; e += GEMV_THREADS) {
-            const int row = e % unit_rows, token = e / unit_rows;
-            int out_tile = unit * p.tiles_per_unit + row / TILE_ROWS;
+        const int rows_log2 = p.tiles_log2 + 4, unit_rows = 1 << rows_log2;
+        for (int e = threadIdx.x; e < unit_rows * TOKENS; e += GEMV_THREADS) {
+            const int row = e & (unit_rows - 1), token = e >> rows_log2;
+            int out_tile = (unit << p.tiles_log2) + row / TILE_ROWS;
             float v = 0.f;
             if (token < tokens && out_tile < p.tiles) {
                 const int column = unit * unit_rows + row;  // all segments but the last have whole tiles
@@ -128,12 +136,16 @@ template <int F, int NT, int DEPTH> DEVICE void linear(const LinearParams &p) {
     }
 }
 
-// One token fits twice on a multiprocessor, so the next kernel's weights are on their way before this one ends.
+// Up to four tokens fit twice on a multiprocessor, so the next kernel's weights are on their way before this one ends.
 #define LINEAR(NAME, FORMAT, DEPTH)                                                                                    \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
-        linear_##NAME##_4(const __grid_constant__ LinearParams p) { linear<FORMAT, 1, DEPTH>(p); }                     \
+        linear_##NAME##_1(const __grid_constant__ LinearParams p) { linear<FORMAT, 1, DEPTH>(p); }                     \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
+        linear_##NAME##_2(const __grid_constant__ LinearParams p) { linear<FORMAT, 2, DEPTH>(p); }                     \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
+        linear_##NAME##_4(const __grid_constant__ LinearParams p) { linear<FORMAT, 4, DEPTH>(p); }                     \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        linear_##NAME##_8(const __grid_constant__ LinearParams p) { linear<FORMAT, 2, DEPTH>(p); }
+        linear_##NAME##_8(const __grid_constant__ LinearParams p) { linear<FORMAT, 8, DEPTH>(p); }
 
 LINEAR(int4_g128, INT4_G128, 4)
 LINEAR(int4_g32, INT4_G32, 3)

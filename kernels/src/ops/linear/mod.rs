@@ -14,13 +14,15 @@
 //!
 //! INT4: the inputs of a chunk are rounded to 16-bit integers, `x = xi * sx` with `sx = max |x| / 32767` (error
 //! below 2^-16 of the chunk's largest input); each lane's `p = sum of (q - zero) * xi` over its 8 inputs is an exact
-//! integer, converted to F32 exactly; the lane becomes `fma(p * sx, scale, lane)`, the product rounded. A chunk that holds a NaN or an infinity has `sx = NaN`.
+//! integer, converted to F32 exactly; the lane becomes `fma(p, scale * sx, lane)`, the product rounded. A chunk that holds a NaN or an infinity has `sx = NaN`.
 
 mod block;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod floats;
 mod int4;
+mod integers;
 mod out;
 mod pack;
 #[cfg(test)]
@@ -30,5 +32,5 @@ mod tile;
 pub(crate) use block::{Block, Scratch};
 pub(crate) use cpu::{dequantize_row, linears_of};
 pub(crate) use out::Out;
-pub(crate) use pack::{Order, Packed, SharedTokens, Tokens, TokensMut, pack};
-pub(crate) use tile::{Bf16, Decode, E4m3, E5m2, F32, tile};
+pub(crate) use pack::{Order, Packed, SharedTokens, Tokens, TokensMut, pack, permute, restore};
+pub(crate) use tile::{Bf16, Decode, E4m3, E5m2, F32, tile_of};

@@ -123,10 +123,8 @@ impl<'a> TokensMut<'a> {
         let at = order.vectors(first);
         let to = &mut self.values[at..at + order.vectors(values.len())];
         match order {
-            Order::Natural => floats::<16>(Order::Natural, values, to),
-            Order::Pairs => floats::<32>(Order::Pairs, values, to),
-            Order::Fp8 => floats::<64>(Order::Fp8, values, to),
             Order::Int4 => integers(s, values, to, &mut self.scales[first / INT4_BLOCK..]),
+            order => permute(s, order, values, 1.0, to),
         }
     }
 }
@@ -256,16 +254,65 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Permutes one token in chunks of `C`; the last one is filled up with zeros.
+/// `x * factor` in the order of a float format, with zeros up to the end of the last chunk.
 #[inline(always)]
-fn floats<const C: usize>(order: Order, x: &[f32], to: &mut [[f32; LANES]]) {
-    let to = to.as_flattened_mut().as_chunks_mut::<C>().0;
-    let (chunks, rest) = x.as_chunks::<C>();
-    let mut last = [0.0; C];
-    last[..rest.len()].copy_from_slice(rest);
-    for (chunk, to) in chunks.iter().chain([&last]).zip(to) {
-        for k in 0..C {
-            to[order.place(k)] = chunk[k];
+pub(crate) fn permute<S: Simd>(s: S, order: Order, x: &[f32], factor: f32, to: &mut [[f32; LANES]]) {
+    let factor = s.splat(factor);
+    match order {
+        Order::Natural => {
+            for (x, to) in x.chunks(LANES).zip(to) {
+                s.store(s.mul(s.load_some(x), factor), to);
+            }
+        }
+        Order::Pairs => {
+            for (x, to) in x.chunks(32).zip(to.as_chunks_mut::<2>().0) {
+                let chunk = s.pairs_order(&filled(x));
+                for (v, to) in chunk.into_iter().zip(to) {
+                    s.store(s.mul(v, factor), to);
+                }
+            }
+        }
+        Order::Fp8 | Order::Int4 => {
+            for (x, to) in x.chunks(64).zip(to.as_chunks_mut::<4>().0) {
+                let chunk = s.e4m3_order(&filled(x));
+                for (v, to) in chunk.into_iter().zip(to) {
+                    s.store(s.mul(v, factor), to);
+                }
+            }
+        }
+    }
+}
+
+/// A chunk, the last one of a row filled up with zeros.
+#[inline(always)]
+fn filled<const C: usize>(x: &[f32]) -> [f32; C] {
+    match x.first_chunk() {
+        Some(x) => *x,
+        None => {
+            let mut filled = [0.0; C];
+            filled[..x.len()].copy_from_slice(x);
+            filled
+        }
+    }
+}
+
+/// The opposite of [`permute`], without the factor.
+#[inline(always)]
+pub(crate) fn restore(order: Order, from: &[[f32; LANES]], to: &mut [f32]) {
+    match order {
+        Order::Natural => chunks_back::<16>(Order::Natural, from, to),
+        Order::Pairs => chunks_back::<32>(Order::Pairs, from, to),
+        Order::Fp8 => chunks_back::<64>(Order::Fp8, from, to),
+        Order::Int4 => chunks_back::<128>(Order::Int4, from, to),
+    }
+}
+
+#[inline(always)]
+fn chunks_back<const C: usize>(order: Order, from: &[[f32; LANES]], to: &mut [f32]) {
+    let from = from.as_flattened().as_chunks::<C>().0;
+    for (from, to) in from.iter().zip(to.chunks_mut(C)) {
+        for (k, to) in to.iter_mut().enumerate() {
+            *to = from[order.place(k)];
         }
     }
 }
@@ -278,39 +325,42 @@ const SMALLEST: f32 = 1e-30;
 fn integers<S: Simd>(s: S, x: &[f32], to: &mut [[f32; LANES]], scales: &mut [f32]) {
     let to = to.as_chunks_mut::<INT4_VECTORS>().0;
     for ((x, to), scale) in x.chunks(INT4_BLOCK).zip(to).zip(scales) {
-        let mut chunk = [0.0; INT4_BLOCK];
-        chunk[..x.len()].copy_from_slice(x);
-        *scale = quantize(s, &chunk, to);
+        *scale = quantize(s, &filled(x), to);
     }
 }
 
 /// Rounds one chunk to i16 pairs in INT4 order; returns the scale.
 #[inline(always)]
 fn quantize<S: Simd>(s: S, chunk: &[f32; INT4_BLOCK], to: &mut [[f32; LANES]; INT4_VECTORS]) -> f32 {
-    // As integers, magnitudes order like the floats, with infinities and NaNs above all.
-    let largest = chunk.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(largest);
-    if !largest.is_finite() || largest < SMALLEST {
+    let zero = s.splat(0.0);
+    let mut x = [zero; INT4_BLOCK / LANES];
+    let (mut largest, mut finite) = (zero, zero);
+    for (x, chunk) in x.iter_mut().zip(chunk.as_chunks::<LANES>().0) {
+        *x = s.load(chunk);
+        largest = s.max(*x, s.max(s.sub(zero, *x), largest));
+        // 0 as long as x is finite, NaN from then on.
+        finite = s.fma(*x, zero, finite);
+    }
+    let largest = s.largest(largest);
+    let finite = s.sum(finite) == 0.0;
+    if !finite || largest < SMALLEST {
         *to = [[0.0; LANES]; INT4_VECTORS];
-        return if largest.is_finite() { 0.0 } else { f32::NAN };
+        return if finite { 0.0 } else { f32::NAN };
     }
     let inverse = s.splat(32767.0 / largest);
     // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
     let magic = s.splat(12_582_912.0);
-    let mut rounded = [[0.0; LANES]; INT4_BLOCK / LANES];
-    for (x, rounded) in chunk.as_chunks::<LANES>().0.iter().zip(&mut rounded) {
-        s.store(s.add(s.mul(s.load(x), inverse), magic), rounded);
+    for x in &mut x {
+        *x = s.add(s.mul(*x, inverse), magic);
     }
-    let integers = rounded.as_flattened().as_chunks::<INT4_LANE>().0;
     let [pairs @ .., sums] = to;
-    for (n, to) in pairs.iter_mut().enumerate() {
-        for (to, lane) in to.iter_mut().zip(integers) {
-            *to = f32::from_bits(lane[n].to_bits() & 0xffff | lane[n + 4].to_bits() << 16);
-        }
+    // Both halves -8.
+    let minus_8 = s.splat_i32(0xfff8_fff8_u32 as i32);
+    let mut sum = s.splat_i32(0);
+    for (pair, to) in s.int4_order(&x).into_iter().zip(pairs) {
+        sum = s.dot_i16(sum, pair, minus_8);
+        s.store(s.as_floats(pair), to);
     }
-    for (sum, lane) in sums.iter_mut().zip(integers) {
-        let total: i32 = lane.iter().map(|x| i32::from(x.to_bits() as i16)).sum();
-        *sum = f32::from_bits((-8 * total) as u32);
-    }
+    s.store(s.as_floats(sum), sums);
     largest / 32767.0
 }

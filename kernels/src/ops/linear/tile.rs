@@ -5,8 +5,8 @@
 use crate::simd::{LANES, Simd};
 
 /// How a float format's bytes become vectors: `N` bytes, `V` vectors.
-pub(crate) trait Decode<S: Simd, const N: usize, const V: usize>: Copy {
-    fn decode(s: S, bytes: &[u8; N]) -> [S::F; V];
+pub(crate) trait Decode<const N: usize, const V: usize>: Copy {
+    fn decode<S: Simd>(s: S, bytes: &[u8; N]) -> [S::F; V];
 }
 
 #[derive(Clone, Copy)]
@@ -20,49 +20,72 @@ pub(crate) struct E4m3;
 #[derive(Clone, Copy)]
 pub(crate) struct E5m2;
 
-impl<S: Simd> Decode<S, 64, 1> for F32 {
+impl Decode<64, 1> for F32 {
     #[inline(always)]
-    fn decode(s: S, bytes: &[u8; 64]) -> [S::F; 1] {
+    fn decode<S: Simd>(s: S, bytes: &[u8; 64]) -> [S::F; 1] {
         [s.f32x16(bytes)]
     }
 }
 
-impl<S: Simd> Decode<S, 32, 1> for F16 {
+impl Decode<32, 1> for F16 {
     #[inline(always)]
-    fn decode(s: S, bytes: &[u8; 32]) -> [S::F; 1] {
+    fn decode<S: Simd>(s: S, bytes: &[u8; 32]) -> [S::F; 1] {
         [s.f16x16(bytes)]
     }
 }
 
-impl<S: Simd> Decode<S, 64, 2> for Bf16 {
+impl Decode<64, 2> for Bf16 {
     #[inline(always)]
-    fn decode(s: S, bytes: &[u8; 64]) -> [S::F; 2] {
+    fn decode<S: Simd>(s: S, bytes: &[u8; 64]) -> [S::F; 2] {
         s.bf16x32(bytes)
     }
 }
 
-impl<S: Simd> Decode<S, 64, 4> for E4m3 {
+impl Decode<64, 4> for E4m3 {
     #[inline(always)]
-    fn decode(s: S, bytes: &[u8; 64]) -> [S::F; 4] {
+    fn decode<S: Simd>(s: S, bytes: &[u8; 64]) -> [S::F; 4] {
         s.e4m3x64(bytes)
     }
 }
 
-impl<S: Simd> Decode<S, 16, 1> for E5m2 {
+impl Decode<16, 1> for E5m2 {
     #[inline(always)]
-    fn decode(s: S, bytes: &[u8; 16]) -> [S::F; 1] {
+    fn decode<S: Simd>(s: S, bytes: &[u8; 16]) -> [S::F; 1] {
         [s.e5m2x16(bytes)]
     }
 }
 
-/// `R` rows that begin at `rows`, each of `bytes` bytes, times `T` tokens that begin at `x`. `ahead`: so many bytes
-/// further on the weight is read next.
+/// `R` rows of `bytes` bytes each, one after the other from `data` on, times `T` tokens that begin at `x`. `ahead`: so
+/// many bytes further on the weight is read next.
 ///
 /// # Safety
-/// Each row must have `bytes` readable bytes, each token `V` vectors for every `N` bytes of a row, the last ones
-/// rounded up.
+/// `R * bytes` readable bytes at `data`; each token `V` vectors for every `N` bytes of a row, rounded up.
 #[inline(always)]
 pub(crate) unsafe fn tile<S, D, const N: usize, const V: usize, const R: usize, const T: usize>(
+    s: S,
+    data: *const u8,
+    bytes: usize,
+    x: [*const [f32; LANES]; T],
+    ahead: Option<usize>,
+) -> [[f32; T]; R]
+where
+    S: Simd,
+    D: Decode<N, V>,
+{
+    let mut rows = [data; R];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = data.wrapping_add(r * bytes);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { tile_of::<S, D, N, V, R, T>(s, rows, bytes, x, ahead) }
+}
+
+/// The same with rows anywhere.
+///
+/// # Safety
+/// `bytes` readable bytes at each of `rows`; tokens as for [`tile`].
+#[inline(always)]
+pub(crate) unsafe fn tile_of<S, D, const N: usize, const V: usize, const R: usize, const T: usize>(
     s: S,
     rows: [*const u8; R],
     bytes: usize,
@@ -71,34 +94,33 @@ pub(crate) unsafe fn tile<S, D, const N: usize, const V: usize, const R: usize, 
 ) -> [[f32; T]; R]
 where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let mut sums = [[s.splat(0.0); T]; R];
     let whole = bytes / N;
-    let base = rows[0];
-    let mut rows = rows;
+    let mut next = rows[0].wrapping_add(ahead.unwrap_or(0));
     for at in 0..whole {
-        if let Some(ahead) = ahead {
-            let next = base.wrapping_add(ahead + at * R * N);
+        if ahead.is_some() {
             for r in 0..R {
                 s.prefetch(next.wrapping_add(r * N));
             }
+            next = next.wrapping_add(R * N);
         }
+        let rows = rows.map(|row| row.wrapping_add(at * N));
         // SAFETY: `at` is below the row's whole steps, so that `N` bytes and `V` vectors are there.
         unsafe { step::<S, D, N, V, R, T>(s, &mut sums, rows, x, at) };
-        rows = rows.map(|row| row.wrapping_add(N));
     }
     let rest = bytes % N;
     if rest != 0 {
         let mut last = [[0; N]; R];
         for (last, row) in last.iter_mut().zip(rows) {
-            // SAFETY: the row has `rest` bytes more.
-            last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(row, rest) });
+            let from = row.wrapping_add(whole * N);
+            // SAFETY: the row has `rest` bytes after its whole steps.
+            last[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(from, rest) });
         }
+        let rows = last.each_ref().map(|last| last.as_ptr());
         // SAFETY: `last` has `N` bytes; the token has `V` vectors for the last, partial step too.
-        unsafe {
-            step::<S, D, N, V, R, T>(s, &mut sums, last.each_ref().map(|last| last.as_ptr()), x, whole)
-        };
+        unsafe { step::<S, D, N, V, R, T>(s, &mut sums, rows, x, whole) };
     }
     reduce(s, sums)
 }
@@ -116,7 +138,7 @@ unsafe fn step<S, D, const N: usize, const V: usize, const R: usize, const T: us
     at: usize,
 ) where
     S: Simd,
-    D: Decode<S, N, V>,
+    D: Decode<N, V>,
 {
     let mut w = [[s.splat(0.0); V]; R];
     for r in 0..R {

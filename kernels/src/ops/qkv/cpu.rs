@@ -78,25 +78,34 @@ impl CpuBackend {
         );
 
         let isa = engine.isa;
-        let (q, k, angles) = (
-            Rows::new(q, q_width),
-            Rows::new(k, kv_width),
-            Rows::new(angles, spec.rotary_dim),
-        );
-        let (v, writer) = (&*v, cache.writer());
+        // Layers share the angles of a step unless their rope differs.
+        let kind = Some((spec.rope_theta.to_bits(), spec.rotary_dim));
+        if w.angles_of != kind {
+            let frequencies = rope::frequencies(spec);
+            let angles = Rows::new(&mut *angles, spec.rotary_dim);
+            engine.run_parts(tokens, TASK_TOKENS, |part, _| {
+                for t in part {
+                    // SAFETY: each token is in one part.
+                    rope::angles(&frequencies, step.positions[t], unsafe { angles.take(t..t + 1) });
+                }
+            });
+            w.angles_of = kind;
+        }
+        let (q, k) = (Rows::new(q, q_width), Rows::new(k, kv_width));
+        let (v, angles, writer) = (&*v, &*angles, cache.writer());
         engine.run_parts(tokens, TASK_TOKENS, |part, _| {
             for t in part {
                 // SAFETY: each token is in one part.
-                let (q, k, angles) = unsafe { (q.take(t..t + 1), k.take(t..t + 1), angles.take(t..t + 1)) };
+                let (q, k) = unsafe { (q.take(t..t + 1), k.take(t..t + 1)) };
                 let v = &v[t * kv_width..][..kv_width];
+                let angles = &angles[t * spec.rotary_dim..][..spec.rotary_dim];
                 normalize(isa, spec, q_norm, eps, q);
                 normalize(isa, spec, k_norm, eps, k);
-                let position = step.positions[t];
-                rope::angles(spec, position, angles);
                 rope::rotate(isa, spec.head_dim, angles, q);
                 rope::rotate(isa, spec.head_dim, angles, k);
-                // SAFETY: the step's positions are different, so that no other task writes this one.
-                unsafe { writer.write(step.pages_of(t), position as usize, k, v) };
+                let position = step.positions[t] as usize;
+                // SAFETY: no two runs write one page (`Step::begin` checks it), and a run's positions differ.
+                unsafe { writer.write(isa, step.pages_of(t), position, k, v) };
             }
         });
         Ok(())

@@ -2,13 +2,22 @@
 
 use conclave_plan::model::AttentionSpec;
 
+use crate::ops::attention::MAX_HEAD_DIM;
 use crate::simd::{Isa, Kernel, LANES, Simd, run};
 
+/// `theta^(-2 i / rotary_dim)` of each pair i.
+pub(super) fn frequencies(spec: &AttentionSpec) -> [f64; MAX_HEAD_DIM / 2] {
+    let mut frequencies = [0.0; MAX_HEAD_DIM / 2];
+    for (i, frequency) in frequencies[..spec.rotary_dim / 2].iter_mut().enumerate() {
+        *frequency = libm::pow(spec.rope_theta, -2.0 * i as f64 / spec.rotary_dim as f64);
+    }
+    frequencies
+}
+
 /// Writes the cosines, then the sines, of each pair of one position; `table` has `rotary_dim` values.
-pub(super) fn angles(spec: &AttentionSpec, position: u32, table: &mut [f32]) {
-    let (cosines, sines) = table.split_at_mut(spec.rotary_dim / 2);
-    for (i, (cosine, sine)) in cosines.iter_mut().zip(sines).enumerate() {
-        let frequency = libm::pow(spec.rope_theta, -2.0 * i as f64 / spec.rotary_dim as f64);
+pub(super) fn angles(frequencies: &[f64], position: u32, table: &mut [f32]) {
+    let (cosines, sines) = table.split_at_mut(table.len() / 2);
+    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
         let (s, c) = libm::sincos(f64::from(position) * frequency);
         (*cosine, *sine) = (c as f32, s as f32);
     }

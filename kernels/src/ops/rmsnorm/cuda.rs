@@ -17,6 +17,8 @@ pub(crate) struct NormInput {
     pub(crate) sum_out: u64,
     pub(crate) eps: f32,
     pub(crate) k: i32,
+    pub(crate) more: i32,
+    pub(crate) stride: i32,
 }
 
 /// Mirrors `NormRows`.
@@ -44,6 +46,15 @@ pub(crate) struct CombineRows {
     pub(crate) slots: i32,
 }
 
+/// Pairs of a row that one thread holds, as the kernels are compiled for.
+fn pairs(width: i32) -> i32 {
+    match width {
+        ..=3072 => 3,
+        3073..=6144 => 6,
+        _ => 16,
+    }
+}
+
 fn launch(rows: usize) -> Launch {
     Launch {
         grid: (rows as u32, 1),
@@ -54,9 +65,17 @@ fn launch(rows: usize) -> Launch {
 }
 
 pub(crate) fn norm_rows(gpu: &Gpu, rows: usize, params: &NormRows) -> Result<()> {
-    gpu.launch("norm_rows", launch(rows), params)
+    gpu.launch(
+        &format!("norm_rows_{}", pairs(params.input.k)),
+        launch(rows),
+        params,
+    )
 }
 
 pub(crate) fn combine_rows(gpu: &Gpu, rows: usize, params: &CombineRows) -> Result<()> {
-    gpu.launch("combine_rows", launch(rows), params)
+    gpu.launch(
+        &format!("combine_rows_{}", pairs(params.norm.input.k)),
+        launch(rows),
+        params,
+    )
 }

@@ -1,4 +1,4 @@
-// From the residual stream to the next linear's input: h = x0 + x1, y = h / rms(h) * weight, as images (few tokens), as
+// From the residual stream to the next linear's input: h = x0 + the parts x1, y = h / rms(h) * weight, as images (few tokens), as
 // a plane (many) and as F32.
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
 #include "../../cuda/gemv.cuh"
@@ -13,16 +13,16 @@ struct NormRows {
     int padded, plane_blocks;
 };
 
-constexpr int NORM_THREADS = 512, NORM_PAIRS = 16;  // k <= 16384
+constexpr int NORM_THREADS = 512;
 
-// Normalises the row in `v` and writes it out.
-DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[NORM_PAIRS], float *scratch) {
+// Normalises the row in `v` (PAIRS * 1024 values at most) and writes it out.
+template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], float *scratch) {
     float squares = 0.f;
 #pragma unroll
-    for (int i = 0; i < NORM_PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
+    for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
     const float inverse = p.input.weight ? rsqrtf(block_sum(squares, scratch) / p.input.k + p.input.eps) : 1.f;
 #pragma unroll
-    for (int i = 0; i < NORM_PAIRS; i++) {
+    for (int i = 0; i < PAIRS; i++) {
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
         if (2 * i * NORM_THREADS >= p.padded) break;
         float2 y = make_float2(0.f, 0.f);
@@ -38,21 +38,22 @@ DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[NORM_PAIRS]
     }
 }
 
-extern "C" __global__ void __launch_bounds__(NORM_THREADS) norm_rows(const __grid_constant__ NormRows p) {
+template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
     __shared__ float scratch[NORM_THREADS / WARP];
     wait_for_inputs();
     allow_next_kernel();
     const int row = blockIdx.x;
     const size_t from = static_cast<size_t>(p.rows ? p.rows[row] : row) * p.input.k;
-    float2 v[NORM_PAIRS];
+    float2 v[PAIRS];
 #pragma unroll
-    for (int i = 0; i < NORM_PAIRS; i++) {
+    for (int i = 0; i < PAIRS; i++) {
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
         v[i] = make_float2(0.f, 0.f);
         if (k >= p.input.k) continue;
         v[i] = *reinterpret_cast<const float2 *>(p.input.x0 + from + k);
-        if (p.input.x1) {
-            const float2 w = *reinterpret_cast<const float2 *>(p.input.x1 + from + k);
+#pragma unroll 4
+        for (int part = 0; part < p.input.more; part++) {
+            const float2 w = *reinterpret_cast<const float2 *>(p.input.x1 + static_cast<size_t>(part) * p.input.stride + from + k);
             v[i].x += w.x, v[i].y += w.y;
         }
         if (p.input.sum_out) *reinterpret_cast<float2 *>(p.input.sum_out + from + k) = v[i];
@@ -71,19 +72,20 @@ struct CombineRows {
     int slots;
 };
 
-extern "C" __global__ void __launch_bounds__(NORM_THREADS) combine_rows(const __grid_constant__ CombineRows p) {
+template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
     __shared__ float scratch[NORM_THREADS / WARP];
     wait_for_inputs();
     allow_next_kernel();
     const int row = blockIdx.x, width = p.norm.input.k;
     const size_t from = static_cast<size_t>(row) * width;
-    float2 v[NORM_PAIRS];
+    float2 v[PAIRS];
 #pragma unroll
-    for (int i = 0; i < NORM_PAIRS; i++) {
+    for (int i = 0; i < PAIRS; i++) {
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
         v[i] = make_float2(0.f, 0.f);
         if (k >= width) continue;
         float2 sum = make_float2(0.f, 0.f);
+#pragma unroll 4
         for (int j = 0; j < p.slots; j++) {
             const float w = p.weights[row * p.slots + j];
             const size_t slot = static_cast<size_t>(row) * p.slots + j;
@@ -102,3 +104,12 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) combine_rows(const __
     }
     if (p.norm.image || p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, scratch);
 }
+
+#define ROWS(PAIRS)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                         \
+        norm_rows_##PAIRS(const __grid_constant__ NormRows p) { norm_rows<PAIRS>(p); }                                 \
+    extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                         \
+        combine_rows_##PAIRS(const __grid_constant__ CombineRows p) { combine_rows<PAIRS>(p); }
+ROWS(3)
+ROWS(6)
+ROWS(16)

@@ -79,6 +79,7 @@ pub(crate) struct RouteTokens {
     pub(crate) router_logits: u64,
     pub(crate) local: u64,
     pub(crate) groups: Groups,
+    pub(crate) arrived: u64,
 }
 
 /// Any number of tokens; no groups.
@@ -98,11 +99,12 @@ pub(crate) fn route(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
 
 /// At most 128 tokens, with groups.
 pub(crate) fn route_groups(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
+    let blocks = (params.route.tokens as u32).div_ceil(8);
     gpu.launch(
         "route_groups",
         Launch {
-            grid: (1, 1),
-            threads: 1024,
+            grid: (blocks, 1),
+            threads: 256,
             shared: 0,
             overlap: true,
         },

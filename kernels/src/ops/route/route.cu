@@ -8,23 +8,39 @@ struct RouteTokens {
     float *router_logits;  // [tokens, experts] or null
     const int *local;      // expert -> its place on this rank, or -1; null: the same
     Groups groups;
+    unsigned *arrived;     // zero between kernels
 };
 
-constexpr int ROUTE_THREADS = 1024, ROUTE_WARPS = ROUTE_THREADS / WARP, GROUPED_TOKENS = 128;
+constexpr int ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / WARP, GROUPED_TOKENS = 128;
 
-// Any number of tokens; no groups.
-extern "C" __global__ void __launch_bounds__(256) route(const __grid_constant__ RouteTokens p) {
-    wait_for_inputs();
-    allow_next_kernel();
-    const int token = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x & 31;
-    if (token >= p.route.tokens) return;
+// One warp's token: choice and weights to memory. Returns the lane's expert.
+DEVICE int route_token(const RouteTokens &p, int token, float *score, float *choice) {
+    const int lane = threadIdx.x & 31;
+    float z[EXPERTS_PER_LANE];
+    load_logits(p.route, token, lane, z);
+    if (p.router_logits) {
+#pragma unroll
+        for (int i = 0; i < EXPERTS_PER_LANE; i++)
+            if (lane + i * WARP < p.route.experts) p.router_logits[static_cast<size_t>(token) * p.route.experts + lane + i * WARP] = z[i];
+    }
+    score_experts(p.route, lane, z, score, choice);
     int id;
     float weight;
-    choose_experts(p.route, token, lane, id, weight, p.router_logits);
+    choose_experts(p.route, score, choice, lane, id, weight);
     if (lane < p.route.k) {
         p.ids[token * p.route.k + lane] = id;
         p.weights[token * p.route.k + lane] = weight;
     }
+    return id;
+}
+
+// Any number of tokens; no groups.
+extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route(const __grid_constant__ RouteTokens p) {
+    __shared__ float score[ROUTE_WARPS][MAX_EXPERTS], choice[ROUTE_WARPS][MAX_EXPERTS];
+    wait_for_inputs();
+    allow_next_kernel();
+    const int warp = threadIdx.x / WARP, token = blockIdx.x * ROUTE_WARPS + warp;
+    if (token < p.route.tokens) route_token(p, token, score[warp], choice[warp]);
 }
 
 // Sum of `v` over the threads before this one, over the first MAX_EXPERTS threads; `total` of all of them.
@@ -48,50 +64,60 @@ DEVICE int scan_experts(int v, int *scratch, int &total) {
     return before + sum - v;
 }
 
-// Up to 128 tokens, one block: choice and groups together. Rows of one expert are in the order of the tokens.
+// Up to 128 tokens: choice, and by the last block to arrive the groups. Rows of one expert are in the order of the
+// tokens.
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route_groups(const __grid_constant__ RouteTokens p) {
+    __shared__ float score[ROUTE_WARPS][MAX_EXPERTS], choice[ROUTE_WARPS][MAX_EXPERTS];
     __shared__ uint32_t tokens_of[MAX_EXPERTS][GROUPED_TOKENS / 32];
-    __shared__ uint16_t chosen[GROUPED_TOKENS][MAX_TOP_K];
-    __shared__ int scratch[MAX_EXPERTS / WARP];
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, k = p.route.k;
-    for (int i = threadIdx.x; i < MAX_EXPERTS * GROUPED_TOKENS / 32; i += ROUTE_THREADS)
-        tokens_of[i / (GROUPED_TOKENS / 32)][i % (GROUPED_TOKENS / 32)] = 0;
-    __syncthreads();
+    __shared__ int scratch[MAX_EXPERTS / WARP], last;
+    const int warp = threadIdx.x / WARP, k = p.route.k, token = blockIdx.x * ROUTE_WARPS + warp;
     wait_for_inputs();
     allow_next_kernel();
-    for (int token = warp; token < p.route.tokens; token += ROUTE_WARPS) {
-        int id;
-        float weight;
-        choose_experts(p.route, token, lane, id, weight, p.router_logits);
-        if (lane < k) {
-            p.ids[token * k + lane] = id;
-            p.weights[token * k + lane] = weight;
-            const int local = p.local ? p.local[id] : id;
-            chosen[token][lane] = static_cast<uint16_t>(local);
-            if (local >= 0) atomicOr(&tokens_of[local][token / 32], 1u << (token % 32));
-        }
+    if (token < p.route.tokens) route_token(p, token, score[warp], choice[warp]);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(p.arrived, 1u) == gridDim.x - 1;
+        if (last) *p.arrived = 0;
+    }
+#pragma unroll
+    for (int w = 0; w < GROUPED_TOKENS / 32; w++) tokens_of[threadIdx.x][w] = 0;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.route.tokens * k; i += ROUTE_THREADS) {
+        const int id = __ldcg(p.ids + i), t = i / k, local = p.local ? p.local[id] : id;
+        if (local >= 0) atomicOr(&tokens_of[local][t / 32], 1u << (t % 32));
     }
     __syncthreads();
     const int expert = threadIdx.x;
     int rows = 0;
-    if (expert < MAX_EXPERTS)
-        for (int w = 0; w < GROUPED_TOKENS / 32; w++) rows += __popc(tokens_of[expert][w]);
+#pragma unroll
+    for (int w = 0; w < GROUPED_TOKENS / 32; w++) rows += __popc(tokens_of[expert][w]);
     int total_rows, total_groups;
     const int pieces = ceil_div(rows, GROUP_ROWS);
-    int position = scan_experts(rows, scratch, total_rows);
+    const int position = scan_experts(rows, scratch, total_rows);
     const int group = scan_experts(pieces, scratch, total_groups);
     if (threadIdx.x == 0) *p.groups.count = total_groups;
-    if (rows == 0) return;
+#pragma unroll 1
     for (int piece = 0; piece < pieces; piece++)
         p.groups.group[group + piece] = {expert, position + piece * GROUP_ROWS,
                                          min(GROUP_ROWS, rows - piece * GROUP_ROWS), 0};
-    for (int w = 0; w < GROUPED_TOKENS / 32; w++)
-        for (uint32_t bits = tokens_of[expert][w]; bits; bits &= bits - 1) {
-            const int token = w * 32 + __ffs(bits) - 1;
-            int slot = 0;
-            while (slot < k - 1 && chosen[token][slot] != expert) slot++;
-            p.groups.row_token[position] = token;
-            p.groups.row_slot[position] = token * k + slot;
-            position++;
-        }
+    // First positions of the experts, for the rows' places.
+    int *first = reinterpret_cast<int *>(score[0]);
+    __syncthreads();
+    first[expert] = position;
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.route.tokens * k; i += ROUTE_THREADS) {
+        const int id = __ldcg(p.ids + i), t = i / k, local = p.local ? p.local[id] : id;
+        if (local < 0) continue;
+        int at = first[local];
+#pragma unroll
+        for (int w = 0; w < GROUPED_TOKENS / 32; w++)
+            at += __popc(w < t / 32 ? tokens_of[local][w] : w == t / 32 ? tokens_of[local][w] & ((1u << (t % 32)) - 1) : 0u);
+        p.groups.row_token[at] = t;
+        p.groups.row_slot[at] = i;
+    }
 }
