@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::backend::Result;
 use crate::cpu::engine::Rows;
 use crate::cpu::memory::Memory;
-use crate::cpu::weights::{Format, INT4_BLOCK, INT4_LANE};
+use crate::cpu::weights::{Format, INT4_BLOCK};
 use crate::simd::{Isa, Kernel, LANES, Simd, run};
 
 /// Order of inputs in lanes; see the table of `ops::linear`.
