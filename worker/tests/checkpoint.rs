@@ -83,19 +83,27 @@ fn load(directory: &Path) -> Result<(), String> {
     for (layer, shape) in (0u32..).zip(&spec.layers) {
         parts.extend((0..shape.moe.experts as u32).map(|expert| Part::Expert { layer, expert }));
     }
-    source.read_in(&parts, 2, &Progress::new(), &|| false).map_err(|error| error.to_string())?;
+    source
+        .read_in(&parts, 2, &Progress::new(), &|| false)
+        .map_err(|error| error.to_string())?;
     for part in parts {
         match part {
-            Part::Expert { layer, expert } => drop(source.expert(layer, expert).map_err(|error| error.to_string())?),
+            Part::Expert { layer, expert } => {
+                drop(source.expert(layer, expert).map_err(|error| error.to_string())?)
+            }
             Part::Replicated => {
                 use conclave_worker::weights::modules;
-                source.linear(&modules::embedding(&spec)).map_err(|error| error.to_string())?;
+                source
+                    .linear(&modules::embedding(&spec))
+                    .map_err(|error| error.to_string())?;
                 for layer in 0..spec.layers.len() {
                     let layer = modules::layer(&spec, layer);
                     for linear in [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate] {
                         source.linear(linear).map_err(|error| error.to_string())?;
                     }
-                    source.vector(&layer.attention_norm).map_err(|error| error.to_string())?;
+                    source
+                        .vector(&layer.attention_norm)
+                        .map_err(|error| error.to_string())?;
                 }
             }
         }
@@ -133,7 +141,9 @@ fn every_checkpoint_of_the_tests_loads_whole() {
 fn a_file_cut_at_any_place_is_refused() {
     let copy = Copy::of("tiny-hd64/ct-int4");
     let whole = copy.model();
-    let cuts = (0..64).chain((64..whole.len()).step_by(4096)).chain([whole.len() - 1]);
+    let cuts = (0..64)
+        .chain((64..whole.len()).step_by(4096))
+        .chain([whole.len() - 1]);
     for length in cuts {
         copy.set_model(&whole[..length]);
         assert_says(&copy.open_error(), &["model.safetensors"]);
@@ -156,7 +166,10 @@ fn header_lengths_that_lie_are_refused_without_an_allocation() {
     };
     assert_says(&lie(0), &["header"]);
     assert_says(&lie(7), &["header"]);
-    assert_says(&lie(header::MAX_HEADER_BYTES + 1), &["header length is 100000001"]);
+    assert_says(
+        &lie(header::MAX_HEADER_BYTES + 1),
+        &["header length is 100000001"],
+    );
     assert_says(&lie(1 << 63), &["header length is 9223372036854775808"]);
     assert_says(&lie(u64::MAX), &["header length"]);
     assert_says(&lie(header::MAX_HEADER_BYTES), &["the file ends after"]);
@@ -166,7 +179,16 @@ fn header_lengths_that_lie_are_refused_without_an_allocation() {
 fn headers_that_are_no_header_are_refused() {
     let copy = Copy::of("tiny-hd64/ct-int4");
     let (deep, nul) = (b"[".repeat(100_000), vec![0u8; 64]);
-    for json in [&b"[]"[..], b"null", b"{", b"\xff\xfe{}", b"{\"a\":{\"dtype\":\"F32\"}}", b"{}{}", &deep, &nul] {
+    for json in [
+        &b"[]"[..],
+        b"null",
+        b"{",
+        b"\xff\xfe{}",
+        b"{\"a\":{\"dtype\":\"F32\"}}",
+        b"{}{}",
+        &deep,
+        &nul,
+    ] {
         copy.set_model(&join(json, &[]));
         assert_says(&copy.open_error(), &["model.safetensors", "header"]);
     }
@@ -181,7 +203,9 @@ fn tensors_that_lie_about_their_place_are_refused_by_name() {
             info["data_offsets"] = json!([b, a]);
         }),
         ("BF16 [129] takes 258 bytes", |info| info["shape"] = json!([129])),
-        ("no whole number of bytes that fits", |info| info["shape"] = json!([1u64 << 40, 1u64 << 40])),
+        ("no whole number of bytes that fits", |info| {
+            info["shape"] = json!([1u64 << 40, 1u64 << 40])
+        }),
         ("takes 512 bytes", |info| info["dtype"] = json!("F32")),
         ("unknown variant", |info| info["dtype"] = json!("F33")),
         ("invalid value", |info| info["shape"] = json!([-1])),
@@ -243,8 +267,17 @@ fn a_sharded_checkpoint_must_be_complete_and_agree_with_its_index() {
     // The tensor is in another file than the index says.
     let moved = edit(|map| map[NORM] = json!("model-00001-of-00003.safetensors"));
     assert_says(&moved, &[NORM]);
-    assert_says(&edit(|map| map["no.such.tensor"] = json!("model-00001-of-00003.safetensors")), &["no.such.tensor"]);
-    for name in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", ""] {
+    assert_says(
+        &edit(|map| map["no.such.tensor"] = json!("model-00001-of-00003.safetensors")),
+        &["no.such.tensor"],
+    );
+    for name in [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "model.bin",
+        "",
+    ] {
         let copy = Copy::of("tiny-sharded");
         let path = copy.path("model.safetensors.index.json");
         fs::write(&path, json!({"weight_map": {"a": name}}).to_string()).unwrap();
@@ -279,8 +312,14 @@ fn reshaped(checkpoint: &str, name: &str, dtype: &str, shape: &[usize], bytes: u
     // The old one keeps its bytes under a name that nobody asks for.
     let old = object.remove(name).unwrap();
     object.insert("unused".into(), old);
-    object.insert(name.into(), json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes]}));
-    copy.set_model(&join(&serde_json::to_vec(&header).unwrap(), &[data, &vec![0; bytes]].concat()));
+    object.insert(
+        name.into(),
+        json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes]}),
+    );
+    copy.set_model(&join(
+        &serde_json::to_vec(&header).unwrap(),
+        &[data, &vec![0; bytes]].concat(),
+    ));
     copy
 }
 
@@ -288,18 +327,74 @@ fn reshaped(checkpoint: &str, name: &str, dtype: &str, shape: &[usize], bytes: u
 fn modules_of_another_shape_or_type_are_refused_by_name() {
     let q = |suffix: &str| format!("{Q}.{suffix}");
     let cases = [
-        ("bf16", q("weight"), "BF16", vec![384, 64], 384 * 64 * 2, "expected [384, 128]"),
-        ("bf16", q("weight"), "I32", vec![384, 128], 384 * 128 * 4, "expected BF16, F16 or F32"),
-        ("bf16", q("weight"), "F8_E4M3", vec![384, 128], 384 * 128, ".weight_scale_inv is not there"),
+        (
+            "bf16",
+            q("weight"),
+            "BF16",
+            vec![384, 64],
+            384 * 64 * 2,
+            "expected [384, 128]",
+        ),
+        (
+            "bf16",
+            q("weight"),
+            "I32",
+            vec![384, 128],
+            384 * 128 * 4,
+            "expected BF16, F16 or F32",
+        ),
+        (
+            "bf16",
+            q("weight"),
+            "F8_E4M3",
+            vec![384, 128],
+            384 * 128,
+            ".weight_scale_inv is not there",
+        ),
         ("bf16", NORM.into(), "BF16", vec![64], 128, "expected [128]"),
-        ("fp8", q("weight_scale_inv"), "F32", vec![6, 1], 24, "expected [3, 1]"),
-        ("fp8", q("weight"), "BF16", vec![384, 128], 384 * 128 * 2, "expected F8_E4M3"),
+        (
+            "fp8",
+            q("weight_scale_inv"),
+            "F32",
+            vec![6, 1],
+            24,
+            "expected [3, 1]",
+        ),
+        (
+            "fp8",
+            q("weight"),
+            "BF16",
+            vec![384, 128],
+            384 * 128 * 2,
+            "expected F8_E4M3",
+        ),
         ("awq", q("qzeros"), "I32", vec![1, 47], 47 * 4, "expected [1, 48]"),
-        ("awq", q("scales"), "F16", vec![3, 384], 3 * 384 * 2, "3 groups do not divide 128"),
+        (
+            "awq",
+            q("scales"),
+            "F16",
+            vec![3, 384],
+            3 * 384 * 2,
+            "3 groups do not divide 128",
+        ),
         ("awq", q("qweight"), "I32", vec![128, 47], 128 * 47 * 4, "qweight"),
         ("gptq", q("scales"), "F16", vec![0, 384], 0, "0 groups"),
-        ("ct-int4", q("weight_scale"), "BF16", vec![384], 768, "expected [384, groups]"),
-        ("ct-int4", q("weight_packed"), "I32", vec![384, 15], 384 * 60, "expected [384, 16]"),
+        (
+            "ct-int4",
+            q("weight_scale"),
+            "BF16",
+            vec![384],
+            768,
+            "expected [384, groups]",
+        ),
+        (
+            "ct-int4",
+            q("weight_packed"),
+            "I32",
+            vec![384, 15],
+            384 * 60,
+            "expected [384, 16]",
+        ),
     ];
     for (checkpoint, name, dtype, shape, bytes, expected) in cases {
         let checkpoint = format!("tiny-hd64/{checkpoint}");
@@ -326,15 +421,29 @@ fn missing_and_ambiguous_modules_are_refused_by_name() {
         copy.load_error()
     };
     let expert = "model.layers.1.block_sparse_moe.experts.3.w2";
-    assert_says(&rename("tiny-hd64/bf16", &format!("{expert}.weight"), "unused"), &[expert, "none of its tensors"]);
-    assert_says(&rename("tiny-hd64/awq", &format!("{expert}.qzeros"), "unused"), &[expert, ".qzeros is not there"]);
+    assert_says(
+        &rename("tiny-hd64/bf16", &format!("{expert}.weight"), "unused"),
+        &[expert, "none of its tensors"],
+    );
+    assert_says(
+        &rename("tiny-hd64/awq", &format!("{expert}.qzeros"), "unused"),
+        &[expert, ".qzeros is not there"],
+    );
     let norm = "model.layers.0.input_layernorm.weight";
     assert_says(&rename("tiny-hd64/bf16", norm, "unused"), &[norm, "not there"]);
-    let both = rename("tiny-hd64/awq", &format!("{expert}.scales"), &format!("{expert}.weight"));
+    let both = rename(
+        "tiny-hd64/awq",
+        &format!("{expert}.scales"),
+        &format!("{expert}.weight"),
+    );
     assert_says(&both, &[expert, "several formats"]);
     let biased = rename("tiny-hd64/bf16", "lm_head.weight", &format!("{expert}.bias"));
     assert_says(&biased, &[expert, ".bias", "not supported"]);
-    let zeros = rename("tiny-hd64/ct-int4", "lm_head.weight", &format!("{expert}.weight_zero_point"));
+    let zeros = rename(
+        "tiny-hd64/ct-int4",
+        "lm_head.weight",
+        &format!("{expert}.weight_zero_point"),
+    );
     assert_says(&zeros, &[expert, "weight_zero_point"]);
 }
 
@@ -348,9 +457,18 @@ fn values_that_spoil_the_model_are_refused_by_name() {
         error
     };
     let nan = f32::NAN.to_le_bytes();
-    assert_says(&spoil("fp8", &format!("{Q}.weight"), 1234, &[0x7f]), &["value 1234"]);
-    assert_says(&spoil("fp8", &format!("{Q}.weight_scale_inv"), 4, &nan), &["value 1"]);
-    assert_says(&spoil("bf16", &format!("{Q}.weight"), 10, &[0x80, 0x7f]), &["value 5"]);
+    assert_says(
+        &spoil("fp8", &format!("{Q}.weight"), 1234, &[0x7f]),
+        &["value 1234"],
+    );
+    assert_says(
+        &spoil("fp8", &format!("{Q}.weight_scale_inv"), 4, &nan),
+        &["value 1"],
+    );
+    assert_says(
+        &spoil("bf16", &format!("{Q}.weight"), 10, &[0x80, 0x7f]),
+        &["value 5"],
+    );
     spoil("awq", &format!("{Q}.scales"), 0, &[0, 0x7c]);
     spoil("ct-int4", &format!("{Q}.weight_scale"), 2, &[0xc0, 0xff]);
     let order = spoil("gptq", &format!("{Q}.g_idx"), 4 * 7, &3i32.to_le_bytes());
@@ -361,7 +479,8 @@ fn values_that_spoil_the_model_are_refused_by_name() {
 
 #[test]
 fn the_identity_is_of_config_and_table_and_not_of_the_layout() {
-    let id = |path: &Path, overrides: Option<&Value>| Checkpoint::open(path, overrides).unwrap().id().to_owned();
+    let id =
+        |path: &Path, overrides: Option<&Value>| Checkpoint::open(path, overrides).unwrap().id().to_owned();
     let data = repository().join("tests/data/minimax-m2");
     let whole = id(&tiny(), None);
     assert_eq!(whole, id(&data.join("tiny-sharded"), None));
@@ -369,9 +488,18 @@ fn the_identity_is_of_config_and_table_and_not_of_the_layout() {
     assert_ne!(whole, id(&tiny(), Some(&json!({"num_hidden_layers": 2}))));
     let copy = Copy::of("tiny-hd64/bf16");
     let config: Value = serde_json::from_slice(&fs::read(copy.path("config.json")).unwrap()).unwrap();
-    let reversed: serde_json::Map<String, Value> =
-        config.as_object().unwrap().iter().rev().map(|(key, value)| (key.clone(), value.clone())).collect();
-    fs::write(copy.path("config.json"), serde_json::to_vec_pretty(&reversed).unwrap()).unwrap();
+    let reversed: serde_json::Map<String, Value> = config
+        .as_object()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    fs::write(
+        copy.path("config.json"),
+        serde_json::to_vec_pretty(&reversed).unwrap(),
+    )
+    .unwrap();
     assert_eq!(whole, id(copy.directory.path(), None));
 }
 
@@ -399,7 +527,15 @@ fn fewer_layers_by_override_load_only_theirs() {
     let all = WeightSource::open(&tiny(), None).unwrap();
     assert_eq!(source.stored_by_kind().experts * 3, all.stored_by_kind().experts);
     let progress = Progress::new();
-    source.read_in(&[Part::Replicated], 2, &progress, &|| false).unwrap();
+    source
+        .read_in(&[Part::Replicated], 2, &progress, &|| false)
+        .unwrap();
     assert_eq!(progress.get().0, source.stored_bytes(&[Part::Replicated]));
-    assert!(source.read_in(&[Part::Replicated], 2, &progress, &|| true).unwrap_err().to_string().contains("cancelled"));
+    assert!(
+        source
+            .read_in(&[Part::Replicated], 2, &progress, &|| true)
+            .unwrap_err()
+            .to_string()
+            .contains("cancelled")
+    );
 }

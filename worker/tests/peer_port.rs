@@ -38,10 +38,18 @@ type Streams = Result<Vec<Option<TcpStream>>, ConnectError>;
 
 fn join(listener: &TcpListener, group: &Group, deadline: Duration) -> Streams {
     let listener = listener.try_clone().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         listener.set_nonblocking(true).unwrap();
-        connect(&tokio::net::TcpListener::from_std(listener).unwrap(), group, deadline).await
+        connect(
+            &tokio::net::TcpListener::from_std(listener).unwrap(),
+            group,
+            deadline,
+        )
+        .await
     })
 }
 
@@ -64,10 +72,16 @@ fn two(
 fn ranks_with_different_secrets_or_epochs_do_not_connect() {
     for (epoch, secret) in [(1, "another secret"), (2, "a secret"), (1, "")] {
         let (a, b) = (listen(), listen());
-        let groups = [group(0, 1, "a secret", &[(1, &b)]), group(1, epoch, secret, &[(0, &a)])];
+        let groups = [
+            group(0, 1, "a secret", &[(1, &b)]),
+            group(1, epoch, secret, &[(0, &a)]),
+        ];
         let [first, second] = two((&a, &b), groups, Duration::from_millis(300), || {});
         let (first, second) = (first.unwrap_err(), second.unwrap_err());
-        assert!(matches!(&first, ConnectError::Missing { missing, .. } if missing == &[1]), "{first}");
+        assert!(
+            matches!(&first, ConnectError::Missing { missing, .. } if missing == &[1]),
+            "{first}"
+        );
         assert_eq!(second.suspect(), Some(0), "{second}");
     }
 }
@@ -109,7 +123,11 @@ fn a_handshake_that_was_heard_cannot_be_used_again() {
         // Hello (64), challenge (64), proof (32), accepted (1).
         for (bytes, dialing) in [(64, true), (64, false), (32, true), (1, false)] {
             let mut message = vec![0; bytes];
-            let (reader, writer) = if dialing { (&mut from, &mut to) } else { (&mut to, &mut from) };
+            let (reader, writer) = if dialing {
+                (&mut from, &mut to)
+            } else {
+                (&mut to, &mut from)
+            };
             reader.read_exact(&mut message).unwrap();
             writer.write_all(&message).unwrap();
             if dialing {
@@ -127,7 +145,10 @@ fn a_handshake_that_was_heard_cannot_be_used_again() {
         replay.write_all(&recorded[0]).unwrap();
         replay.read_exact(&mut [0; 64]).unwrap();
         replay.write_all(&recorded[1]).unwrap();
-        assert!(replay.read(&mut [0; 1]).map_or(true, |count| count == 0), "it was not accepted");
+        assert!(
+            replay.read(&mut [0; 1]).map_or(true, |count| count == 0),
+            "it was not accepted"
+        );
         assert!(acceptor.join().unwrap().is_err());
     });
 }
@@ -156,7 +177,10 @@ fn dispatch(transport: &mut TcpTransport) -> Result<(), TransportError> {
         page_tokens: 16,
     };
     let mut backend = CpuBackend::new(limits, 1, None).unwrap();
-    let (rows, experts) = (backend.alloc(128, "rows").unwrap(), backend.alloc(32, "experts").unwrap());
+    let (rows, experts) = (
+        backend.alloc(128, "rows").unwrap(),
+        backend.alloc(32, "experts").unwrap(),
+    );
     transport.begin_step(0)?;
     let tokens = Tokens {
         layer: 0,
@@ -199,10 +223,29 @@ fn what_a_peer_sends_is_checked_before_it_is_used() {
         ("step 7", frame(1, 0, 7, 0, 0, &[])),
         ("Results of step 0", frame(2, 0, 0, 0, 0, &[])),
         // Rank 0 holds experts 0 and 1 of 4.
-        ("expert 2, which is not here", frame(1, 0, 0, 1, 1, &with_row(&[pair(0, 2)]))),
-        ("expert 99, which is not here", frame(1, 0, 0, 1, 1, &with_row(&[pair(0, 99)]))),
-        ("row 1 after row 0, of 1", frame(1, 0, 0, 1, 1, &with_row(&[pair(1, 0)]))),
-        ("row 0 after row 1", frame(1, 0, 0, 2, 2, &[with_row(&[pair(1, 0), pair(0, 0)]), row.to_vec()].concat())),
+        (
+            "expert 2, which is not here",
+            frame(1, 0, 0, 1, 1, &with_row(&[pair(0, 2)])),
+        ),
+        (
+            "expert 99, which is not here",
+            frame(1, 0, 0, 1, 1, &with_row(&[pair(0, 99)])),
+        ),
+        (
+            "row 1 after row 0, of 1",
+            frame(1, 0, 0, 1, 1, &with_row(&[pair(1, 0)])),
+        ),
+        (
+            "row 0 after row 1",
+            frame(
+                1,
+                0,
+                0,
+                2,
+                2,
+                &[with_row(&[pair(1, 0), pair(0, 0)]), row.to_vec()].concat(),
+            ),
+        ),
         ("for more than 2 experts", {
             let pairs = [pair(0, 0), pair(0, 1), pair(0, 0)];
             frame(1, 0, 0, 2, 3, &[with_row(&pairs), row.to_vec()].concat())
@@ -213,7 +256,10 @@ fn what_a_peer_sends_is_checked_before_it_is_used() {
         bare.write_all(&bytes).unwrap();
         let error = dispatch(&mut transport).unwrap_err();
         assert!(error.to_string().contains(expected), "{error} lacks {expected}");
-        assert!(matches!(error, TransportError::Protocol { rank: 1, .. }), "{error}");
+        assert!(
+            matches!(error, TransportError::Protocol { rank: 1, .. }),
+            "{error}"
+        );
         assert_eq!(error.suspect(), Some(1));
     }
 }
@@ -246,7 +292,10 @@ fn a_peer_that_floods_is_stopped_by_its_own_connection() {
     let flood = frame(1, 0, 1, 4, 8, &[pair(0, 0).repeat(8), vec![0; 128]].concat());
     let begin = Instant::now();
     while bare.write(&flood).is_ok() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "the flood was never stopped");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the flood was never stopped"
+        );
     }
     dispatch(&mut transport).unwrap();
     // The rank has taken in its bound of frames and no more: the connection is still full.

@@ -37,7 +37,9 @@ struct Tcp {
 impl Tcp {
     fn new(ranks: usize) -> Tcp {
         Tcp {
-            listeners: (0..ranks).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect(),
+            listeners: (0..ranks)
+                .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+                .collect(),
         }
     }
 }
@@ -51,15 +53,23 @@ impl Fabric for Tcp {
         let group = Group {
             epoch,
             rank: routes.rank,
-            peers: (0..self.listeners.len()).filter(|&rank| rank as u32 != routes.rank).map(address).collect(),
+            peers: (0..self.listeners.len())
+                .filter(|&rank| rank as u32 != routes.rank)
+                .map(address)
+                .collect(),
             secret: b"contract".to_vec(),
         };
         let listener = self.listeners[routes.rank as usize].try_clone().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let streams = runtime.block_on(async {
             listener.set_nonblocking(true).unwrap();
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            tcp::connect(&listener, &group, Duration::from_secs(20)).await.unwrap()
+            tcp::connect(&listener, &group, Duration::from_secs(20))
+                .await
+                .unwrap()
         });
         Box::new(TcpTransport::new(routes, CAPACITY, streams, deadline, abort).unwrap())
     }
@@ -78,7 +88,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % bound
     }
 }
@@ -95,7 +108,8 @@ impl Load {
     fn random(random: &mut Random, tokens: usize, experts: u32) -> Load {
         let mut load = Load::default();
         for _ in 0..tokens {
-            load.rows.extend((0..HIDDEN).map(|_| random.below(1000) as f32 / 7.0 - 70.0));
+            load.rows
+                .extend((0..HIDDEN).map(|_| random.below(1000) as f32 / 7.0 - 70.0));
             let mut chosen: Vec<u32> = Vec::new();
             while chosen.len() < TOP_K {
                 let expert = random.below(experts as usize) as u32;
@@ -116,7 +130,9 @@ impl Load {
     fn expected(&self, layer: usize) -> Vec<f32> {
         let rows = self.experts.iter().enumerate().flat_map(|(index, &expert)| {
             let row = &self.rows[index / TOP_K * HIDDEN..][..HIDDEN];
-            row.iter().map(move |&x| compute(x, layer, expert)).collect::<Vec<_>>()
+            row.iter()
+                .map(move |&x| compute(x, layer, expert))
+                .collect::<Vec<_>>()
         });
         rows.collect()
     }
@@ -157,7 +173,9 @@ impl Rank {
             staging: alloc(MAX_TOKENS * HIDDEN),
             out: alloc(CAPACITY.max_work_rows() * HIDDEN),
             y: alloc(CAPACITY.max_work_rows() * HIDDEN),
-            held: (0..LAYERS).map(|layer| placement.experts_of(layer, rank)).collect(),
+            held: (0..LAYERS)
+                .map(|layer| placement.experts_of(layer, rank))
+                .collect(),
             backend,
             transport,
         }
@@ -166,7 +184,11 @@ impl Rank {
     fn dispatch(&mut self, layer: usize, load: &Load) -> Result<(), TransportError> {
         let bytes: Vec<u8> = load.rows.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.backend.write(&self.rows, 0, &bytes).unwrap();
-        let bytes: Vec<u8> = load.experts.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = load
+            .experts
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.backend.write(&self.experts, 0, &bytes).unwrap();
         let tokens = Tokens {
             layer,
@@ -195,7 +217,10 @@ impl Rank {
                 .flat_map(|row| {
                     let expert = self.held[layer][row.expert as usize];
                     let values = &input[row.row as usize * HIDDEN..][..HIDDEN];
-                    values.iter().flat_map(move |&x| compute(x, layer, expert).to_le_bytes()).collect::<Vec<_>>()
+                    values
+                        .iter()
+                        .flat_map(move |&x| compute(x, layer, expert).to_le_bytes())
+                        .collect::<Vec<_>>()
                 })
                 .collect();
             let staged = work.input == Input::Staged;
@@ -223,13 +248,25 @@ impl Rank {
 fn floats(backend: &mut CpuBackend, buffer: &Buffer, values: usize) -> Vec<f32> {
     let mut bytes = vec![0; values * 4];
     backend.read(buffer, 0, &mut bytes).unwrap();
-    bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect()
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&value| f32::from_le_bytes(value))
+        .collect()
 }
 
 /// Runs `body` for every rank on a thread of its own.
 fn on_ranks<R: Send>(ranks: u32, body: impl Fn(u32) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn({ let body = &body; move || body(rank) })).collect();
+        let threads: Vec<_> = (0..ranks)
+            .map(|rank| {
+                scope.spawn({
+                    let body = &body;
+                    move || body(rank)
+                })
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -243,7 +280,11 @@ fn random_placement(random: &mut Random, ranks: u32, experts: u32) -> Placement 
             .map(|_| {
                 let first = random.below(ranks as usize) as u32;
                 let second = random.below(ranks as usize) as u32;
-                let mut owners = if random.below(3) == 0 { vec![first, second] } else { vec![first] };
+                let mut owners = if random.below(3) == 0 {
+                    vec![first, second]
+                } else {
+                    vec![first]
+                };
                 owners.sort_unstable();
                 owners.dedup();
                 owners
@@ -265,13 +306,23 @@ fn rows_come_back_where_they_belong(fabric: &dyn Fabric, ranks: u32) {
         placement.check(LAYERS).unwrap();
         on_ranks(ranks, |rank| {
             let routes = Routes::new(&placement, rank, LAYERS);
-            let mut member = Rank::new(fabric.connect(epoch, routes, LONG, Abort::new()), &placement, rank);
+            let mut member = Rank::new(
+                fabric.connect(epoch, routes, LONG, Abort::new()),
+                &placement,
+                rank,
+            );
             let mut random = Random(epoch * 1000 + u64::from(rank));
             for step in 0..12 {
                 member.transport.begin_step(step).unwrap();
                 for layer in 0..LAYERS {
-                    let tokens = if random.below(4) == 0 { 0 } else { random.below(MAX_TOKENS + 1) };
-                    member.layer(layer, &Load::random(&mut random, tokens, 9)).unwrap();
+                    let tokens = if random.below(4) == 0 {
+                        0
+                    } else {
+                        random.below(MAX_TOKENS + 1)
+                    };
+                    member
+                        .layer(layer, &Load::random(&mut random, tokens, 9))
+                        .unwrap();
                 }
             }
         });
@@ -291,7 +342,10 @@ fn everything_goes_to_one_rank(fabric: &dyn Fabric, ranks: u32) {
         let mut member = Rank::new(fabric.connect(1, routes, LONG, Abort::new()), &placement, rank);
         member.transport.begin_step(0).unwrap();
         let load = Load::random(&mut Random(u64::from(rank)), MAX_TOKENS, 5);
-        (0..LAYERS).map(|layer| member.layer(layer, &load).unwrap()).max().unwrap()
+        (0..LAYERS)
+            .map(|layer| member.layer(layer, &load).unwrap())
+            .max()
+            .unwrap()
     });
     // The staging buffer holds the rows of one full rank.
     assert_eq!(pieces[ranks as usize - 1], ranks as usize);
@@ -356,7 +410,11 @@ fn a_rank_that_dies_ends_the_epoch_for_all(fabric: &dyn Fabric, ranks: u32) {
         let begin = Instant::now();
         on_ranks(ranks, |rank| {
             let routes = Routes::new(&placement, rank, LAYERS);
-            let mut member = Rank::new(fabric.connect(epoch, routes, LONG, Abort::new()), &placement, rank);
+            let mut member = Rank::new(
+                fabric.connect(epoch, routes, LONG, Abort::new()),
+                &placement,
+                rank,
+            );
             let result = until(&mut member, rank, phase, &|| {});
             // Dropping the member is its death.
             match result {
@@ -377,7 +435,11 @@ fn a_rank_that_stands_still_is_suspected(fabric: &dyn Fabric, ranks: u32) {
         let done = Arc::new(std::sync::Barrier::new(ranks as usize));
         let suspects = on_ranks(ranks, |rank| {
             let routes = Routes::new(&placement, rank, LAYERS);
-            let mut member = Rank::new(fabric.connect(epoch, routes, deadline, Abort::new()), &placement, rank);
+            let mut member = Rank::new(
+                fabric.connect(epoch, routes, deadline, Abort::new()),
+                &placement,
+                rank,
+            );
             let result = until(&mut member, rank, phase, &|| {});
             let error = result.err();
             // Rank 0 keeps its connections open and says nothing until all others have given up.
@@ -391,9 +453,17 @@ fn a_rank_that_stands_still_is_suspected(fabric: &dyn Fabric, ranks: u32) {
             error.map(|error| error.suspect())
         });
         assert_eq!(suspects[0], None, "{phase:?}");
-        let named = suspects[1..].iter().map(|suspect| suspect.expect("it ended with an error"));
-        assert!(named.clone().any(|suspect| suspect == Some(0)), "{phase:?}: {suspects:?}");
-        assert!(named.clone().all(|suspect| suspect.is_some()), "{phase:?}: {suspects:?}");
+        let named = suspects[1..]
+            .iter()
+            .map(|suspect| suspect.expect("it ended with an error"));
+        assert!(
+            named.clone().any(|suspect| suspect == Some(0)),
+            "{phase:?}: {suspects:?}"
+        );
+        assert!(
+            named.clone().all(|suspect| suspect.is_some()),
+            "{phase:?}: {suspects:?}"
+        );
     }
 }
 
@@ -417,12 +487,18 @@ fn an_abort_ends_every_wait(fabric: &dyn Fabric, ranks: u32) {
                 std::thread::sleep(Duration::from_millis(300));
             });
             let ended = Instant::now();
-            assert!(matches!(result, Ok(()) | Err(TransportError::Aborted)) , "rank {rank}: {result:?}");
+            assert!(
+                matches!(result, Ok(()) | Err(TransportError::Aborted)),
+                "rank {rank}: {result:?}"
+            );
             ended
         });
         let aborted = stood.recv().unwrap();
         for ended in &times[1..] {
-            assert!(ended.duration_since(aborted) < Duration::from_millis(250), "{phase:?}");
+            assert!(
+                ended.duration_since(aborted) < Duration::from_millis(250),
+                "{phase:?}"
+            );
         }
     }
 }
@@ -444,7 +520,12 @@ macro_rules! contract {
     };
 }
 
-contract!(local, |_: usize| Local, [1], [rows_come_back_where_they_belong, empty_steps_pass]);
+contract!(
+    local,
+    |_: usize| Local,
+    [1],
+    [rows_come_back_where_they_belong, empty_steps_pass]
+);
 contract!(
     tcp_ranks,
     Tcp::new,

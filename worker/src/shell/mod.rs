@@ -78,6 +78,8 @@ fn open_source(config: &WorkerConfig) -> Result<WeightSource> {
     let (directory, overrides) = (&config.model_dir, config.hf_overrides.as_ref());
     Ok(match config.load_format {
         LoadFormat::Auto => WeightSource::open(directory, overrides)?,
-        LoadFormat::Dummy { seed } => WeightSource::dummy(directory, overrides, seed, config.resolved_threads())?,
+        LoadFormat::Dummy { seed } => {
+            WeightSource::dummy(directory, overrides, seed, config.resolved_threads())?
+        }
     })
 }

@@ -29,7 +29,12 @@ pub struct DummyWeights {
 
 impl DummyWeights {
     /// Needs a config.json in `directory` and nothing else.
-    pub fn open(directory: &Path, overrides: Option<&Value>, seed: u64, threads: usize) -> Result<DummyWeights> {
+    pub fn open(
+        directory: &Path,
+        overrides: Option<&Value>,
+        seed: u64,
+        threads: usize,
+    ) -> Result<DummyWeights> {
         let config = config::read(directory, overrides)?;
         Ok(DummyWeights {
             id: config_fingerprint(&config.raw, seed),
@@ -47,7 +52,13 @@ impl DummyWeights {
         let large = module.out_features.saturating_mul(module.in_features) >= LARGE_VALUES;
         let threads = if large { self.threads } else { 1 };
         let seed = self.seed_of(&module.name);
-        let made = dummy::linear(self.format(module), module.out_features, module.in_features, seed, threads);
+        let made = dummy::linear(
+            self.format(module),
+            module.out_features,
+            module.in_features,
+            seed,
+            threads,
+        );
         made.map_err(|error| CheckpointError::Module {
             directory: "dummy weights".into(),
             module: module.name.clone(),
@@ -58,7 +69,11 @@ impl DummyWeights {
 
     /// Norms are 1, biases 0.
     pub(super) fn vector(&self, module: &VectorModule) -> Vec<f32> {
-        let value = if module.name.ends_with(".weight") { 1.0 } else { 0.0 };
+        let value = if module.name.ends_with(".weight") {
+            1.0
+        } else {
+            0.0
+        };
         vec![value; module.len]
     }
 
@@ -76,7 +91,8 @@ impl DummyWeights {
     /// As a published checkpoint of this config stores it.
     fn format(&self, module: &LinearModule) -> DummyFormat {
         let names = &self.config.spec.names;
-        let is_expert_or_projection = module.name != names.embedding && module.name != names.head && !self.is_gate(module);
+        let is_expert_or_projection =
+            module.name != names.embedding && module.name != names.head && !self.is_gate(module);
         if self.is_gate(module) {
             return DummyFormat::F32;
         }
@@ -98,7 +114,10 @@ impl DummyWeights {
 
     fn is_half(&self) -> bool {
         let raw = &self.config.raw;
-        let dtype = raw.get("dtype").or(raw.get("torch_dtype")).and_then(Value::as_str);
+        let dtype = raw
+            .get("dtype")
+            .or(raw.get("torch_dtype"))
+            .and_then(Value::as_str);
         dtype == Some("float16")
     }
 
@@ -106,6 +125,9 @@ impl DummyWeights {
         let mut hash = Sha256::new();
         hash.update(self.seed.to_le_bytes());
         hash.update(name.as_bytes());
-        hash.finalize().iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte))
+        hash.finalize()
+            .iter()
+            .take(8)
+            .fold(0, |seed, &byte| seed << 8 | u64::from(byte))
     }
 }

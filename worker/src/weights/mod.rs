@@ -25,8 +25,8 @@ use conclave_plan::model::ModelSpec;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Result, Tensor};
-use modules::{LayerModules, LinearModule, VectorModule};
 pub use dummy::DummyWeights;
+use modules::{LayerModules, LinearModule, VectorModule};
 pub use read_in::{Cancelled, Progress};
 
 /// Where weights come from.
@@ -54,8 +54,15 @@ impl WeightSource {
     }
 
     /// `--load-format dummy`: only the config of `directory` is read.
-    pub fn dummy(directory: &Path, overrides: Option<&Value>, seed: u64, threads: usize) -> Result<WeightSource> {
-        Ok(WeightSource::Dummy(DummyWeights::open(directory, overrides, seed, threads)?))
+    pub fn dummy(
+        directory: &Path,
+        overrides: Option<&Value>,
+        seed: u64,
+        threads: usize,
+    ) -> Result<WeightSource> {
+        Ok(WeightSource::Dummy(DummyWeights::open(
+            directory, overrides, seed, threads,
+        )?))
     }
 
     pub fn config(&self) -> &Config {
