@@ -193,7 +193,9 @@ impl Cache {
             let Fill::By(serial) = self.pool(pool).fill(page) else {
                 unreachable!("filled pages come before those that are coming");
             };
-            self.pool_mut(pool).refer(page);
+            if !planted(Bug::ForgetReference) {
+                self.pool_mut(pool).refer(page);
+            }
             newest = newest.max(Some(serial));
             pages.push(page);
         }

@@ -21,6 +21,12 @@ pub(crate) enum Bug {
     MissPageBoundary,
     /// An ended sequence's slot and pages are kept.
     LeakOnEnd,
+    /// Pages found in the cache are used without a reference.
+    ForgetReference,
+    /// The queue has no limit.
+    UnboundedQueue,
+    /// Log-probabilities of the prompt are delivered again after a resume.
+    RepeatPromptLogprobs,
 }
 
 #[cfg(not(test))]

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::api::Micros;
 use crate::limits::{AGING_US_PER_LEVEL, PRIORITY_LEVELS_MAX};
+use crate::planted::{Bug, planted};
 use crate::sequence::Key;
 
 /// Place in the order of service: lower goes first and is preempted last.
@@ -58,7 +59,7 @@ impl Queue {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.new >= self.limit
+        self.new >= self.limit && !planted(Bug::UnboundedQueue)
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -160,7 +160,10 @@ impl Core {
             return;
         }
         let sequence = &mut self.sequences[run.key];
-        let next = sequence.next_prompt_logprob;
+        let next = match planted(Bug::RepeatPromptLogprobs) {
+            true => found.position,
+            false => sequence.next_prompt_logprob,
+        };
         let Some(known) = next.checked_sub(found.position) else {
             return;
         };

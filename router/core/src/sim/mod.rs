@@ -2,6 +2,7 @@
 //! that know which tokens they must get, a network with delays, and faults drawn from the seed. The core is audited
 //! after every event. Everything about a run follows from its seed.
 
+mod alarm;
 mod clients;
 mod group;
 mod model;

@@ -81,14 +81,16 @@ impl ModelWorker {
         let mut result = StepResult::default();
         let mut tokens = 0;
         let mut ran = Vec::new();
-        for run in &plan.runs {
+        // A step sees nothing of what it writes itself for other slots.
+        let contexts: Vec<u64> = plan.runs.iter().map(|run| self.context(run)).collect();
+        for (run, context) in plan.runs.iter().zip(contexts) {
             assert!(
                 !ran.contains(&run.slot),
                 "slot {} runs twice in a step",
                 run.slot.0
             );
             ran.push(run.slot);
-            tokens += self.run_slot(run, &mut result);
+            tokens += self.run_slot(run, context, &mut result);
         }
         assert!(
             tokens <= self.tokens_max,
@@ -161,7 +163,15 @@ impl ModelWorker {
         }
     }
 
-    fn run_slot(&mut self, run: &Run, result: &mut StepResult) -> u32 {
+    /// The KV before a run.
+    fn context(&mut self, run: &Run) -> u64 {
+        let pages = self.slots[&run.slot.0].pages.clone();
+        (0..run.position).fold(0, |context, position| {
+            attend(context, position, *self.cell(&pages, position))
+        })
+    }
+
+    fn run_slot(&mut self, run: &Run, mut context: u64, result: &mut StepResult) -> u32 {
         let mut slot = self.slots.remove(&run.slot.0).expect("a run is of a slot in use");
         assert_eq!(
             run.position, slot.position,
@@ -173,10 +183,6 @@ impl ModelWorker {
             RunInput::LastSampled => vec![slot.last_sampled.expect("it has sampled before")],
         };
         assert!(!tokens.is_empty(), "a run has tokens");
-        let mut context = 0;
-        for position in 0..run.position {
-            context = attend(context, position, *self.cell(&slot.pages, position));
-        }
         for (position, &token) in (run.position..).zip(&tokens) {
             let value = kv(token, position, context);
             *self.cell(&slot.pages, position) = value;

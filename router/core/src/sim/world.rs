@@ -282,7 +282,9 @@ impl World {
         let time = self.in_order(worker, false);
         let repeats = !matches!(event, Event::WorkerLost { .. } | Event::WorkerAttached { .. });
         if repeats && self.random.chance(self.network.duplicate) {
-            self.at(time, Action::FromWorker(worker, event.clone()));
+            // The copy may come long after, in another epoch.
+            let late = self.random.below(2_000_000);
+            self.at(time + late, Action::FromWorker(worker, event.clone()));
         }
         self.at(time, Action::FromWorker(worker, event));
     }
