@@ -18,7 +18,6 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "one value, made once")]
 pub enum Command {
     /// Router, gateway and local workers: a whole cluster from one command
     Serve(ServeSettings),

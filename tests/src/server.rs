@@ -110,7 +110,7 @@ impl Server {
 
     /// The ready block prints one line per API: `  HTTP  http://127.0.0.1:8000`.
     fn wait_for_address(&self, api: &str) -> String {
-        let line = self.wait_for_line(&format!("{api} "));
+        let line = self.wait_for_line(&format!("  {api}  http://"));
         let address = line
             .split("://")
             .nth(1)

@@ -90,7 +90,14 @@ fn compare(model: &std::path::Path, vocab: u64) {
     drop(server);
     for args in [
         &["--workers", "2"][..],
-        &["--workers", "3", "--max-num-batched-tokens", "16"],
+        &[
+            "--workers",
+            "3",
+            "--max-num-batched-tokens",
+            "16",
+            "--max-num-seqs",
+            "16",
+        ],
         &[
             "--workers",
             "5",

@@ -237,7 +237,12 @@ impl Request {
 impl Sink for Request {
     fn push(self: Arc<Self>, choice: u32, output: Output) {
         if let Output::Tokens(tokens) = &output {
-            let unread = self.unread.fetch_add(tokens.len(), Ordering::Relaxed) + tokens.len();
+            let before = self.unread.fetch_add(tokens.len(), Ordering::Relaxed);
+            let unread = before + tokens.len();
+            if before > MAX_UNREAD_TOKENS {
+                // It has failed already; this was on its way.
+                return;
+            }
             if unread > MAX_UNREAD_TOKENS {
                 self.metrics.slow_readers.inc();
                 return self.fail(Status::resource_exhausted(format!(

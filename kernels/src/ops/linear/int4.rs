@@ -97,6 +97,11 @@ const fn products<const T: usize, const G: bool>() -> bool {
 ///
 /// # Safety
 /// 64 readable bytes at each of `rows`; each token has this chunk, and a scale for it; each row its groups.
+#[expect(
+    clippy::too_many_arguments,
+    clippy::needless_range_loop,
+    reason = "an inlined loop body: arrays of registers, indexed by constants"
+)]
 #[inline(always)]
 unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool, const G: bool>(
     s: S,
@@ -145,6 +150,7 @@ unsafe fn step<S: Simd, const R: usize, const T: usize, const Z: bool, const G: 
         let start = if Z {
             s.splat_i32(0)
         } else {
+            // SAFETY: as above.
             s.load_i32(unsafe { &*x.add(4).cast() })
         };
         let mut dots = [start; R];

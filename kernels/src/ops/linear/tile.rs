@@ -129,6 +129,10 @@ where
 ///
 /// # Safety
 /// `N` readable bytes at each of `rows`, `V` vectors at `x[t] + at * V`.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "an inlined loop body: arrays of registers, indexed by constants"
+)]
 #[inline(always)]
 unsafe fn step<S, D, const N: usize, const V: usize, const R: usize, const T: usize>(
     s: S,
