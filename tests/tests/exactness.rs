@@ -103,6 +103,8 @@ fn compare(model: &std::path::Path, vocab: u64) {
             "5",
             "--max-num-batched-tokens",
             "33",
+            "--max-num-seqs",
+            "9",
             "--block-size",
             "8",
         ],
