@@ -69,6 +69,10 @@ pub struct Limits {
     pub prompts_per_request: usize,
     /// Answers that are collected whole (not streamed) may hold so much text.
     pub response_bytes: usize,
+    /// Responses (`/v1/responses`) kept for `previous_response_id`.
+    pub responses_stored: usize,
+    /// What they may hold together.
+    pub responses_stored_bytes: usize,
 }
 
 impl Default for Limits {
@@ -88,6 +92,8 @@ impl Default for Limits {
             keep_alive_interval: Duration::from_secs(15),
             prompts_per_request: 1024,
             response_bytes: 256 << 20,
+            responses_stored: 10_000,
+            responses_stored_bytes: 256 << 20,
         }
     }
 }

@@ -7,12 +7,15 @@
 //! never panics, it is refused with the field's name; a stream that cannot go on ends with an error event,
 //! never with a silent cut; a client that goes away cancels its call to the router at once.
 
+mod anthropic;
 mod config;
+mod generate;
 mod http;
 mod metrics;
 mod net;
 mod openai;
 mod ops;
+mod responses;
 mod routes;
 mod server;
 mod upstream;

@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
-use axum::routing::{MethodRouter, get, post};
+use axum::extract::{MatchedPath, Request};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
 use http::StatusCode;
 
+use crate::http::context::RequestContext;
 use crate::http::edge;
 use crate::http::error::ApiError;
 use crate::server::App;
-use crate::{openai, ops};
+use crate::{anthropic, openai, ops, responses};
 
 /// Who may call a route when keys are configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub enum Access {
 /// A served route, as tests and documentation see it.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteInfo {
-    /// `GET` or `POST`; GET also serves HEAD.
+    /// `GET`, `POST` or `DELETE`; GET also serves HEAD.
     pub method: &'static str,
     /// The path as axum spells it, `{id}` for a segment.
     pub path: &'static str,
@@ -54,6 +56,17 @@ static ROUTES: &[Route] = &[
     route("POST", "/v1/completions", Access::Key, || {
         post(openai::completions)
     }),
+    route("POST", "/v1/messages", Access::Key, || post(anthropic::messages)),
+    route("POST", "/v1/messages/count_tokens", Access::Key, || {
+        post(anthropic::count_tokens)
+    }),
+    route("POST", "/v1/responses", Access::Key, || post(responses::create)),
+    route("GET", "/v1/responses/{id}", Access::Key, || {
+        get(responses::retrieve)
+    }),
+    route("DELETE", "/v1/responses/{id}", Access::Key, || {
+        delete(responses::delete)
+    }),
     route("GET", "/v1/models", Access::Key, || get(openai::models)),
     route("GET", "/v1/models/{*id}", Access::Key, || get(openai::model)),
     route("POST", "/tokenize", Access::Key, || post(openai::tokenize)),
@@ -81,8 +94,16 @@ pub(crate) fn find(path: &str) -> Option<&'static RouteInfo> {
 /// The service behind every connection.
 pub(crate) fn service(app: Arc<App>) -> axum::Router {
     let mut router = axum::Router::new();
-    for route in ROUTES {
-        router = router.route(route.info.path, (route.handler)().fallback(method_not_allowed));
+    for (at, first) in ROUTES.iter().enumerate() {
+        let path = first.info.path;
+        if ROUTES[..at].iter().any(|earlier| earlier.info.path == path) {
+            continue;
+        }
+        let same = ROUTES.iter().filter(|route| route.info.path == path);
+        let methods = same.fold(MethodRouter::new(), |methods, route| {
+            methods.merge((route.handler)())
+        });
+        router = router.route(path, methods.fallback(method_not_allowed));
     }
     let router = router
         .fallback(not_found)
@@ -94,20 +115,40 @@ pub(crate) fn service(app: Arc<App>) -> axum::Router {
     router.with_state(app)
 }
 
-async fn not_found(request: Request) -> ApiError {
+async fn not_found(request: Request) -> Response {
     let path = request.uri().path();
-    ApiError::new(
-        StatusCode::NOT_FOUND,
-        format!("{} {path} is not served", request.method()),
+    let message = format!("{} {path} is not served", request.method());
+    refuse(
+        &request,
+        ApiError::new(StatusCode::NOT_FOUND, message).code("unknown_url"),
     )
-    .code("unknown_url")
 }
 
-async fn method_not_allowed(matched: axum::extract::MatchedPath, request: Request) -> ApiError {
-    let allow = find(matched.as_str()).map_or("GET", |info| info.method);
+async fn method_not_allowed(matched: MatchedPath, request: Request) -> Response {
+    let served = ROUTES.iter().filter(|route| route.info.path == matched.as_str());
+    let allow = served
+        .map(|route| route.info.method)
+        .collect::<Vec<_>>()
+        .join(", ");
     let message = format!("{} is not served here: use {allow}", request.method());
-    ApiError {
-        allow: Some(allow),
-        ..ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).code("method_not_allowed")
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).code("method_not_allowed");
+    refuse(
+        &request,
+        ApiError {
+            allow: Some(allow),
+            ..error
+        },
+    )
+}
+
+/// Answers outside of any handler, in the shape of the API that the path belongs to.
+pub(crate) fn refuse(request: &Request, error: ApiError) -> Response {
+    if !anthropic::is_anthropic_path(request.uri().path()) {
+        return error.into_response();
     }
+    let id = request
+        .extensions()
+        .get::<RequestContext>()
+        .map_or("", |context| context.id.as_str());
+    anthropic::respond_error(error, id)
 }

@@ -15,6 +15,7 @@ use crate::http::auth::{self, Keys};
 use crate::http::body::BodyBudget;
 use crate::metrics::Metrics;
 use crate::net::{Connections, accept_loop};
+use crate::responses::Store;
 use crate::routes;
 use crate::upstream::Upstream;
 
@@ -27,6 +28,7 @@ pub(crate) struct App {
     pub(crate) upstream: Upstream,
     pub(crate) keys: Keys,
     pub(crate) bodies: BodyBudget,
+    pub(crate) responses: Store,
     pub(crate) metrics: Arc<Metrics>,
     /// True from the moment shutdown was asked for.
     pub(crate) draining: watch::Receiver<bool>,
@@ -64,11 +66,13 @@ impl Gateway {
             .local_addr()
             .context("listen: the socket has no address")?;
         let bodies = BodyBudget::new(&config.limits);
+        let responses = Store::new(&config.limits);
         let app = Arc::new(App {
             config,
             upstream,
             keys,
             bodies,
+            responses,
             metrics,
             draining: draining_seen,
         });

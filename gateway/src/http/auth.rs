@@ -23,6 +23,15 @@ const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 type KeyDigest = [u8; 32];
 
+/// Who makes a request, as far as keys tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Caller {
+    /// The gateway is open, or the route is.
+    #[default]
+    Anyone,
+    Key(KeyDigest),
+}
+
 /// The keys in force.
 pub(crate) struct Keys {
     fixed: Vec<KeyDigest>,
@@ -83,9 +92,9 @@ impl Keys {
     ///
     /// # Errors
     /// 401 in every case but a known key, presented once.
-    pub(crate) fn check(&self, headers: &HeaderMap) -> ApiResult<()> {
+    pub(crate) fn check(&self, headers: &HeaderMap) -> ApiResult<Caller> {
         if self.open() {
-            return Ok(());
+            return Ok(Caller::Anyone);
         }
         let presented = presented(headers)?;
         let given = digest(presented);
@@ -100,7 +109,7 @@ impl Keys {
             known |= key.ct_eq(&given);
         }
         if bool::from(known) {
-            Ok(())
+            Ok(Caller::Key(given))
         } else {
             Err(denied("the API key is not known"))
         }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
+use super::auth::Caller;
 use super::context::{REQUEST_ID, RequestContext};
 use crate::metrics::{RequestLabels, RouteLabels};
 use crate::routes::{self, Access};
@@ -19,7 +20,7 @@ use crate::server::App;
 pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let deadline = app.config.limits.request_timeout.map(|timeout| started + timeout);
-    let context = RequestContext::new(request.headers(), deadline.map(Into::into));
+    let mut context = RequestContext::new(request.headers(), deadline.map(Into::into));
     let id = context.id_header();
     let route = request
         .extensions()
@@ -33,18 +34,18 @@ pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, ne
         request_id = %context.id,
         status = tracing::field::Empty,
     );
+    context.trace.adopt(&span);
     let is_public = route.is_some_and(|route| route.access == Access::Public);
     let allowed = if is_public {
-        Ok(())
+        Ok(Caller::Anyone)
     } else {
         app.keys.check(request.headers())
     };
+    let allowed = allowed.map(|caller| context.caller = caller);
+    request.extensions_mut().insert(context);
     let mut response = match allowed {
-        Ok(()) => {
-            request.extensions_mut().insert(context);
-            next.run(request).instrument(span.clone()).await
-        }
-        Err(error) => error.into_response(),
+        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Err(error) => routes::refuse(&request, error),
     };
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -18,7 +18,7 @@ pub(crate) struct ApiError {
     pub(crate) code: Option<String>,
     pub(crate) retry_after: Option<Duration>,
     /// Methods that the path does serve, with 405.
-    pub(crate) allow: Option<&'static str>,
+    pub(crate) allow: Option<String>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
@@ -98,8 +98,8 @@ impl ApiError {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        if let Some(allow) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        if let Some(allow) = self.allow.and_then(|methods| methods.parse().ok()) {
+            headers.insert(header::ALLOW, allow);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

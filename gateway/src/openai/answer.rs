@@ -1,42 +1,10 @@
 //! Parts that all of OpenAI's answers share: usage, finish reasons, tool calls.
 
 use conclave_proto::v1;
-use http::StatusCode;
 use serde::Serialize;
 
-use crate::http::error::{ApiError, ApiResult};
-
-/// Tokens counted over all prompts of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Tokens {
-    prompt: u64,
-    completion: u64,
-    cached: u64,
-    reasoning: u64,
-}
-
-impl Tokens {
-    pub(super) fn add(&mut self, usage: &v1::Usage) {
-        self.prompt += u64::from(usage.prompt_tokens);
-        self.completion += u64::from(usage.completion_tokens);
-        self.cached += u64::from(usage.cached_tokens);
-        self.reasoning += u64::from(usage.reasoning_tokens);
-    }
-
-    pub(super) fn usage(&self) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt,
-            completion_tokens: self.completion,
-            total_tokens: self.prompt + self.completion,
-            prompt_tokens_details: Some(PromptDetails {
-                cached_tokens: self.cached,
-            }),
-            completion_tokens_details: Some(CompletionDetails {
-                reasoning_tokens: self.reasoning,
-            }),
-        }
-    }
-}
+use crate::generate::{Tokens, finish_error};
+use crate::http::error::ApiResult;
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Usage {
@@ -50,6 +18,20 @@ pub(super) struct Usage {
 }
 
 impl Usage {
+    pub(super) fn of(tokens: &Tokens) -> Self {
+        Self {
+            prompt_tokens: tokens.prompt,
+            completion_tokens: tokens.completion,
+            total_tokens: tokens.prompt + tokens.completion,
+            prompt_tokens_details: Some(PromptDetails {
+                cached_tokens: tokens.cached,
+            }),
+            completion_tokens_details: Some(CompletionDetails {
+                reasoning_tokens: tokens.reasoning,
+            }),
+        }
+    }
+
     /// What is known in the middle of an answer.
     pub(super) fn so_far(prompt_tokens: u64, completion_tokens: u64) -> Self {
         Self {
@@ -77,24 +59,14 @@ struct CompletionDetails {
 /// # Errors
 /// The router gave this choice up: that is an error of the whole answer, since nothing else may look whole.
 pub(super) fn finish_reason(finished: &v1::Finished) -> ApiResult<&'static str> {
-    match finished.reason() {
-        v1::FinishReason::Stop => Ok("stop"),
-        v1::FinishReason::Length => Ok("length"),
-        v1::FinishReason::ToolCalls => Ok("tool_calls"),
-        v1::FinishReason::Cancelled => Err(ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the router cancelled the request",
-        )
-        .code("cancelled")),
-        v1::FinishReason::Error | v1::FinishReason::Unspecified => {
-            let message = if finished.error.is_empty() {
-                "generation failed"
-            } else {
-                &finished.error
-            };
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("generation_failed"))
-        }
+    if let Some(error) = finish_error(finished) {
+        return Err(error);
     }
+    Ok(match finished.reason() {
+        v1::FinishReason::Length => "length",
+        v1::FinishReason::ToolCalls => "tool_calls",
+        _ => "stop",
+    })
 }
 
 /// The stop string or stop token that ended a choice, as vLLM shows it: a number for a token.

@@ -7,14 +7,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::answer::{self, Function, StopReason, ToolCall, Usage};
-use super::collect::{self, Answers, Choice};
+use super::chat_stream;
 use super::logprobs::{self, ChatLogprobs, PromptLogprobs};
 use super::request::Request;
 use super::sampling::Endpoint;
 use super::translate::{Show, translate};
-use super::{calls, chat_stream};
+use crate::generate::{self, Answers, Choice};
 use crate::http::error::ApiResult;
-use crate::http::reply;
+use crate::http::{now_unix, receive, reply};
 use crate::server::App;
 
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
@@ -24,14 +24,14 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: HttpRequest) -> R
 }
 
 async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
-    let (context, request) = super::read::<Request>(&app, request).await?;
+    let (context, request) = receive::<Request>(&app, request).await?;
     let limits = app.config.limits.clone();
     let job = translate(request, Endpoint::Chat, &context, &limits)?;
     let id = format!("chatcmpl-{}", context.id);
-    let events = calls::events(app, context, job.calls);
+    let events = generate::events(app, context, job.calls);
     let words = job.words;
     if let Some(options) = job.stream {
-        let events = calls::opened(events, limits.keep_alive_interval)
+        let events = generate::opened(events, limits.keep_alive_interval)
             .await
             .map_err(|error| words.speak(error))?;
         return Ok(chat_stream::respond(
@@ -43,7 +43,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
             job.generated,
         ));
     }
-    let answers = collect::collect(events, 1, job.generated, limits.response_bytes)
+    let answers = generate::collect(events, 1, job.generated, limits.response_bytes)
         .await
         .map_err(|error| words.speak(error))?;
     whole(&answers, &id, job.show).map(|completion| reply::json(&limits, &completion))
@@ -101,12 +101,12 @@ fn whole<'a>(answers: &'a Answers, id: &'a str, show: Show) -> ApiResult<ChatCom
     Ok(ChatCompletion {
         id,
         object: "chat.completion",
-        created: super::now_unix(),
+        created: now_unix(),
         model: &answers.model,
         choices,
         service_tier: None,
         system_fingerprint: None,
-        usage: answers.tokens.usage(),
+        usage: Usage::of(&answers.tokens),
         prompt_logprobs: show.prompt_logprobs.then_some(PromptLogprobs(&prompt.logprobs)),
         prompt_token_ids: show.token_ids.then_some(&prompt.token_ids),
     })
@@ -116,7 +116,7 @@ fn one_choice(index: usize, choice: &Choice, show: Show) -> ApiResult<ChatChoice
     let finished = choice
         .finished
         .as_ref()
-        .ok_or_else(|| collect::unfinished(index))?;
+        .ok_or_else(|| generate::unfinished(index))?;
     let reasoning = (!choice.reasoning.is_empty()).then_some(choice.reasoning.as_str());
     let is_text = !choice.text.is_empty() || (reasoning.is_none() && choice.tool_calls.is_empty());
     let tool_calls = choice.tool_calls.iter().map(|call| ToolCall {

@@ -7,14 +7,14 @@ use axum::response::Response;
 use conclave_proto::v1;
 use serde::Serialize;
 
-use super::answer::{self, StopReason, Tokens, Usage};
-use super::calls::{CallEvents, Next};
-use super::collect::stray;
+use super::answer::{self, StopReason, Usage};
 use super::logprobs::{self, ChatLogprobs, PromptLogprobs};
 use super::request::StreamOptions;
 use super::translate::Show;
 use crate::config::Limits;
+use crate::generate::{CallEvents, Next, Tokens, stray};
 use crate::http::error::ApiResult;
+use crate::http::now_unix;
 use crate::http::sse::{self, Events, Gone};
 use crate::upstream::Event;
 
@@ -90,7 +90,7 @@ pub(super) fn respond(
         let mut writer = Writer {
             out,
             id,
-            created: super::now_unix(),
+            created: now_unix(),
             options,
             show,
             started: v1::Started::default(),
@@ -272,7 +272,7 @@ impl Writer {
         if self.options.include_usage == Some(true) {
             self.out
                 .data(&Chunk {
-                    usage: Some(Some(self.tokens.usage())),
+                    usage: Some(Some(Usage::of(&self.tokens))),
                     ..self.empty()
                 })
                 .await?;

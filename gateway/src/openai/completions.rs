@@ -7,14 +7,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::answer::{self, StopReason, Usage};
-use super::collect::{self, Answers, Choice, PromptAnswer};
+use super::completions_stream;
 use super::logprobs::{self, CompletionLogprobs, PromptLogprobs};
 use super::request::Request;
 use super::sampling::Endpoint;
 use super::translate::{Show, translate};
-use super::{calls, completions_stream};
+use crate::generate::{self, Answers, Choice, PromptAnswer};
 use crate::http::error::ApiResult;
-use crate::http::reply;
+use crate::http::{now_unix, receive, reply};
 use crate::server::App;
 
 pub(crate) async fn completions(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
@@ -24,15 +24,15 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: HttpReques
 }
 
 async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
-    let (context, request) = super::read::<Request>(&app, request).await?;
+    let (context, request) = receive::<Request>(&app, request).await?;
     let limits = app.config.limits.clone();
     let job = translate(request, Endpoint::Completions, &context, &limits)?;
     let id = format!("cmpl-{}", context.id);
     let prompts = job.calls.len();
-    let events = calls::events(app, context, job.calls);
+    let events = generate::events(app, context, job.calls);
     let words = job.words;
     if let Some(options) = job.stream {
-        let events = calls::opened(events, limits.keep_alive_interval)
+        let events = generate::opened(events, limits.keep_alive_interval)
             .await
             .map_err(|error| words.speak(error))?;
         let shape = completions_stream::Shape {
@@ -43,7 +43,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
         };
         return Ok(completions_stream::respond(&limits, events, id, shape));
     }
-    let mut answers = collect::collect(events, prompts, job.generated, limits.response_bytes)
+    let mut answers = generate::collect(events, prompts, job.generated, limits.response_bytes)
         .await
         .map_err(|error| words.speak(error))?;
     if job.wanted < job.generated {
@@ -97,12 +97,12 @@ fn whole<'a>(answers: &'a Answers, id: &'a str, wanted: usize, show: Show) -> Ap
     Ok(Completion {
         id,
         object: "text_completion",
-        created: super::now_unix(),
+        created: now_unix(),
         model: &answers.model,
         choices,
         service_tier: None,
         system_fingerprint: None,
-        usage: answers.tokens.usage(),
+        usage: Usage::of(&answers.tokens),
     })
 }
 
@@ -115,7 +115,7 @@ fn one_choice<'a>(
     let finished = choice
         .finished
         .as_ref()
-        .ok_or_else(|| collect::unfinished(index))?;
+        .ok_or_else(|| generate::unfinished(index))?;
     let echoed = if show.echo {
         prompt.logprobs.as_slice()
     } else {

@@ -4,14 +4,14 @@ use axum::response::Response;
 use conclave_proto::v1;
 use serde::Serialize;
 
-use super::answer::{self, StopReason, Tokens, Usage};
-use super::calls::{CallEvents, Next};
-use super::collect::stray;
+use super::answer::{self, StopReason, Usage};
 use super::logprobs::{self, CompletionLogprobs, PromptLogprobs};
 use super::request::StreamOptions;
 use super::translate::Show;
 use crate::config::Limits;
+use crate::generate::{CallEvents, Next, Tokens, stray};
 use crate::http::error::ApiResult;
+use crate::http::now_unix;
 use crate::http::sse::{self, Events, Gone};
 use crate::upstream::Event;
 
@@ -57,7 +57,7 @@ pub(super) fn respond(limits: &Limits, events: CallEvents, id: String, shape: Sh
         let mut writer = Writer {
             out,
             id,
-            created: super::now_unix(),
+            created: now_unix(),
             shape,
             model: String::new(),
             started: vec![v1::Started::default(); shape.prompts],
@@ -212,7 +212,7 @@ impl Writer {
         if self.shape.options.include_usage == Some(true) {
             self.out
                 .data(&Chunk {
-                    usage: Some(Some(self.tokens.usage())),
+                    usage: Some(Some(Usage::of(&self.tokens))),
                     ..self.empty()
                 })
                 .await?;

@@ -7,6 +7,7 @@ use conclave_proto::v1;
 
 use super::request::{Logprobs, MaxTokens, Request};
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::numbers::{float, out_of_range};
 
 /// OpenAI's bound for `top_logprobs`, and the proto's.
 const TOP_LOGPROBS_MAX: i64 = 20;
@@ -17,25 +18,6 @@ const COMPLETION_MAX_TOKENS: i64 = 16;
 pub(super) enum Endpoint {
     Chat,
     Completions,
-}
-
-fn out_of_range(param: &str, value: impl std::fmt::Display, expected: &str) -> ApiError {
-    ApiError::field(
-        param,
-        format!("{param}: {value} is out of range, expected {expected}"),
-    )
-    .code("invalid_value")
-}
-
-/// A number that F32 can hold.
-fn float(param: &str, value: Option<f64>) -> ApiResult<Option<f32>> {
-    let Some(value) = value else { return Ok(None) };
-    let single = value as f32;
-    if single.is_finite() {
-        Ok(Some(single))
-    } else {
-        Err(out_of_range(param, value, "a 32-bit number"))
-    }
 }
 
 pub(super) fn sampling(request: &mut Request, endpoint: Endpoint) -> ApiResult<v1::SamplingParams> {
@@ -128,13 +110,4 @@ pub(super) fn choices(param: &'static str, value: Option<i64>) -> ApiResult<u32>
         .ok()
         .filter(|count| (1..=super::translate::CHOICES_MAX).contains(count))
         .ok_or_else(|| out_of_range(param, value, "1 to 128"))
-}
-
-/// vLLM's `priority` puts low numbers first, the proto's puts high ones first.
-pub(super) fn priority(value: Option<i64>) -> ApiResult<i32> {
-    let value = value.unwrap_or(0);
-    value
-        .checked_neg()
-        .and_then(|negated| i32::try_from(negated).ok())
-        .ok_or_else(|| out_of_range("priority", value, "a 32-bit integer"))
 }

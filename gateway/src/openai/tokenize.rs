@@ -14,7 +14,7 @@ use super::message::Message;
 use super::tools::ToolIn;
 use super::words::Words;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::reply;
+use crate::http::{receive, reply};
 use crate::server::App;
 
 #[derive(Deserialize)]
@@ -45,7 +45,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: HttpRequest) 
 }
 
 async fn tokens(app: &App, request: HttpRequest) -> ApiResult<Response> {
-    let (context, request) = super::read::<TokenizeIn>(app, request).await?;
+    let (context, request) = receive::<TokenizeIn>(app, request).await?;
     let input = match (request.prompt, request.messages) {
         (Some(text), None) => Input::Text(text),
         (None, Some(messages)) => Input::Chat(conversation::chat(Conversation {
@@ -102,7 +102,7 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: HttpRequest
 }
 
 async fn text(app: &App, request: HttpRequest) -> ApiResult<Response> {
-    let (context, request) = super::read::<DetokenizeIn>(app, request).await?;
+    let (context, request) = receive::<DetokenizeIn>(app, request).await?;
     let call = v1::DetokenizeRequest {
         model: request.model.unwrap_or_default(),
         token_ids: request.tokens,

@@ -13,6 +13,7 @@ use super::words::Words;
 use crate::config::Limits;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::numbers;
 
 /// Choices of one prompt, as the proto bounds them.
 pub(super) const CHOICES_MAX: u32 = 128;
@@ -99,7 +100,7 @@ pub(super) fn translate(
         sampling: Some(sampling::sampling(&mut request, endpoint)?),
         n: generated,
         output: Some(output),
-        priority: sampling::priority(request.priority)?,
+        priority: numbers::priority(request.priority)?,
         cache_salt: request.cache_salt.take().unwrap_or_default(),
         truncate_prompt_tokens: request.truncate_prompt_tokens,
         add_special_tokens: request.add_special_tokens,

@@ -23,8 +23,11 @@ impl Default for Words {
 impl Words {
     /// Puts the proto path in `error.param` into the client's words.
     pub(super) fn speak(&self, mut error: ApiError) -> ApiError {
-        if let Some(param) = error.param.take() {
-            error.param = Some(self.field(&param));
+        if let Some(proto) = error.param.take() {
+            let field = self.field(&proto);
+            // Messages begin with the field: "sampling.max_tokens = -5: …".
+            error.message = error.message.replace(&proto, &field);
+            error.param = Some(field);
         }
         error
     }

@@ -149,7 +149,7 @@ impl Upstream {
         timeout: Option<Duration>,
     ) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
-        context.write_metadata(request.metadata_mut());
+        context.trace.write(request.metadata_mut());
         let left = context
             .deadline
             .map(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now()));

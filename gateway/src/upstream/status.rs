@@ -38,6 +38,9 @@ pub(super) fn to_api(status: &tonic::Status) -> ApiError {
     if let Some(violation) = details.bad_request().and_then(|bad| bad.field_violations.first()) {
         error.param = (!violation.field.is_empty()).then(|| violation.field.clone());
     }
+    if status.code() == Code::NotFound && error.param.is_none() {
+        error.param = Some(String::from("model"));
+    }
     let hint = details.retry_info().and_then(|retry| retry.retry_delay);
     if matches!(
         http,

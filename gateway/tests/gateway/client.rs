@@ -140,6 +140,15 @@ impl Reply {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
+    /// Name and JSON of every named event.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        let named = |event: &str| {
+            let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+            Some((name.to_owned(), serde_json::from_str(data).unwrap()))
+        };
+        self.body.split("\n\n").filter_map(named).collect()
+    }
+
     /// The text of every `data:` event.
     pub fn events(&self) -> Vec<String> {
         self.body

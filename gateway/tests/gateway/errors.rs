@@ -65,7 +65,8 @@ async fn each_status_has_its_http_side() {
                 .client
                 .post(PATH, &json!({"prompt": "a", "stream": stream}))
                 .await;
-            let error = json!({"error": {"message": "because", "type": kind, "param": null, "code": code}});
+            let param = if http == 404 { json!("model") } else { Value::Null };
+            let error = json!({"error": {"message": "because", "type": kind, "param": param, "code": code}});
             assert_eq!((reply.status, reply.json()), (http, error), "{status:?}");
             assert_eq!(
                 reply.header("retry-after").is_some(),

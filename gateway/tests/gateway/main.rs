@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+mod anthropic;
 mod auth;
 mod bad_input;
 mod chat;
@@ -10,5 +11,6 @@ mod completions;
 mod errors;
 mod lifecycle;
 mod ops;
+mod responses;
 mod router;
 mod wire;

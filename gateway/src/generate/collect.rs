@@ -4,41 +4,42 @@ use conclave_proto::v1;
 use futures::StreamExt;
 use http::StatusCode;
 
-use super::answer::Tokens;
+use super::budget::Budget;
 use super::calls::CallEvents;
+use super::tokens::Tokens;
 use crate::http::error::{ApiError, ApiResult};
 use crate::upstream::Event;
 
 /// The answers to all prompts of a request.
 #[derive(Debug)]
-pub(super) struct Answers {
-    pub(super) model: String,
-    pub(super) prompts: Vec<PromptAnswer>,
-    pub(super) tokens: Tokens,
+pub(crate) struct Answers {
+    pub(crate) model: String,
+    pub(crate) prompts: Vec<PromptAnswer>,
+    pub(crate) tokens: Tokens,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct PromptAnswer {
-    pub(super) token_ids: Vec<u32>,
-    pub(super) logprobs: Vec<v1::TokenLogprobs>,
-    pub(super) choices: Vec<Choice>,
+pub(crate) struct PromptAnswer {
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<v1::TokenLogprobs>,
+    pub(crate) choices: Vec<Choice>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Choice {
-    pub(super) text: String,
-    pub(super) reasoning: String,
-    pub(super) tool_calls: Vec<v1::ToolCall>,
-    pub(super) token_ids: Vec<u32>,
-    pub(super) logprobs: Vec<v1::TokenLogprobs>,
-    pub(super) finished: Option<v1::Finished>,
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    pub(crate) reasoning: String,
+    pub(crate) tool_calls: Vec<v1::ToolCall>,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<v1::TokenLogprobs>,
+    pub(crate) finished: Option<v1::Finished>,
 }
 
 /// Reads `events` to their end.
 ///
 /// # Errors
 /// The first error of any call; a router that breaks the protocol; an answer of more than `bytes_max`.
-pub(super) async fn collect(
+pub(crate) async fn collect(
     mut events: CallEvents,
     prompts: usize,
     choices: u32,
@@ -53,14 +54,10 @@ pub(super) async fn collect(
         prompts: std::iter::repeat_with(empty).take(prompts).collect(),
         tokens: Tokens::default(),
     };
-    let mut bytes = 0_usize;
+    let mut budget = Budget::new(bytes_max);
     while let Some(event) = events.next().await {
         let (at, event) = event?;
-        bytes = bytes.saturating_add(weight(&event));
-        if bytes > bytes_max {
-            let message = format!("the answer is larger than {bytes_max} bytes: ask for a stream");
-            return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("answer_too_large"));
-        }
+        budget.take(&event)?;
         let prompt = answers.prompts.get_mut(at).ok_or_else(|| stray("prompt", at))?;
         match event {
             Event::Started(started) => {
@@ -114,7 +111,7 @@ impl Choice {
     }
 
     /// Mean log-probability of the generated tokens, by which `best_of` ranks.
-    pub(super) fn score(&self) -> f32 {
+    pub(crate) fn score(&self) -> f32 {
         let sampled = self.logprobs.iter().filter_map(|entry| entry.sampled.as_ref());
         let (sum, count) = sampled.fold((0.0_f32, 0.0_f32), |(sum, count), token| {
             (sum + token.logprob, count + 1.0)
@@ -127,35 +124,8 @@ impl Choice {
     }
 }
 
-/// What an event adds to memory, roughly: log-probabilities weigh the most.
-fn weight(event: &Event) -> usize {
-    const TOKEN: usize = std::mem::size_of::<v1::TokenLogprob>();
-    let logprobs = |entries: &[v1::TokenLogprobs]| {
-        entries
-            .iter()
-            .map(|entry| (entry.top.len() + 2) * TOKEN)
-            .sum::<usize>()
-    };
-    match event {
-        Event::Started(started) => started.prompt_token_ids.len() * 4 + logprobs(&started.prompt_logprobs),
-        Event::Delta(delta) => {
-            let calls = delta
-                .tool_calls
-                .iter()
-                .map(|call| call.arguments.len())
-                .sum::<usize>();
-            delta.text.len()
-                + delta.reasoning.len()
-                + delta.token_ids.len() * 4
-                + calls
-                + logprobs(&delta.logprobs)
-        }
-        Event::Finished(_) | Event::Usage(_) | Event::KeepAlive(_) => 0,
-    }
-}
-
 /// The router sent an index that was not asked for.
-pub(super) fn stray(what: &str, index: impl std::fmt::Display) -> ApiError {
+pub(crate) fn stray(what: &str, index: impl std::fmt::Display) -> ApiError {
     ApiError::new(
         StatusCode::BAD_GATEWAY,
         format!("the router answered for {what} {index}, which was not asked for"),
@@ -164,7 +134,7 @@ pub(super) fn stray(what: &str, index: impl std::fmt::Display) -> ApiError {
 }
 
 /// The router said its last word, but none for this choice.
-pub(super) fn unfinished(index: usize) -> ApiError {
+pub(crate) fn unfinished(index: usize) -> ApiError {
     ApiError::new(
         StatusCode::BAD_GATEWAY,
         format!("the router did not finish choice {index}"),

@@ -15,8 +15,8 @@ use crate::upstream::{Event, GenerateStream};
 const CONCURRENT_CALLS: usize = 64;
 
 /// An event and the prompt it belongs to.
-pub(super) type CallEvent = (usize, Event);
-pub(super) type CallEvents = BoxStream<'static, ApiResult<CallEvent>>;
+pub(crate) type CallEvent = (usize, Event);
+pub(crate) type CallEvents = BoxStream<'static, ApiResult<CallEvent>>;
 
 enum Call {
     Waiting(Box<v1::GenerateRequest>),
@@ -25,7 +25,7 @@ enum Call {
 }
 
 /// Makes the calls as the stream is read. Dropping it cancels them.
-pub(super) fn events(app: Arc<App>, context: RequestContext, calls: Vec<v1::GenerateRequest>) -> CallEvents {
+pub(crate) fn events(app: Arc<App>, context: RequestContext, calls: Vec<v1::GenerateRequest>) -> CallEvents {
     let mut streams = calls
         .into_iter()
         .enumerate()
@@ -64,7 +64,7 @@ fn one(app: Arc<App>, context: RequestContext, at: usize, request: v1::GenerateR
 
 /// Waits for the first event, so that a refusal becomes an HTTP status and not an event. A router that says
 /// nothing for `patience` gets the benefit of the doubt.
-pub(super) async fn opened(mut events: CallEvents, patience: Duration) -> ApiResult<CallEvents> {
+pub(crate) async fn opened(mut events: CallEvents, patience: Duration) -> ApiResult<CallEvents> {
     match tokio::time::timeout(patience, events.next()).await {
         Ok(Some(first)) => {
             let first = first?;
@@ -75,18 +75,18 @@ pub(super) async fn opened(mut events: CallEvents, patience: Duration) -> ApiRes
 }
 
 /// Reads events with an eye on the clock: after `silence` it says so, for a comment to be sent.
-pub(super) struct Next {
+pub(crate) struct Next {
     events: CallEvents,
     silence: Duration,
 }
 
 impl Next {
-    pub(super) fn new(events: CallEvents, silence: Duration) -> Self {
+    pub(crate) fn new(events: CallEvents, silence: Duration) -> Self {
         Self { events, silence }
     }
 
     /// The next event; `Ok(None)` after a silence; `None` at the end.
-    pub(super) async fn next(&mut self) -> Option<ApiResult<Option<CallEvent>>> {
+    pub(crate) async fn next(&mut self) -> Option<ApiResult<Option<CallEvent>>> {
         match tokio::time::timeout(self.silence, self.events.next()).await {
             Ok(event) => Some(event?.map(Some)),
             Err(_) => Some(Ok(None)),

@@ -1,0 +1,242 @@
+//! `POST /v1/responses`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request as HttpRequest, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use conclave_proto::v1;
+use conclave_proto::v1::generate_request::Prompt;
+use http::StatusCode;
+
+use super::conversation;
+use super::echo::Echo;
+use super::items;
+use super::object::Frame;
+use super::request::Request;
+use super::store::{TURNS_MAX, Turn};
+use super::stream;
+use crate::generate::{self, Block};
+use crate::http::auth::Caller;
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::{json, now_unix, numbers, receive, reply};
+use crate::server::App;
+
+/// What clients ask to `include` for reasoning that they carry themselves.
+const SEALED_REASONING: &str = "reasoning.encrypted_content";
+
+pub(crate) async fn create(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
+    answer(app, request)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What becomes of a response once it is made.
+pub(super) struct Keep {
+    app: Arc<App>,
+    caller: Caller,
+    earlier: Option<Arc<Turn>>,
+    /// The request's own messages, without instructions: those hold for one response only.
+    input: Vec<v1::ChatMessage>,
+    is_wanted: bool,
+}
+
+impl Keep {
+    pub(super) fn store(self, id: &str, blocks: &[Block], json: Bytes) {
+        if self.is_wanted {
+            let messages = [self.input, items::messages(blocks)].concat();
+            self.app
+                .responses
+                .put(id.to_owned(), self.caller, self.earlier, messages, json);
+        }
+    }
+}
+
+async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
+    let (context, mut request) = receive::<Request>(&app, request).await?;
+    refuse(&request)?;
+    let limits = app.config.limits.clone();
+    let is_stream = request.stream.unwrap_or(false);
+    let earlier = match &request.previous_response_id {
+        None => None,
+        Some(id) => Some(earlier(&app, id, context.caller)?),
+    };
+    let input = request
+        .input
+        .take()
+        .ok_or_else(|| ApiError::field("input", "input: missing").code("invalid_value"))?;
+    let input = conversation::messages(input)?;
+    let call = translate(&mut request, &context, earlier.as_deref(), &input)?;
+    let keep = Keep {
+        app: app.clone(),
+        caller: context.caller,
+        earlier,
+        input,
+        is_wanted: request.store.unwrap_or(true),
+    };
+    let frame = Frame {
+        id: format!("resp_{}", context.id),
+        bare_id: context.id.clone(),
+        created_at: now_unix(),
+        seals: request
+            .include
+            .as_ref()
+            .is_some_and(|asked| asked.iter().any(|word| word == SEALED_REASONING)),
+        echo: Echo::of(request),
+    };
+    let events = generate::events(app, context, vec![call]);
+    if is_stream {
+        let events = generate::opened(events, limits.keep_alive_interval)
+            .await
+            .map_err(speak)?;
+        return Ok(stream::respond(&limits, events, frame, keep));
+    }
+    let done = generate::single(events, limits.response_bytes)
+        .await
+        .map_err(speak)?;
+    let response = frame.ended(&done.model, &done.blocks, &done.finished, &done.tokens);
+    let body = Bytes::from(serde_json::to_vec(&response).map_err(|error| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("could not write the response: {error}"),
+        )
+    })?);
+    keep.store(&frame.id, &done.blocks, body.clone());
+    Ok(reply::bytes_as(&limits, body, "application/json"))
+}
+
+fn earlier(app: &App, id: &str, caller: Caller) -> ApiResult<Arc<Turn>> {
+    let param = "previous_response_id";
+    let turn = app.responses.turn(id, caller).ok_or_else(|| {
+        let message = format!("{param}: {id:?} is not known here: send the conversation as input");
+        ApiError::field(param, message).code("previous_response_not_found")
+    })?;
+    if turn.turns() >= TURNS_MAX {
+        let message =
+            format!("{param}: {TURNS_MAX} turns are as many as are kept: send the conversation as input");
+        return Err(ApiError::field(param, message).code("invalid_value"));
+    }
+    Ok(turn)
+}
+
+fn translate(
+    request: &mut Request,
+    context: &RequestContext,
+    earlier: Option<&Turn>,
+    input: &[v1::ChatMessage],
+) -> ApiResult<v1::GenerateRequest> {
+    let instructions = request.instructions.clone().map(conversation::system);
+    let before = earlier.map(Turn::conversation).unwrap_or_default();
+    let messages: Vec<_> = instructions
+        .into_iter()
+        .chain(before)
+        .chain(input.iter().cloned())
+        .collect();
+    if messages.is_empty() {
+        return Err(ApiError::field("input", "input: at least one item is needed").code("invalid_value"));
+    }
+    let tools = conversation::tools(request.tools.as_deref().unwrap_or_default())?;
+    let tool_choice = match &request.tool_choice {
+        None => None,
+        Some(choice) => Some(conversation::choice(choice, tools.is_empty())?),
+    };
+    if let Some(metadata) = &request.metadata {
+        json::check_object(metadata, "metadata")?;
+    }
+    let effort = request
+        .reasoning
+        .as_ref()
+        .and_then(|reasoning| reasoning.effort.as_ref());
+    let template_kwargs_json = match effort.map(serde_json::to_string) {
+        Some(Ok(effort)) => format!("{{\"reasoning_effort\":{effort}}}"),
+        _ => String::new(),
+    };
+    let structured = match request.text.as_ref().and_then(|text| text.format.as_ref()) {
+        None => None,
+        Some(format) => conversation::structured(format)?,
+    };
+    Ok(v1::GenerateRequest {
+        request_id: context.id.clone(),
+        model: request.model.take().unwrap_or_default(),
+        prompt: Some(Prompt::Chat(v1::Chat {
+            messages,
+            tools,
+            tool_choice,
+            template_kwargs_json,
+            parallel_tool_calls: request.parallel_tool_calls,
+            ..Default::default()
+        })),
+        sampling: Some(v1::SamplingParams {
+            temperature: numbers::float("temperature", request.temperature)?,
+            top_p: numbers::float("top_p", request.top_p)?,
+            max_tokens: request.max_output_tokens,
+            ..Default::default()
+        }),
+        priority: numbers::priority(request.priority)?,
+        cache_salt: request.cache_salt.take().unwrap_or_default(),
+        structured,
+        ..Default::default()
+    })
+}
+
+fn refuse(request: &Request) -> ApiResult<()> {
+    let asked = [
+        (
+            "background",
+            request.background == Some(true),
+            "read the response's stream",
+        ),
+        (
+            "conversation",
+            request.conversation.is_some(),
+            "send previous_response_id",
+        ),
+        ("prompt", request.prompt.is_some(), "send instructions and input"),
+        (
+            "top_logprobs",
+            request.top_logprobs.is_some_and(|count| count != 0),
+            "/v1/chat/completions has it",
+        ),
+        (
+            "truncation",
+            request
+                .truncation
+                .as_deref()
+                .is_some_and(|word| word != "disabled"),
+            "a conversation that is too long is refused",
+        ),
+        (
+            "max_tool_calls",
+            request.max_tool_calls.is_some(),
+            "it is about tools that the server runs",
+        ),
+    ];
+    match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
+        Some((param, _, hint)) => Err(ApiError::unsupported(
+            param,
+            format!("{param} is not supported: {hint}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The router's field names in this API's words.
+fn speak(mut error: ApiError) -> ApiError {
+    let Some(proto) = error.param.take() else {
+        return error;
+    };
+    let bare = ["sampling.", "chat."]
+        .iter()
+        .find_map(|prefix| proto.strip_prefix(prefix))
+        .unwrap_or(&proto);
+    let field = match bare {
+        "max_tokens" => "max_output_tokens",
+        _ if bare.starts_with("messages") => "input",
+        _ if bare.starts_with("structured") => "text.format",
+        other => other,
+    };
+    error.message = error.message.replace(proto.as_str(), field);
+    error.param = Some(field.to_owned());
+    error
+}
