@@ -16,4 +16,6 @@ pub mod cuda;
 pub mod dummy;
 mod ops;
 mod simd;
+#[cfg(test)]
+mod testing;
 pub mod weight;

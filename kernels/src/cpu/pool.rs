@@ -30,6 +30,8 @@ struct Shared {
     /// Written by `run` before it publishes a generation; read by a thread that has claimed a task of it.
     job: UnsafeCell<Job>,
     finished: AtomicUsize,
+    /// Threads that have started: starting one allocates.
+    started: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -54,6 +56,7 @@ impl Pool {
                 tasks: 0,
             }),
             finished: AtomicUsize::new(0),
+            started: AtomicUsize::new(1),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -65,6 +68,9 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let builder = std::thread::Builder::new().name(format!("kernels-{thread}"));
             pool.workers.push(builder.spawn(move || work(&shared, thread))?);
+        }
+        while pool.shared.started.load(Ordering::Acquire) < threads {
+            std::thread::yield_now();
         }
         Ok(pool)
     }
@@ -150,6 +156,7 @@ fn claim_and_run(shared: &Shared, thread: usize) -> bool {
 }
 
 fn work(shared: &Shared, thread: usize) {
+    shared.started.fetch_add(1, Ordering::Release);
     let mut idle = 0;
     while !shared.stop.load(Ordering::Acquire) {
         if claim_and_run(shared, thread) {

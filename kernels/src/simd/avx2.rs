@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, Tiles};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -73,7 +73,7 @@ static SPREAD: [[i8; 32]; 2] = [spread(0), spread(8)];
 impl Simd for Avx2 {
     type F = F;
     type I = I;
-    const WIDE: bool = false;
+    const TILES: Tiles = Tiles::Small;
 
     #[inline(always)]
     fn splat(self, value: f32) -> F {

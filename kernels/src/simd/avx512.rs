@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, Tiles};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -131,7 +131,7 @@ fn widen(pairs: __m512i) -> [__m512; 2] {
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
-    const WIDE: bool = true;
+    const TILES: Tiles = Tiles::Large;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

@@ -95,14 +95,24 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
+/// How many sums a tile of a product has, by the registers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tiles {
+    /// One: where speed is of no concern and code size is.
+    Single,
+    /// Up to four: 16 registers of half the lanes.
+    Small,
+    /// Up to 24: 32 registers of all lanes.
+    Large,
+}
+
 /// The operations of one instruction set. A value of the type is the proof that the machine has it.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32, or 32 i16 in pairs.
     type I: Copy;
-    /// 32 registers of 16 lanes; otherwise half as many of half the width.
-    const WIDE: bool;
+    const TILES: Tiles;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;

@@ -2,6 +2,7 @@
 //! with the reference checkpoints.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -218,73 +219,85 @@ impl Model {
         }
     }
 
-    /// Runs `ids` from `position` on; the pages are a fixed, shuffled table.
-    pub fn step(&mut self, ids: &[u32], position: usize) -> Output {
+    pub fn top_k(&self) -> usize {
+        self.moe.top_k
+    }
+
+    /// One run of `ids` from `position` on; the pages are a fixed, shuffled table.
+    pub fn batch(&self, ids: &[u32], position: usize) -> Batch {
         let tokens = ids.len();
         let pages = MAX_TOKENS / PAGE_TOKENS;
-        let pages = (0..pages).map(|i| ((i * 7 + 3) % (pages + 3)) as u32).collect();
-        let positions = (position as u32..).take(tokens).collect();
         let run = BatchRun {
             first: 0,
             len: tokens as u32,
-            pages,
+            pages: (0..pages).map(|i| ((i * 7 + 3) % (pages + 3)) as u32).collect(),
             position: position as u32,
         };
-        let logit_rows = (0..tokens as u32).collect();
-        let b = &mut self.backend;
-        b.begin(&Batch {
+        Batch {
             ids: ids.to_vec(),
-            positions,
+            positions: (position as u32..).take(tokens).collect(),
             runs: vec![run],
-            logit_rows,
-        })
-        .unwrap();
-        b.embed(self.embedding, &self.hidden).unwrap();
-        let mut router = Vec::new();
+            logit_rows: (0..tokens as u32).collect(),
+        }
+    }
+
+    /// All ops of a step. `chosen` has room for the experts' ids, `rows` for the rows; `after_route` is shown the
+    /// router's logits of each layer.
+    pub fn run(
+        &mut self,
+        batch: &Batch,
+        chosen: &mut [u8],
+        rows: &mut Vec<ExpertRow>,
+        mut after_route: impl FnMut(&mut dyn Backend, &Buffer),
+    ) {
+        let (b, spec, k) = (&mut *self.backend, &self.attention, self.moe.top_k);
+        let (hidden, normed, q) = (&self.hidden, &self.normed, &self.q);
+        let (ids, weights, logits) = (&self.ids, &self.weights, &self.router_logits);
+        b.begin(batch).unwrap();
+        b.embed(self.embedding, hidden).unwrap();
         for layer in &self.layers {
-            b.qkv(
-                &self.attention,
-                self.eps,
-                &layer.attention,
-                &self.hidden,
-                layer.kv,
-                &self.q,
-            )
-            .unwrap();
-            b.attention(&self.attention, layer.kv, &self.q, &self.attended)
+            b.qkv(spec, self.eps, &layer.attention, hidden, layer.kv, q)
                 .unwrap();
-            b.linear_add(layer.attention.o, &self.attended, &self.hidden)
-                .unwrap();
+            b.attention(spec, layer.kv, q, &self.attended).unwrap();
+            b.linear_add(layer.attention.o, &self.attended, hidden).unwrap();
+            let (norm, gate, bias) = (layer.moe_norm, layer.gate, Some(layer.bias));
             b.route(
                 &self.moe,
                 self.eps,
-                layer.moe_norm,
-                layer.gate,
-                Some(layer.bias),
-                &self.hidden,
-                &self.normed,
-                &self.ids,
-                &self.weights,
-                Some(&self.router_logits),
+                norm,
+                gate,
+                bias,
+                hidden,
+                normed,
+                ids,
+                weights,
+                Some(logits),
             )
             .unwrap();
-            router.push(download(&mut **b, &self.router_logits, tokens * self.moe.experts));
-            let chosen = download(&mut **b, &self.ids, tokens * self.moe.top_k);
-            let rows: Vec<ExpertRow> = chosen
-                .iter()
-                .enumerate()
-                .map(|(i, id)| ExpertRow {
-                    row: (i / self.moe.top_k) as u32,
-                    expert: id.to_bits(),
-                })
-                .collect();
-            b.experts(layer.experts, &self.normed, &rows, &self.rows).unwrap();
-            b.combine(self.moe.top_k, &self.rows, &self.weights, &self.hidden)
-                .unwrap();
+            after_route(b, logits);
+            b.read(ids, 0, chosen).unwrap();
+            rows.clear();
+            rows.extend((0u32..).zip(chosen.as_chunks::<4>().0).map(|(i, id)| ExpertRow {
+                row: i / k as u32,
+                expert: u32::from_le_bytes(*id),
+            }));
+            b.experts(layer.experts, normed, rows, &self.rows).unwrap();
+            b.combine(k, &self.rows, weights, hidden).unwrap();
         }
-        b.head(self.eps, self.norm, self.head, &self.hidden, &self.logits)
+        b.head(self.eps, self.norm, self.head, hidden, &self.logits)
             .unwrap();
-        let logits = download(&mut **b, &self.logits, tokens * self.vocab);
+    }
+
+    /// Runs `ids` from `position` on.
+    pub fn step(&mut self, ids: &[u32], position: usize) -> Output {
+        let (tokens, experts) = (ids.len(), self.moe.experts);
+        let mut router = Vec::new();
+        let mut chosen = vec![0; tokens * self.moe.top_k * 4];
+        let batch = self.batch(ids, position);
+        self.run(&batch, &mut chosen, &mut Vec::new(), |backend, logits| {
+            router.push(download(backend, logits, tokens * experts));
+        });
+        let logits = download(&mut *self.backend, &self.logits, tokens * self.vocab);
         Output { logits, router }
     }
 

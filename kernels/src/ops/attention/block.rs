@@ -6,7 +6,7 @@ use crate::cpu::engine::Rows;
 use crate::cpu::kv::KvCache;
 use crate::cpu::memory::Memory;
 use crate::ops::linear::{Bf16, Decode, E4m3, E5m2, F32, Order, permute, restore, tile_of};
-use crate::simd::{Kernel, LANES, Simd, math};
+use crate::simd::{Kernel, LANES, Simd, Tiles, math};
 
 /// Scratch of one thread. A query is one head of one token.
 pub(crate) struct Scratch {
@@ -229,10 +229,14 @@ unsafe fn dots<S, D, const N: usize, const V: usize>(
         }};
     }
     for (i, rows) in fours.iter().enumerate() {
-        if S::WIDE {
-            tiles!(*rows, 4, 4 * i, 4, 2, 1);
-        } else {
-            tiles!(*rows, 4, 4 * i, 1);
+        match S::TILES {
+            Tiles::Large => tiles!(*rows, 4, 4 * i, 4, 2, 1),
+            Tiles::Small => tiles!(*rows, 4, 4 * i, 1),
+            Tiles::Single => {
+                for (j, row) in rows.iter().enumerate() {
+                    tiles!([*row], 1, 4 * i + j, 1);
+                }
+            }
         }
     }
     for (i, row) in rest.iter().enumerate() {
@@ -301,7 +305,7 @@ unsafe fn weighted<S, D, const N: usize, const V: usize>(
     assert!(sums.len() == p.len() * vectors && values.len() <= BLOCK);
     let mut g = 0;
     macro_rules! tiles {
-        ($($queries:literal),*) => {$(
+        ($($queries:literal),*) => {{$(
             while p.len() - g >= $queries {
                 let p: &[[f32; BLOCK]; $queries] = p[g..g + $queries].as_array().expect("the length of the slice");
                 for chunk in 0..chunks {
@@ -310,12 +314,12 @@ unsafe fn weighted<S, D, const N: usize, const V: usize>(
                 }
                 g += $queries;
             }
-        )*};
+        )*}};
     }
-    if S::WIDE {
-        tiles!(4, 2, 1);
-    } else {
-        tiles!(2, 1);
+    match S::TILES {
+        Tiles::Large => tiles!(4, 2, 1),
+        Tiles::Small => tiles!(2, 1),
+        Tiles::Single => tiles!(1),
     }
 }
 

@@ -10,7 +10,7 @@ use super::out::Out;
 use super::pack::Tokens;
 use super::tile::{self, Decode, F32};
 use crate::cpu::memory::Memory;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, Tiles};
 
 /// From so many tokens on a panel pays.
 const PANEL_TOKENS: usize = 12;
@@ -83,6 +83,16 @@ pub(super) fn ahead(row_bytes: usize) -> usize {
     (4 * row_bytes).clamp(4096, 8192)
 }
 
+/// Rows that are taken four at a time.
+#[inline(always)]
+pub(super) fn in_fours<S: Simd>(rows: usize) -> usize {
+    if matches!(S::TILES, Tiles::Single) {
+        0
+    } else {
+        rows / 4 * 4
+    }
+}
+
 impl<D: Decode<N, V>, const N: usize, const V: usize> Kernel for OneToken<'_, D, N, V> {
     type Output = ();
 
@@ -98,8 +108,11 @@ impl<D: Decode<N, V>, const N: usize, const V: usize> Kernel for OneToken<'_, D,
             ..
         } = self.0;
         let token = [x.values.as_ptr()];
-        let (fours, rest) = data.split_at(data.len() / (4 * bytes) * (4 * bytes));
+        let (fours, rest) = data.split_at(in_fours::<S>(data.len() / bytes) * bytes);
         for four in fours.chunks_exact(4 * bytes) {
+            if matches!(S::TILES, Tiles::Single) {
+                break;
+            }
             // SAFETY: four rows; the token's length was checked by `new`.
             let sums =
                 unsafe { tile::tile::<S, D, N, V, 4, 1>(s, four.as_ptr(), bytes, token, Some(ahead(bytes))) };
@@ -132,9 +145,13 @@ impl<D: Decode<N, V>, const N: usize, const V: usize> Kernel for ManyTokens<'_, 
             out,
             ..
         } = self.0;
-        let (fours, rest) = data.split_at(data.len() / (4 * bytes) * (4 * bytes));
+        let (fours, rest) = data.split_at(in_fours::<S>(data.len() / bytes) * bytes);
         for four in fours.chunks_exact(4 * bytes) {
-            if x.count >= PANEL_TOKENS {
+            if matches!(S::TILES, Tiles::Single) {
+                break;
+            }
+            // BF16 is decoded as fast as it is read.
+            if V != 2 && x.count >= PANEL_TOKENS {
                 let panel = &mut panel.f32_mut().as_chunks_mut::<LANES>().0[..PANEL_ROWS * x.stride];
                 for (row, panel) in four.chunks_exact(bytes).zip(panel.chunks_exact_mut(x.stride)) {
                     decode_row::<S, D, N, V>(s, row, panel);
@@ -216,7 +233,7 @@ unsafe fn rows<S: Simd, D: Decode<N, V>, const N: usize, const V: usize, const R
     let mut token = 0;
     let mut ahead = ahead;
     macro_rules! tiles {
-        ($($tokens:literal),*) => {$(
+        ($($tokens:literal),*) => {{$(
             // Eight are better taken as twice four than as six and two.
             while x.count - token >= $tokens && !($tokens == 6 && x.count - token == 8) {
                 let mut at = [x.values.as_ptr(); $tokens];
@@ -233,18 +250,13 @@ unsafe fn rows<S: Simd, D: Decode<N, V>, const N: usize, const V: usize, const R
                 token += $tokens;
                 ahead = None;
             }
-        )*};
+        )*}};
     }
     // As many sums as registers hold beside the decoded vectors.
-    if R == 1 {
-        tiles!(1);
-    } else if S::WIDE && (V == 1 || R == 2) {
-        tiles!(6, 4, 2, 1);
-    } else if S::WIDE {
-        tiles!(4, 2, 1);
-    } else if R == 2 {
-        tiles!(2, 1);
-    } else {
-        tiles!(1);
+    match S::TILES {
+        Tiles::Large if R > 1 && (V == 1 || R == 2) => tiles!(6, 4, 2, 1),
+        Tiles::Large if R > 1 => tiles!(4, 2, 1),
+        Tiles::Small if R == 2 => tiles!(2, 1),
+        _ => tiles!(1),
     }
 }

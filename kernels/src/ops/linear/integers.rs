@@ -1,10 +1,10 @@
 //! Rows of an INT4 weight times packed tokens, cut into tiles.
 
-use super::floats::ahead;
+use super::floats::{ahead, in_fours};
 use super::int4::{self, Groups};
 use super::out::Out;
 use super::pack::{INT4_VECTORS, Tokens};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, Tiles};
 
 /// Rows that follow each other, times tokens.
 #[derive(Clone, Copy)]
@@ -95,8 +95,11 @@ impl<const Z: bool, const G: bool> Kernel for OneToken<'_, Z, G> {
         let chunks = all.chunks::<Z>();
         let (x, sx, bytes) = ([all.x.values.as_ptr()], [all.x.scales], all.bytes);
         let mut row = 0;
-        let (fours, rest) = all.data.split_at(all.data.len() / (4 * bytes) * (4 * bytes));
+        let (fours, rest) = all.data.split_at(in_fours::<S>(all.data.len() / bytes) * bytes);
         for four in fours.chunks_exact(4 * bytes) {
+            if matches!(S::TILES, Tiles::Single) {
+                break;
+            }
             let groups = [0, 1, 2, 3].map(|r| all.groups::<Z>(row + r, chunks));
             // SAFETY: four rows; `chunks` checked the lengths.
             let sums = unsafe {
@@ -126,8 +129,16 @@ impl<const Z: bool, const G: bool> Kernel for ManyTokens<'_, Z, G> {
         let chunks = all.chunks::<Z>();
         let bytes = all.bytes;
         let mut row = 0;
-        let (pairs, rest) = all.data.split_at(all.data.len() / (2 * bytes) * (2 * bytes));
+        let pairs = if matches!(S::TILES, Tiles::Single) {
+            0
+        } else {
+            all.data.len() / (2 * bytes)
+        };
+        let (pairs, rest) = all.data.split_at(pairs * 2 * bytes);
         for pair in pairs.chunks_exact(2 * bytes) {
+            if matches!(S::TILES, Tiles::Single) {
+                break;
+            }
             let groups = [0, 1].map(|r| all.groups::<Z>(row + r, chunks));
             // SAFETY: two rows; `chunks` checked the lengths.
             unsafe { rows::<S, 2, Z, G>(s, pair.as_ptr(), &all, groups, chunks, row) };
@@ -159,7 +170,7 @@ unsafe fn rows<S: Simd, const R: usize, const Z: bool, const G: bool>(
     let mut token = 0;
     let mut ahead = Some(ahead(all.bytes));
     macro_rules! tiles {
-        ($($tokens:literal),*) => {$(
+        ($($tokens:literal),*) => {{$(
             // Eight are better taken as twice four than as six and two.
             while x.count - token >= $tokens && !($tokens == 6 && x.count - token == 8) {
                 let mut at = [x.values.as_ptr(); $tokens];
@@ -178,11 +189,10 @@ unsafe fn rows<S: Simd, const R: usize, const Z: bool, const G: bool>(
                 token += $tokens;
                 ahead = None;
             }
-        )*};
+        )*}};
     }
-    if S::WIDE && R == 2 {
-        tiles!(6, 4, 2, 1);
-    } else {
-        tiles!(1);
+    match S::TILES {
+        Tiles::Large if R == 2 => tiles!(6, 4, 2, 1),
+        _ => tiles!(1),
     }
 }

@@ -10,7 +10,7 @@ const NO_TOKEN: u32 = u32::MAX - 1;
 
 /// Mirrors `SampleSpec`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 pub(crate) struct SampleSpec {
     temperature: f32,
     top_p: f32,
@@ -28,6 +28,7 @@ pub(crate) struct SampleTokens {
     pub(crate) logits: u64,
     pub(crate) specs: u64,
     pub(crate) positions: u64,
+    pub(crate) token_of: u64,
     slices: u64,
     arrived: u64,
     best: u64,
@@ -51,14 +52,15 @@ pub(crate) fn on_device(row: &SampleRow<'_>) -> bool {
     plain && open && row.params.logprobs.is_none() && temperature >= 0.0 && temperature.is_finite()
 }
 
-pub(crate) fn spec(row: &SampleRow<'_>, token: usize) -> SampleSpec {
+/// `token`: where the result goes.
+pub(crate) fn spec(row: &SampleRow<'_>, position: u32, token: usize) -> SampleSpec {
     SampleSpec {
         temperature: row.params.temperature,
         top_p: row.params.top_p,
         min_p: row.params.min_p,
         top_k: row.params.top_k,
         seed: row.params.seed,
-        position: row.position,
+        position,
         token: token as u32,
     }
 }

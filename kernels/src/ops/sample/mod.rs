@@ -4,9 +4,10 @@
 //! 2. repetition penalty, over all tokens so far: positive logits are divided by it, others multiplied;
 //!    frequency penalty times the count, and presence penalty once, over the output tokens: subtracted;
 //! 3. forbidden tokens and tokens outside the mask are left out;
-//! 4. temperature 0: the largest logit, the lowest index among equals. Otherwise `p = e^((x - max x) / temperature)`;
-//! 5. `min_p`: `p >= min_p` stay; `top_k`: the k largest stay, the lower index first among equals; `top_p`: the
-//!    fewest of the largest whose sum reaches `top_p` of the sum of what is left;
+//! 4. temperature 0: the largest logit, the lowest index among equals;
+//! 5. `top_k`: the k largest logits stay, the lower index first among equals; `p = e^((x - max x) / temperature)`;
+//!    `min_p`: `p >= min_p` stay; `top_p`: the fewest of the largest whose sum reaches `top_p` of the sum of what is
+//!    left;
 //! 6. the token where the running sum (F64; from the largest down after top-k or top-p, else by index) passes
 //!    `u * sum`, with u from Philox 4x32-10 keyed by the seed and counted by the position.
 //!
@@ -27,7 +28,7 @@ use crate::simd::{Isa, Kernel, LANES, Simd, math, run};
 /// Scratch of one thread for a vocabulary.
 pub(crate) struct Scratch {
     pub(crate) values: Vec<f32>,
-    pub(crate) candidates: Vec<(f32, u32)>,
+    pub(crate) candidates: Vec<choose::Candidate>,
     pub(crate) counts: Vec<u32>,
 }
 
@@ -58,7 +59,9 @@ fn try_sample(
     row: &SampleRow<'_>,
     scratch: &mut Scratch,
 ) -> Result<Sampled, String> {
-    if let Some(token) = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+    if choose::survey(isa, logits).is_none() {
+        let bad = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
+        let token = bad.unwrap_or(0);
         return Err(format!("the logit of token {token} is {}", logits[token]));
     }
     let Scratch {
@@ -144,18 +147,13 @@ fn logprobs(
     isa: Isa,
     values: &mut [f32],
     best: usize,
-    candidates: &mut Vec<(f32, u32)>,
+    candidates: &mut Vec<choose::Candidate>,
     sampled: &mut Sampled,
 ) {
     let own = values[sampled.token as usize];
     sampled.rank = 1 + values.iter().filter(|x| **x > own).count() as u32;
-    candidates.clear();
-    candidates.extend(values.iter().zip(0..).map(|(x, token)| (*x, token)));
-    let best = best.min(candidates.len());
-    choose::keep_largest(candidates, best);
-    let largest = values
-        .iter()
-        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    choose::largest(isa, values, best, candidates);
+    let largest = choose::survey(isa, values).unwrap_or(f32::NAN);
     run(
         isa,
         Exp {

@@ -17,7 +17,8 @@ struct SampleSpec {
 struct SampleTokens {
     const float *logits;     // [rows, vocab]
     const SampleSpec *specs; // [rows]
-    const int *positions;    // of the rows' tokens: position = positions[token] + 1; null: the spec's
+    const int *positions;    // of the step's tokens: position = positions[token_of[row]] + 1; null: the spec's
+    const uint32_t *token_of;
     float4 *slices;          // [rows][slices]
     unsigned *arrived;       // [rows], zero between kernels
     float4 *best;            // [rows]: maximum, its index as bits, 1 if a logit is NaN or +inf
@@ -217,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_rest(const _
     const float4 best = p.best[blockIdx.x];
     if (spec.temperature == 0.f || best.z != 0.f || best.x == -INFINITY) return;
     uint32_t *token = p.tokens + spec.token;
-    const uint32_t position = p.positions ? p.positions[spec.token] + 1 : spec.position;
+    const uint32_t position = p.positions ? p.positions[p.token_of[blockIdx.x]] + 1 : spec.position;
     Row row{p.logits + static_cast<size_t>(blockIdx.x) * p.vocab, p.vocab, best.x, spec.temperature, spec.min_p, 0, UINT32_MAX};
     if (threadIdx.x == 0) *token = NO_TOKEN;
     const bool top_k = spec.top_k > 0 && spec.top_k < static_cast<uint32_t>(p.vocab), top_p = spec.top_p < 1.f;

@@ -1,1 +1,438 @@
-//! Tests of the op.
+//! Sampling: each step against its definition, distribution, determinism, and rows that cannot be sampled.
+
+use proptest::prelude::*;
+
+use super::{Scratch, sample};
+use crate::backend::{SampleParams, SampleRow, Sampled};
+use crate::cpu::Isa;
+use crate::testing::*;
+
+fn params() -> SampleParams {
+    SampleParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        seed: 1,
+        logprobs: None,
+    }
+}
+
+fn row(params: &SampleParams, position: u32) -> SampleRow<'_> {
+    SampleRow {
+        params,
+        position,
+        tokens: &[],
+        output_start: 0,
+        mask: None,
+        forbidden: &[],
+    }
+}
+
+fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Sampled {
+    sample(Isa::detect(), logits, row, &mut Scratch::new(logits.len()))
+}
+
+fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
+    let sampled = sampled(logits, row);
+    assert_eq!(sampled.error, None);
+    sampled.token
+}
+
+fn greedy() -> SampleParams {
+    SampleParams {
+        temperature: 0.0,
+        ..params()
+    }
+}
+
+/// How often each token comes over many positions.
+fn frequencies(logits: &[f32], params: &SampleParams, draws: u32) -> Vec<f64> {
+    let mut scratch = Scratch::new(logits.len());
+    let mut counts = vec![0.0; logits.len()];
+    for position in 0..draws {
+        let sampled = sample(Isa::detect(), logits, &row(params, position), &mut scratch);
+        counts[sampled.token as usize] += 1.0 / f64::from(draws);
+    }
+    counts
+}
+
+#[test]
+fn temperature_zero_takes_the_largest_and_the_lowest_index_of_equals() {
+    assert_eq!(token(&[1.0, 3.0, 3.0, 2.0], &row(&greedy(), 0)), 1);
+    assert_eq!(token(&[-0.0, 0.0], &row(&greedy(), 0)), 0);
+    assert_eq!(token(&[f32::NEG_INFINITY, -5.0], &row(&greedy(), 0)), 1);
+}
+
+#[test]
+fn frequencies_are_the_softmax_at_the_temperature() {
+    let logits = [0.0, 1.0, 2.0, -1.0, 0.5];
+    for temperature in [0.5, 1.0, 2.0] {
+        let found = frequencies(
+            &logits,
+            &SampleParams {
+                temperature,
+                ..params()
+            },
+            40_000,
+        );
+        let p: Vec<f64> = logits
+            .iter()
+            .map(|x| (f64::from(*x) / f64::from(temperature)).exp())
+            .collect();
+        let sum: f64 = p.iter().sum();
+        for (found, p) in found.iter().zip(&p) {
+            assert!((found - p / sum).abs() < 0.01, "{found} and {}", p / sum);
+        }
+    }
+}
+
+#[test]
+fn top_k_top_p_and_min_p_keep_what_they_say() {
+    // Probabilities 0.4, 0.3, 0.2, 0.1.
+    let logits = [0.2f32, 0.4, 0.1, 0.3].map(f32::ln);
+    let kept = |params: SampleParams| -> Vec<usize> {
+        let found = frequencies(&logits, &params, 4_000);
+        (0..4).filter(|token| found[*token] > 0.0).collect()
+    };
+    assert_eq!(kept(SampleParams { top_k: 1, ..params() }), [1]);
+    assert_eq!(kept(SampleParams { top_k: 2, ..params() }), [1, 3]);
+    assert_eq!(
+        kept(SampleParams {
+            top_k: 99,
+            ..params()
+        }),
+        [0, 1, 2, 3]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            top_p: 0.0,
+            ..params()
+        }),
+        [1]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            top_p: 0.39,
+            ..params()
+        }),
+        [1]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            top_p: 0.41,
+            ..params()
+        }),
+        [1, 3]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            top_p: 0.71,
+            ..params()
+        }),
+        [0, 1, 3]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            min_p: 0.6,
+            ..params()
+        }),
+        [1, 3]
+    );
+    assert_eq!(
+        kept(SampleParams {
+            min_p: 1.0,
+            ..params()
+        }),
+        [1]
+    );
+    // Of 0.4, 0.3, 0.2 renormalised, 0.7 is reached by two.
+    assert_eq!(
+        kept(SampleParams {
+            top_k: 3,
+            top_p: 0.7,
+            ..params()
+        }),
+        [1, 3]
+    );
+    let equal = frequencies(&[0.0; 4], &SampleParams { top_k: 2, ..params() }, 1000);
+    assert_eq!(
+        (equal[2], equal[3]),
+        (0.0, 0.0),
+        "the lower index first among equals"
+    );
+}
+
+#[test]
+fn bias_mask_and_forbidden_tokens() {
+    let logits = [0.0, 5.0, 1.0, 2.0];
+    let biased = SampleParams {
+        logit_bias: vec![(0, 10.0), (1, -1.0)],
+        ..greedy()
+    };
+    assert_eq!(token(&logits, &row(&biased, 0)), 0);
+    let greedy = greedy();
+    assert_eq!(
+        token(
+            &logits,
+            &SampleRow {
+                forbidden: &[1],
+                ..row(&greedy, 0)
+            }
+        ),
+        3
+    );
+    assert_eq!(
+        token(
+            &logits,
+            &SampleRow {
+                mask: Some(&[0b0101]),
+                ..row(&greedy, 0)
+            }
+        ),
+        2
+    );
+    assert_eq!(
+        token(
+            &logits,
+            &SampleRow {
+                mask: Some(&[0b0101]),
+                forbidden: &[2],
+                ..row(&greedy, 0)
+            }
+        ),
+        0
+    );
+}
+
+#[test]
+fn penalties_are_functions_of_the_tokens() {
+    let logits = [2.0, 1.9, -1.0, 0.5];
+    let with = |params: &SampleParams, tokens: &[u32], output_start| {
+        token(
+            &logits,
+            &SampleRow {
+                tokens,
+                output_start,
+                ..row(params, 0)
+            },
+        )
+    };
+    let repetition = SampleParams {
+        repetition_penalty: 1.1,
+        ..greedy()
+    };
+    assert_eq!(with(&repetition, &[], 0), 0);
+    assert_eq!(with(&repetition, &[0, 0, 0], 3), 1, "of the prompt too, once");
+    assert_eq!(with(&repetition, &[0, 1, 0], 1), 0);
+    let presence = SampleParams {
+        presence_penalty: 0.2,
+        ..greedy()
+    };
+    assert_eq!(with(&presence, &[0], 1), 0, "not of the prompt");
+    assert_eq!(with(&presence, &[3, 0], 1), 1);
+    let frequency = SampleParams {
+        frequency_penalty: 0.06,
+        ..greedy()
+    };
+    assert_eq!(with(&frequency, &[0], 0), 0);
+    assert_eq!(with(&frequency, &[0, 0], 0), 1);
+    // Scratch is clean again after each row.
+    let mut scratch = Scratch::new(4);
+    let tokens = [0, 0, 1, 3];
+    let both = SampleParams {
+        repetition_penalty: 1.5,
+        ..frequency
+    };
+    let penalised = SampleRow {
+        tokens: &tokens,
+        ..row(&both, 0)
+    };
+    let first = sample(Isa::detect(), &logits, &penalised, &mut scratch);
+    assert_eq!(sample(Isa::detect(), &logits, &penalised, &mut scratch), first);
+    assert!(scratch.counts.iter().all(|count| *count == 0));
+}
+
+#[test]
+fn logprobs_are_those_of_the_model() {
+    let logits = [1.0f32, 3.0, 2.0, 3.0, -2.0];
+    let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+    let exact = |token: usize| (f64::from(logits[token]).exp() / sum).ln();
+    let params = SampleParams {
+        logprobs: Some(3),
+        logit_bias: vec![(2, 100.0)],
+        temperature: 0.7,
+        ..params()
+    };
+    let found = sampled(&logits, &row(&params, 3));
+    assert_eq!((found.token, found.rank), (2, 3));
+    assert!((f64::from(found.logprob) - exact(2)).abs() < 1e-6);
+    let tokens: Vec<u32> = found.top.iter().map(|(token, _)| *token).collect();
+    assert_eq!(tokens, [1, 3, 2]);
+    for (token, logprob) in found.top {
+        assert!((f64::from(logprob) - exact(token as usize)).abs() < 1e-6);
+    }
+    let all = SampleParams {
+        logprobs: Some(99),
+        ..params
+    };
+    assert_eq!(sampled(&logits, &row(&all, 3)).top.len(), 5);
+}
+
+#[test]
+fn rows_that_cannot_be_sampled_say_why() {
+    let greedy = greedy();
+    let error = |logits: &[f32], row: &SampleRow<'_>| sampled(logits, row).error.unwrap();
+    assert!(error(&[0.0, f32::NAN], &row(&greedy, 0)).contains("the logit of token 1 is NaN"));
+    assert!(error(&[f32::INFINITY], &row(&greedy, 0)).contains("the logit of token 0 is inf"));
+    assert!(error(&[f32::NEG_INFINITY; 2], &row(&greedy, 0)).contains("no token is allowed"));
+    assert!(
+        error(
+            &[0.0; 3],
+            &SampleRow {
+                mask: Some(&[0]),
+                ..row(&greedy, 0)
+            }
+        )
+        .contains("no token is allowed")
+    );
+    assert!(
+        error(
+            &[0.0; 9],
+            &SampleRow {
+                mask: Some(&[1]),
+                ..row(&greedy, 0)
+            }
+        )
+        .contains("8 bits")
+    );
+    assert!(
+        error(
+            &[0.0; 3],
+            &SampleRow {
+                forbidden: &[3],
+                ..row(&greedy, 0)
+            }
+        )
+        .contains("forbidden token 3")
+    );
+    let presence = SampleParams {
+        presence_penalty: 1.0,
+        ..greedy.clone()
+    };
+    assert!(
+        error(
+            &[0.0; 3],
+            &SampleRow {
+                tokens: &[5],
+                ..row(&presence, 0)
+            }
+        )
+        .contains("token 5")
+    );
+    let biased = SampleParams {
+        logit_bias: vec![(7, 1.0)],
+        ..greedy.clone()
+    };
+    assert!(error(&[0.0; 3], &row(&biased, 0)).contains("logit_bias token 7"));
+    let infinite = SampleParams {
+        logit_bias: vec![(1, f32::INFINITY)],
+        ..greedy
+    };
+    assert!(error(&[0.0; 3], &row(&infinite, 0)).contains("infinite or NaN"));
+    for temperature in [-1.0, f32::NAN] {
+        let params = SampleParams {
+            temperature,
+            ..params()
+        };
+        assert!(error(&[0.0; 3], &row(&params, 0)).contains("temperature"));
+    }
+    let min_p = SampleParams {
+        min_p: 2.0,
+        ..params()
+    };
+    assert!(error(&[0.0; 3], &row(&min_p, 0)).contains("min_p leaves no token"));
+}
+
+#[test]
+fn the_same_seed_and_position_give_the_same_token_on_every_instruction_set() {
+    let mut random = Random::new(5);
+    let logits: Vec<f32> = random.vec(1003).into_iter().map(|x| x * 8.0).collect();
+    let kinds = [
+        params(),
+        SampleParams {
+            top_p: 0.9,
+            ..params()
+        },
+        SampleParams {
+            top_k: 50,
+            top_p: 0.8,
+            temperature: 0.6,
+            ..params()
+        },
+        SampleParams {
+            min_p: 0.01,
+            logprobs: Some(5),
+            ..params()
+        },
+    ];
+    for params in kinds {
+        let tokens: Vec<Sampled> = (0..50)
+            .map(|position| sampled(&logits, &row(&params, position)))
+            .collect();
+        assert!(
+            tokens.iter().any(|other| other.token != tokens[0].token),
+            "positions differ"
+        );
+        let other = SampleParams {
+            seed: 2,
+            ..params.clone()
+        };
+        let others: Vec<Sampled> = (0..50)
+            .map(|position| sampled(&logits, &row(&other, position)))
+            .collect();
+        assert_ne!(tokens, others, "seeds differ");
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let mut scratch = Scratch::new(logits.len());
+            for (position, expected) in (0..).zip(&tokens) {
+                let found = sample(isa, &logits, &row(&params, position), &mut scratch);
+                assert_eq!(&found, expected, "{isa:?}");
+                assert_eq!(found.logprob.to_bits(), expected.logprob.to_bits(), "{isa:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    /// A token that comes out is one that top-k, top-p and min-p leave, by a plain computation in F64.
+    #[test]
+    fn a_sampled_token_is_one_that_the_filters_leave(
+        logits in prop::collection::vec(-6.0f32..6.0, 1..700),
+        temperature in 0.2f32..3.0,
+        top_k in 0..40u32,
+        top_p in 0.05f32..1.0,
+        min_p in 0.0f32..0.5,
+        seed: u64,
+    ) {
+        let params = SampleParams { temperature, top_k, top_p, min_p, seed, ..params() };
+        let token = token(&logits, &row(&params, 9)) as usize;
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let p = |token: usize| ((f64::from(logits[token]) - f64::from(largest)) / f64::from(temperature)).exp();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        prop_assert!(p(token) >= f64::from(min_p) - 1e-5);
+        order.retain(|token| p(*token) >= f64::from(min_p) - 1e-5);
+        if top_k > 0 {
+            order.truncate(top_k as usize);
+        }
+        let sum: f64 = order.iter().map(|token| p(*token)).sum();
+        let at = order.iter().position(|other| *other == token);
+        prop_assert!(at.is_some(), "not among the top {top_k}");
+        let before: f64 = order[..at.unwrap_or(0)].iter().map(|token| p(*token)).sum();
+        prop_assert!(before <= (f64::from(top_p) + 1e-4) * sum, "beyond top_p");
+    }
+}
