@@ -11,6 +11,7 @@ pub mod chat;
 pub mod detokenize;
 mod error;
 pub mod generation_config;
+pub mod grammar;
 pub mod json;
 pub mod output;
 pub mod parse;

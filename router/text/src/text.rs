@@ -19,6 +19,7 @@ use crate::{
     chat::{self, Chat, ToolChoice, ToolSpec},
     error::{Result, TextError},
     generation_config::GenerationConfig,
+    grammar::{Constraint, GrammarCompiler, tool_constraint},
     output::{OutputOptions, OutputStream},
     parse::{CallRules, Format, ParserNames},
     prompt,
@@ -146,6 +147,23 @@ impl Text {
                 starts_in_reasoning,
             },
         })
+    }
+
+    /// A compiler of grammars for this vocabulary. Slow to make (the vocabulary becomes a trie): one per model.
+    /// `vocab_size`: how many logits the model has.
+    pub fn grammar_compiler(&self, vocab_size: u32) -> Result<GrammarCompiler> {
+        GrammarCompiler::new(self.tokenizer.clone(), vocab_size, &self.eos_token_ids())
+    }
+
+    /// The token after which a constrained output begins, if this output begins with reasoning.
+    pub fn reasoning_end(&self, chat: Option<&ChatOutput>) -> Option<u32> {
+        chat.filter(|chat| chat.starts_in_reasoning)
+            .and_then(|_| self.format.reasoning_end())
+    }
+
+    /// What a chat's tools and tool_choice demand of the output, if anything.
+    pub fn tool_constraint(&self, chat: &ChatOutput) -> Result<Option<Constraint>> {
+        tool_constraint(&self.format, chat)
     }
 
     /// The output of one choice. With `chat` reasoning and calls are told from content; without, all is text.

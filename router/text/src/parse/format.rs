@@ -10,9 +10,12 @@ use super::{
     qwen3_coder,
     scan::Marker,
     tagged::{Tagged, Think, ToolSyntax},
-    xml_calls::XmlCalls,
+    xml_calls::{Dialect, XmlCalls},
 };
-use crate::error::{Result, TextError};
+use crate::{
+    error::{Result, TextError},
+    grammar::Wrapping,
+};
 
 /// `--reasoning-parser` and `--tool-call-parser`; `None` chooses by the checkpoint, "none" switches off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,6 +197,49 @@ impl Format {
             Tools::None | Tools::Harmony | Tools::Json => &[],
         };
         openers.iter().filter_map(|text| self.id(text)).collect()
+    }
+
+    /// How calls are written, for grammars that force them.
+    pub(crate) fn wrapping(&self) -> Option<Wrapping> {
+        let tags = |dialect: &Dialect, quoted| Wrapping::Tags {
+            open: dialect.open,
+            close: dialect.close,
+            call: dialect.call,
+            call_end: dialect.call_end,
+            parameter: dialect.parameter,
+            parameter_end: dialect.parameter_end,
+            quoted,
+            line_breaks: dialect.line_breaks,
+        };
+        Some(match self.tools {
+            Tools::None => return None,
+            Tools::MinimaxM2 => tags(&minimax_m2::DIALECT, true),
+            Tools::Qwen3Coder => tags(&qwen3_coder::DIALECT, false),
+            Tools::Hermes => Wrapping::Object {
+                open: "<tool_call>",
+                close: "</tool_call>",
+                arguments: "arguments",
+            },
+            Tools::Json => Wrapping::Bare {
+                arguments: "parameters",
+            },
+            Tools::DeepseekV31 => {
+                let [open, close, call, call_end, separator] = super::deepseek_v31::TAGS;
+                Wrapping::Separated {
+                    open,
+                    close,
+                    call,
+                    separator,
+                    call_end,
+                }
+            }
+            Tools::Harmony => Wrapping::Harmony,
+        })
+    }
+
+    /// A marker's token, if it has one.
+    pub(crate) fn marker(&self, text: &str) -> Option<u32> {
+        self.id(text)
     }
 
     fn think(&self) -> Option<Think> {

@@ -1,0 +1,510 @@
+//! Bounds on constraints that the grammar library does not have.
+//!
+//! Its fuel counts steps, and some steps are unbounded: intersecting many patterns took minutes and gigabytes, a
+//! product of two `multipleOf` seconds, a chain of 5,000 rules overflowed the stack. So what leads there is refused
+//! before it is compiled. Each bound is far above what schemas in use have, and its test shows what it stops.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+/// Longest regular expression, in bytes.
+pub const MAX_REGEX_BYTES: usize = 32 << 10;
+/// Longest single string in a schema (an enum's value, a property's name) or a choice, in bytes.
+pub const MAX_LITERAL_BYTES: usize = 16 << 10;
+/// Longest Lark or EBNF grammar of a client, in bytes.
+pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+/// Rules of a client's grammar: the compiler may recurse through all of them, and an error in the last one is told
+/// once more by each rule before it.
+pub const MAX_RULES: usize = 500;
+/// Nesting of a schema and of all definitions it refers to, added up: the compiler may recurse through all of it.
+pub const MAX_NESTING: usize = 2000;
+/// Patterns, formats and lengths that one string must satisfy together.
+pub const MAX_PATTERNS_TOGETHER: usize = 4;
+/// Largest `multipleOf`, without its decimal point: the automaton has as many states.
+pub const MAX_MULTIPLE: u64 = 10_000;
+/// Different values of `multipleOf` in one schema.
+pub const MAX_MULTIPLES: usize = 16;
+
+/// Stack of the thread that compiles. `MAX_NESTING` levels of a schema use about 20 MB, `MAX_RULES` rules 15 MB.
+pub const STACK_BYTES: usize = 64 << 20;
+
+type Check = std::result::Result<(), String>;
+
+/// Checks a regular expression.
+pub fn check_regex(regex: &str) -> Check {
+    if regex.len() > MAX_REGEX_BYTES {
+        return Err(format!(
+            "is {} bytes long; at most {MAX_REGEX_BYTES} are compiled",
+            regex.len()
+        ));
+    }
+    match repeated_quantifier(regex) {
+        Some(at) => Err(format!(
+            "{regex:.100?}: a quantifier follows a quantifier at byte {at}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks a single text that the output may have to spell out.
+pub fn check_literal(text: &str) -> Check {
+    if text.len() > MAX_LITERAL_BYTES {
+        return Err(format!(
+            "holds a string of {} bytes; at most {MAX_LITERAL_BYTES} are compiled",
+            text.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Where a quantifier is itself quantified (`a**`). The library would read it as `(a*)*`, others refuse it or read
+/// it as possessive: a request that holds one is mistaken.
+fn repeated_quantifier(regex: &str) -> Option<usize> {
+    let (mut in_class, mut after_quantifier) = (false, false);
+    let mut chars = regex.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        let quantifier = !in_class && matches!(c, '*' | '+' | '?' | '{');
+        // One `?` makes the quantifier before it lazy.
+        if quantifier && after_quantifier && c != '?' {
+            return Some(at);
+        }
+        let mut braced = quantifier && c == '{';
+        match c {
+            '\\' => {
+                let letter = chars.next().map(|(_, c)| c);
+                let takes_braces = matches!(letter, Some('p' | 'P' | 'x' | 'u' | 'U'));
+                braced = takes_braces && chars.next_if(|(_, c)| *c == '{').is_some();
+            }
+            '[' => in_class = true,
+            ']' => in_class = false,
+            _ => {}
+        }
+        if braced {
+            while chars.next().is_some_and(|(_, c)| c != '}') {}
+        }
+        after_quantifier = quantifier && !(after_quantifier && c == '?');
+    }
+    None
+}
+
+/// Checks a client's Lark grammar.
+pub fn check_lark(text: &str) -> Check {
+    if text.len() > MAX_GRAMMAR_BYTES {
+        return Err(format!(
+            "is {} bytes; at most {MAX_GRAMMAR_BYTES} are compiled",
+            text.len()
+        ));
+    }
+    let outside = outside_literals(text)?;
+    let rules = outside.matches(':').count();
+    if rules > MAX_RULES {
+        return Err(format!("has {rules} rules; at most {MAX_RULES} are compiled"));
+    }
+    if outside.contains('&') {
+        return Err("intersection (&) is not served: it may need unbounded memory".to_owned());
+    }
+    let mut complements = outside.match_indices('~').map(|(at, _)| &outside[at + 1..]);
+    // `a~3..5` is a repetition.
+    if complements.any(|rest| !rest.trim_start().starts_with(|c: char| c.is_ascii_digit())) {
+        return Err("complement (~) is not served: it may need unbounded memory".to_owned());
+    }
+    Ok(())
+}
+
+/// A grammar without its strings, regular expressions and comments; those are checked here. JSON after `%json` is
+/// made of strings and punctuation, and its schemas are checked as they stand.
+fn outside_literals(text: &str) -> std::result::Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['"', '/', '#', '%']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if rest.starts_with("//") || rest.starts_with('#') {
+            rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
+        } else if let Some(json) = rest.strip_prefix("%json") {
+            let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+            let schema = values
+                .next()
+                .and_then(|value| value.ok())
+                .ok_or("%json: is not followed by valid JSON")?;
+            check_schema(&schema)?;
+            rest = &json[values.byte_offset()..];
+        } else if rest.starts_with('%') {
+            out.push('%');
+            rest = &rest[1..];
+        } else {
+            let quote = if rest.starts_with('"') { '"' } else { '/' };
+            let end = end_of_literal(&rest[1..], quote).ok_or("a string or regex is not closed")?;
+            let inner = &rest[1..=end];
+            if quote == '/' {
+                check_regex(inner)?
+            } else {
+                check_literal(inner)?
+            }
+            out.push(' ');
+            rest = &rest[end + 2..];
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// The byte of the closing quote.
+fn end_of_literal(text: &str, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    text.char_indices().find_map(|(at, c)| {
+        let ends = !escaped && c == quote;
+        escaped = !escaped && c == '\\';
+        ends.then_some(at)
+    })
+}
+
+/// Checks a JSON schema.
+pub fn check_schema(schema: &Value) -> Check {
+    if schema.get("x-guidance").is_some() {
+        return Err("x-guidance: is set by the server".to_owned());
+    }
+    let mut walk = Walk {
+        root: schema,
+        targets: HashSet::new(),
+        multiples: HashSet::new(),
+        nesting: 0,
+    };
+    walk.nesting = depth(schema);
+    walk.visit(schema)?;
+    let mut meeting = Meeting {
+        root: schema,
+        known: HashMap::new(),
+    };
+    meeting.demands(schema).map(|_| ())
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    targets: HashSet<&'a str>,
+    multiples: HashSet<String>,
+    nesting: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Looks at every value of the schema once. Recursion is bounded by the reader's own bound on nesting.
+    fn visit(&mut self, value: &'a Value) -> Check {
+        match value {
+            Value::String(text) => check_literal(text),
+            Value::Array(items) => items.iter().try_for_each(|item| self.visit(item)),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    check_literal(key)?;
+                    match (key.as_str(), value) {
+                        ("pattern", Value::String(regex)) => {
+                            check_regex(regex).map_err(|reason| format!("pattern {reason}"))?
+                        }
+                        ("patternProperties", Value::Object(patterns)) => {
+                            patterns.keys().try_for_each(|regex| check_regex(regex))?;
+                        }
+                        ("multipleOf", Value::Number(number)) => self.multiple(&number.to_string())?,
+                        ("$ref", Value::String(path)) => self.reference(path)?,
+                        _ => {}
+                    }
+                    self.visit(value)?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn multiple(&mut self, digits: &str) -> Check {
+        let coefficient: String = digits.chars().filter(char::is_ascii_digit).collect();
+        let coefficient = coefficient.trim_start_matches('0').trim_end_matches('0');
+        if digits.contains(['e', 'E']) || coefficient.parse().is_ok_and(|n: u64| n > MAX_MULTIPLE) {
+            return Err(format!(
+                "multipleOf {digits}: at most {MAX_MULTIPLE} is compiled, without its decimal point"
+            ));
+        }
+        self.multiples.insert(digits.to_owned());
+        if self.multiples.len() > MAX_MULTIPLES {
+            return Err(format!("has more than {MAX_MULTIPLES} values of multipleOf"));
+        }
+        Ok(())
+    }
+
+    fn reference(&mut self, path: &'a str) -> Check {
+        if self.targets.insert(path)
+            && let Some(target) = resolve(self.root, path)
+        {
+            self.nesting += depth(target);
+        }
+        if self.nesting > MAX_NESTING {
+            return Err(format!(
+                "is nested more than {MAX_NESTING} deep, references counted"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn resolve<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
+    path.strip_prefix('#').and_then(|pointer| root.pointer(pointer))
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// What values of a schema must satisfy at once.
+#[derive(Clone, Debug, Default)]
+struct Demands {
+    /// Patterns, formats and lengths of the value itself.
+    patterns: usize,
+    multiples: usize,
+    /// The most patterns and multiples that meet in a part of the value, by name of the part.
+    parts: HashMap<String, (usize, usize)>,
+}
+
+impl Demands {
+    /// Both must be satisfied.
+    fn and(&mut self, other: Demands) {
+        self.patterns += other.patterns;
+        self.multiples += other.multiples;
+        for (name, (patterns, multiples)) in other.parts {
+            let part = self.parts.entry(name).or_default();
+            part.0 += patterns;
+            part.1 += multiples;
+        }
+    }
+
+    /// One of both must be satisfied.
+    fn or(&mut self, other: Demands) {
+        self.patterns = self.patterns.max(other.patterns);
+        self.multiples = self.multiples.max(other.multiples);
+        for (name, (patterns, multiples)) in other.parts {
+            let part = self.parts.entry(name).or_default();
+            *part = (part.0.max(patterns), part.1.max(multiples));
+        }
+    }
+
+    /// The most that meets anywhere.
+    fn most(&self) -> (usize, usize) {
+        let own = (self.patterns, self.multiples);
+        self.parts
+            .values()
+            .fold(own, |most, part| (most.0.max(part.0), most.1.max(part.1)))
+    }
+
+    fn check(&self) -> Check {
+        let (patterns, multiples) = self.most();
+        if patterns > MAX_PATTERNS_TOGETHER {
+            return Err(format!(
+                "{patterns} patterns, formats and lengths meet in one string; at most {MAX_PATTERNS_TOGETHER} are compiled"
+            ));
+        }
+        if multiples > 1 {
+            return Err("several multipleOf meet in one number".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Adds up what meets in one value, through allOf and references.
+struct Meeting<'a> {
+    root: &'a Value,
+    /// Definitions seen; one that is being looked at counts as nothing, which ends cycles.
+    known: HashMap<&'a str, Demands>,
+}
+
+impl<'a> Meeting<'a> {
+    fn demands(&mut self, schema: &'a Value) -> std::result::Result<Demands, String> {
+        let mut all = Demands::default();
+        let Value::Object(map) = schema else {
+            return Ok(all);
+        };
+        let has = |key: &str| usize::from(map.contains_key(key));
+        all.patterns = has("pattern") + has("format") + has("minLength").max(has("maxLength"));
+        all.multiples = has("multipleOf");
+        for (key, value) in map {
+            match (key.as_str(), value) {
+                ("allOf", Value::Array(parts)) => {
+                    for part in parts {
+                        let part = self.demands(part)?;
+                        all.and(part);
+                    }
+                }
+                ("anyOf" | "oneOf", Value::Array(parts)) => {
+                    let mut any = Demands::default();
+                    for part in parts {
+                        any.or(self.demands(part)?);
+                    }
+                    all.and(any);
+                }
+                ("$ref", Value::String(path)) => {
+                    let target = self.target(path)?;
+                    all.and(target);
+                }
+                ("enum" | "const" | "default" | "examples", _) => {}
+                ("properties" | "patternProperties", Value::Object(children)) => {
+                    for (name, child) in children {
+                        self.part(&mut all, name, child)?;
+                    }
+                }
+                (_, Value::Object(_)) => self.part(&mut all, key, value)?,
+                (_, Value::Array(children)) => {
+                    for child in children {
+                        self.part(&mut all, key, child)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        all.check()?;
+        Ok(all)
+    }
+
+    /// A part of the value: what meets in it, or deeper within it.
+    fn part(&mut self, all: &mut Demands, name: &str, schema: &'a Value) -> Check {
+        let most = self.demands(schema)?.most();
+        let part = all.parts.entry(name.to_owned()).or_default();
+        *part = (part.0.max(most.0), part.1.max(most.1));
+        Ok(())
+    }
+
+    fn target(&mut self, path: &'a str) -> std::result::Result<Demands, String> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(known.clone());
+        }
+        self.known.insert(path, Demands::default());
+        let demands = match resolve(self.root, path) {
+            Some(target) => self.demands(target)?,
+            None => Demands::default(),
+        };
+        self.known.insert(path, demands.clone());
+        Ok(demands)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn repeated_quantifiers_are_found() {
+        for (regex, at) in [
+            ("foo**", Some(4)),
+            ("a{2}+", Some(4)),
+            ("a?*", Some(2)),
+            (r"\p{L}{2}{3}", Some(8)),
+            ("a*?*", None),
+            ("a*?b+?", None),
+            (r"[**]\*\**", None),
+            (r"\p{L}{1,3}\x{41}+\d{2}", None),
+            ("(a+)+", None),
+            ("", None),
+        ] {
+            assert_eq!(repeated_quantifier(regex), at, "{regex}");
+        }
+    }
+
+    fn refused(schema: &Value) -> bool {
+        check_schema(schema).is_err()
+    }
+
+    #[test]
+    fn patterns_meet_through_all_of_references_and_properties() {
+        let patterns =
+            |n: usize| -> Vec<Value> { (0..n).map(|i| json!({"pattern": format!("a{i}")})).collect() };
+        assert!(!refused(&json!({"allOf": patterns(MAX_PATTERNS_TOGETHER)})));
+        assert!(refused(&json!({"allOf": patterns(MAX_PATTERNS_TOGETHER + 1)})));
+        assert!(!refused(&json!({"anyOf": patterns(100)})));
+        assert!(refused(
+            &json!({"pattern": "a", "allOf": patterns(MAX_PATTERNS_TOGETHER)})
+        ));
+        let properties: Vec<Value> = patterns(5)
+            .into_iter()
+            .map(|p| json!({"properties": {"x": p}}))
+            .collect();
+        assert!(refused(&json!({"allOf": properties})));
+        let others: Vec<Value> = (0..50)
+            .map(|i| json!({"properties": {format!("x{i}"): {"pattern": "a"}}}))
+            .collect();
+        assert!(!refused(&json!({"allOf": others})));
+        let chain = json!({"$ref": "#/$defs/a", "$defs": {
+            "a": {"pattern": "1", "$ref": "#/$defs/b"}, "b": {"pattern": "2", "allOf": [{"$ref": "#/$defs/c"}, {"$ref": "#/$defs/c"}]},
+            "c": {"pattern": "3", "format": "date", "allOf": [{"$ref": "#/$defs/a"}]}}});
+        assert!(refused(&chain));
+        let cycle = json!({"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"next": {"$ref": "#/$defs/a"}, "v": {"pattern": "1"}}}}});
+        assert!(!refused(&cycle));
+    }
+
+    #[test]
+    fn a_net_of_references_is_looked_at_once() {
+        let mut definitions = serde_json::Map::new();
+        for i in 0..400 {
+            let both = json!({"$ref": format!("#/$defs/d{}", i + 1)});
+            definitions.insert(format!("d{i}"), json!({"anyOf": [both, {"items": both}]}));
+        }
+        definitions.insert("d400".to_owned(), json!({}));
+        assert!(!refused(&json!({"$ref": "#/$defs/d0", "$defs": definitions})));
+    }
+
+    #[test]
+    fn other_bounds() {
+        assert!(!refused(&json!({"multipleOf": 10_000})) && !refused(&json!({"multipleOf": 0.01})));
+        assert!(refused(&json!({"multipleOf": 10_001})) && refused(&json!({"multipleOf": 1e-30})));
+        assert!(refused(&json!({"allOf": [{"multipleOf": 3}, {"multipleOf": 7}]})));
+        let many: Vec<Value> = (0..=MAX_MULTIPLES)
+            .map(|i| json!({"multipleOf": i + 2}))
+            .collect();
+        assert!(refused(&json!({"anyOf": many})) && !refused(&json!({"anyOf": many[1..]})));
+        assert!(!refused(&json!({"enum": ["x".repeat(MAX_LITERAL_BYTES)]})));
+        assert!(refused(&json!({"enum": ["x".repeat(MAX_LITERAL_BYTES + 1)]})));
+        assert!(refused(&json!({"x-guidance": {}})));
+        assert!(check_regex(&"a".repeat(MAX_REGEX_BYTES)).is_ok());
+        assert!(check_regex(&"a".repeat(MAX_REGEX_BYTES + 1)).is_err());
+        assert!(refused(&json!({"properties": {"p": {"pattern": "foo**"}}})));
+        assert!(refused(&json!({"patternProperties": {"foo**": {}}})));
+        assert!(!refused(&json!({"properties": {"pattern": {"type": "string"}}})));
+        let chain = |n: usize| {
+            let mut definitions: serde_json::Map<String, Value> = (0..n)
+                .map(|i| {
+                    (
+                        format!("d{i}"),
+                        json!({"items": {"$ref": format!("#/$defs/d{}", i + 1)}}),
+                    )
+                })
+                .collect();
+            definitions.insert(format!("d{n}"), json!({}));
+            json!({"$ref": "#/$defs/d0", "$defs": definitions})
+        };
+        assert!(!refused(&chain(MAX_NESTING / 2 - 10)) && refused(&chain(MAX_NESTING / 2 + 1)));
+    }
+
+    #[test]
+    fn lark_is_checked_outside_of_its_literals() {
+        for good in [
+            "start: \"a & ~ : b\" /x&~y/ // & ~\n# &",
+            "start: x~3..5\nx: \"\\\"&\"",
+            "start: %json {\"a\": \"& ~ / \"} x\nx: \"y\"",
+            "%ignore /[ ]/\nstart: \"a\"",
+        ] {
+            assert_eq!(check_lark(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "start: A & B",
+            "A: ~/x/",
+            "start: \"a",
+            "start: /foo**/",
+            "start: %json {\"pattern\": \"foo**\"}",
+            "start: %json x",
+            &"x:a\n".repeat(MAX_RULES + 1),
+            &" ".repeat(MAX_GRAMMAR_BYTES + 1),
+        ] {
+            assert!(check_lark(bad).is_err(), "{bad:.50}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Tool calls as a grammar, in the model's own format: forced by `tool_choice`, typed by strict tools.
+//!
+//! Strict tools' arguments follow their schema: all of its parameters in its order, those that are not required
+//! optional. Other tools are only held to their parameters' names. Where a format writes arguments as bare text, a
+//! string cannot contain the closing tag, so what a model means as text is never cut silently.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    bounds,
+    constraint::{Constraint, with_style},
+};
+use crate::{
+    chat::{ToolChoice, ToolSpec},
+    error::{Result, TextError},
+    json::Json,
+    parse::Format,
+    text::ChatOutput,
+};
+
+/// How a format writes calls, from the outside in. Markers are given by `Format::marker`.
+pub(crate) enum Wrapping {
+    /// Nested tags with bare values.
+    Tags {
+        open: &'static str,
+        close: &'static str,
+        call: &'static str,
+        call_end: &'static str,
+        parameter: &'static str,
+        parameter_end: &'static str,
+        /// Names stand in double quotes.
+        quoted: bool,
+        /// A line break inside each end of a value.
+        line_breaks: bool,
+    },
+    /// One JSON object per block, arguments under this key.
+    Object {
+        open: &'static str,
+        close: &'static str,
+        arguments: &'static str,
+    },
+    /// Bare objects, a list of them if there may be several.
+    Bare { arguments: &'static str },
+    /// Name and arguments with a separator, each call in tags, all calls in tags.
+    Separated {
+        open: &'static str,
+        close: &'static str,
+        call: &'static str,
+        separator: &'static str,
+        call_end: &'static str,
+    },
+    /// gpt-oss' messages.
+    Harmony,
+}
+
+/// The constraint that a request's tools and tool_choice put on the output, if any.
+pub fn tool_constraint(format: &Format, output: &ChatOutput) -> Result<Option<Constraint>> {
+    let forced = matches!(output.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    let strict = output.tools.iter().any(|tool| tool.strict);
+    if output.tools.is_empty() || output.tool_choice == ToolChoice::None || !(forced || strict) {
+        return Ok(None);
+    }
+    let Some(wrapping) = format.wrapping() else {
+        let reason = "this model's output format has no tool calls that could be forced";
+        return Err(TextError::request("tool_choice", reason));
+    };
+    if !forced && matches!(wrapping, Wrapping::Bare { .. } | Wrapping::Harmony) {
+        // Text and calls cannot be told apart before a call's name is known.
+        return Ok(None);
+    }
+    let tools: Vec<&ToolSpec> = match &output.tool_choice {
+        ToolChoice::Named(name) => output.tools.iter().filter(|tool| tool.name == *name).collect(),
+        _ => output.tools.iter().collect(),
+    };
+    let mut lark = Lark {
+        rules: String::new(),
+        format,
+        several: output.parallel_tool_calls,
+    };
+    lark.write(&wrapping, &tools, forced)?;
+    Ok(Some(Constraint::Tools(lark.rules)))
+}
+
+struct Lark<'a> {
+    rules: String,
+    format: &'a Format,
+    several: bool,
+}
+
+/// A Lark string literal. Its escapes are JSON's.
+fn quote(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+impl Lark<'_> {
+    /// A marker: its token, or its text if it has none.
+    fn mark(&self, text: &str) -> String {
+        self.format
+            .marker(text)
+            .map_or_else(|| quote(text), |id| format!("<[{id}]>"))
+    }
+
+    fn rule(&mut self, name: &str, body: &str) {
+        self.rules.push_str(&format!("{name}: {body}\n"));
+    }
+
+    fn plus(&self) -> &'static str {
+        if self.several { "+" } else { "" }
+    }
+
+    fn write(&mut self, wrapping: &Wrapping, tools: &[&ToolSpec], forced: bool) -> Result<()> {
+        let start = match (wrapping, forced) {
+            (Wrapping::Harmony, _) => "think? call",
+            (Wrapping::Bare { .. }, _) => "block",
+            (_, true) => "\"\\n\"? block",
+            (_, false) => "text? (block text?)*",
+        };
+        self.rule("start", start);
+        if !forced {
+            self.rule("text", "/(.|\\n)+/");
+        }
+        let calls: Vec<String> = (0..tools.len()).map(|index| format!("t{index}")).collect();
+        self.rule("call", &calls.join(" | "));
+        let plus = self.plus();
+        match wrapping {
+            Wrapping::Tags { open, close, .. } => {
+                let body = format!("{} \"\\n\" call{plus} {}", self.mark(open), self.mark(close));
+                self.rule("block", &body);
+            }
+            Wrapping::Object { open, close, .. } => {
+                let one = format!("{} \"\\n\" call \"\\n\" {}", self.mark(open), self.mark(close));
+                self.rule("one", &one);
+                self.rule("block", if self.several { "one (\"\\n\" one)*" } else { "one" });
+            }
+            Wrapping::Bare { .. } if self.several => {
+                self.rule("block", "call | \"[\" call (\", \" call)* \"]\"");
+            }
+            Wrapping::Bare { .. } => self.rule("block", "call"),
+            Wrapping::Separated { open, close, .. } => {
+                let body = format!("{} call{plus} {}", self.mark(open), self.mark(close));
+                self.rule("block", &body);
+            }
+            Wrapping::Harmony => {
+                let [channel, message, end, start] =
+                    ["<|channel|>", "<|message|>", "<|end|>", "<|start|>"].map(|text| self.mark(text));
+                self.rule(
+                    "think",
+                    &format!("{channel} \"analysis\" {message} thought {end} {start} \"assistant\""),
+                );
+                self.rule("thought", "/(.|\\n)+/");
+            }
+        }
+        for (index, tool) in tools.iter().enumerate() {
+            self.tool(wrapping, index, tool)?;
+        }
+        Ok(())
+    }
+
+    fn tool(&mut self, wrapping: &Wrapping, index: usize, tool: &ToolSpec) -> Result<()> {
+        let rule = format!("t{index}");
+        let name = quote(&tool.name);
+        let body = match wrapping {
+            Wrapping::Tags {
+                call,
+                call_end,
+                quoted,
+                ..
+            } => {
+                let marks = if *quoted { "\"" } else { "" };
+                let begin = quote(&format!("{call}{marks}{}{marks}>\n", tool.name));
+                let parameters = self.parameters(wrapping, &rule, tool)?;
+                format!("{begin} {parameters} {}", quote(&format!("{call_end}\n")))
+            }
+            Wrapping::Object { arguments, .. } | Wrapping::Bare { arguments } => {
+                let schema = self.schema(tool)?;
+                format!(
+                    "\"{{\\\"name\\\": \" {} \", \\\"{arguments}\\\": \" {schema} \"}}\"",
+                    quote(&name)
+                )
+            }
+            Wrapping::Separated {
+                call,
+                separator,
+                call_end,
+                ..
+            } => {
+                let schema = self.schema(tool)?;
+                format!(
+                    "{} {name} {} {schema} {}",
+                    self.mark(call),
+                    self.mark(separator),
+                    self.mark(call_end)
+                )
+            }
+            Wrapping::Harmony => {
+                let header = quote(&format!("commentary to=functions.{} ", tool.name));
+                let [channel, constrain, message] =
+                    ["<|channel|>", "<|constrain|>", "<|message|>"].map(|text| self.mark(text));
+                let schema = self.schema(tool)?;
+                format!("{channel} {header} {constrain} \"json\" {message} {schema}")
+            }
+        };
+        self.rule(&rule, &body);
+        Ok(())
+    }
+
+    /// The arguments as JSON.
+    fn schema(&self, tool: &ToolSpec) -> Result<String> {
+        let schema = match tool.parameters() {
+            Some(parameters) if tool.strict => strict_schema(tool, parameters)?,
+            _ => json!({"type": "object"}),
+        };
+        Ok(format!("%json {}", with_style(schema)))
+    }
+
+    /// The arguments as tags with bare values.
+    fn parameters(&mut self, wrapping: &Wrapping, rule: &str, tool: &ToolSpec) -> Result<String> {
+        let Wrapping::Tags {
+            parameter,
+            parameter_end,
+            quoted,
+            line_breaks,
+            ..
+        } = wrapping
+        else {
+            return Ok(String::new());
+        };
+        let (mark, line) = (
+            if *quoted { "\"" } else { "" },
+            if *line_breaks { "\n" } else { "" },
+        );
+        let (begin, middle) = (
+            quote(&format!("{parameter}{mark}")),
+            quote(&format!("{mark}>{line}")),
+        );
+        let suffix = format!("{line}{parameter_end}");
+        let text = format!("{rule}_text");
+        self.rule(&format!("{text}[suffix={}]", quote(&suffix)), "/(.|\\n)*/");
+        let schema = match tool.parameters() {
+            Some(parameters) if tool.strict => Some(strict_schema(tool, parameters)?),
+            _ => None,
+        };
+        let Some(schema) = schema else {
+            let names = tool.parameters().and_then(|p| p.get("properties")?.as_object());
+            let names: Vec<String> = names.into_iter().flatten().map(|(name, _)| quote(name)).collect();
+            let names = if names.is_empty() {
+                "/[^\"<>\\n]+/".to_owned()
+            } else {
+                names.join(" | ")
+            };
+            return Ok(format!("({begin} ({names}) {middle} {text} \"\\n\")*"));
+        };
+        let empty = Map::new();
+        let properties = schema["properties"].as_object().unwrap_or(&empty);
+        let required: Vec<&str> = schema["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let mut body = String::new();
+        for (index, (name, property)) in properties.iter().enumerate() {
+            let value = self.value(&schema, property, &text, &quote(&suffix));
+            let begin = quote(&format!("{parameter}{mark}{name}{mark}>{line}"));
+            let own = format!("{rule}_p{index}");
+            self.rule(&own, &format!("{begin} {value} \"\\n\""));
+            body.push_str(&own);
+            body.push_str(if required.contains(&name.as_str()) {
+                " "
+            } else {
+                "? "
+            });
+        }
+        Ok(body)
+    }
+
+    /// One value up to and with its closing tag.
+    fn value(&self, root: &Value, property: &Value, text: &str, suffix: &str) -> String {
+        let constant = property.get("const").map(std::slice::from_ref);
+        let values = property["enum"].as_array().map(Vec::as_slice).or(constant);
+        if let Some(values) = values {
+            let bare = |value: &Value| match value {
+                Value::String(text) => quote(text),
+                other => quote(&other.to_string()),
+            };
+            let values: Vec<String> = values.iter().map(bare).collect();
+            return format!("({}) {suffix}", values.join(" | "));
+        }
+        if may_be_string(root, property, 0) {
+            return text.to_owned();
+        }
+        let mut schema = property.clone();
+        if let Value::Object(map) = &mut schema {
+            for key in ["$defs", "definitions"] {
+                if let Some(definitions) = root.get(key) {
+                    map.insert(key.to_owned(), definitions.clone());
+                }
+            }
+        }
+        format!("%json {} {suffix}", with_style(schema))
+    }
+}
+
+/// A strict tool's schema as the grammar library takes it: an object that allows nothing unnamed.
+fn strict_schema(tool: &ToolSpec, parameters: &Json) -> Result<Value> {
+    let wrong = |reason: String| {
+        Err(TextError::request(
+            format!("tools: {:?}.parameters", tool.name),
+            reason,
+        ))
+    };
+    let mut schema: Value = match serde_json::from_str(&parameters.to_python()) {
+        Ok(schema) => schema,
+        Err(error) => return wrong(error.to_string()),
+    };
+    if let Err(reason) = bounds::check_schema(&schema) {
+        return wrong(reason);
+    }
+    match &mut schema {
+        Value::Object(map) => {
+            map.entry("type").or_insert("object".into());
+            map.entry("additionalProperties").or_insert(false.into());
+            Ok(schema)
+        }
+        _ => wrong("a strict tool needs a schema".to_owned()),
+    }
+}
+
+/// Whether a bare text can be a value of this schema: then any text is allowed, as the parser will take it.
+fn may_be_string(root: &Value, schema: &Value, depth: usize) -> bool {
+    const MAX_DEPTH: usize = 16;
+    if depth > MAX_DEPTH {
+        return true;
+    }
+    if let Some(path) = schema["$ref"].as_str() {
+        let target = path.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
+        return target.is_none_or(|target| may_be_string(root, target, depth + 1));
+    }
+    let parts: Vec<&Value> = ["anyOf", "oneOf", "allOf"]
+        .iter()
+        .filter_map(|key| schema[*key].as_array())
+        .flatten()
+        .collect();
+    match &schema["type"] {
+        Value::String(name) => name == "string",
+        Value::Array(names) => names.iter().any(|name| name == "string"),
+        _ if parts.is_empty() => true,
+        _ => parts.iter().any(|part| may_be_string(root, part, depth + 1)),
+    }
+}
