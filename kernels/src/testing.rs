@@ -50,11 +50,13 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-/// A backend of every instruction set of this machine, with one thread and with three.
+/// A backend of every instruction set of this machine, with one thread and with three; plain Rust, which is slow, with
+/// three only.
 pub(crate) fn backends(limits: &Limits) -> Vec<CpuBackend> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    available
-        .flat_map(|isa| [1, 3].map(|threads| CpuBackend::new(limits.clone(), threads, Some(isa)).unwrap()))
+    let both = available.flat_map(|isa| [(isa, 1), (isa, 3)]);
+    both.filter(|kind| *kind != (Isa::Portable, 1))
+        .map(|(isa, threads)| CpuBackend::new(limits.clone(), threads, Some(isa)).unwrap())
         .collect()
 }
 

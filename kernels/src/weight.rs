@@ -40,3 +40,20 @@ pub struct HostInt4 {
     pub zeros: Option<Vec<u8>>,
     pub group: usize,
 }
+
+impl HostLinear {
+    /// Bytes that one use of the weight reads: data, scales and zeros.
+    pub fn bytes(&self) -> usize {
+        let len = |bytes: &Bytes| (**bytes).as_ref().len();
+        match &self.data {
+            HostWeight::F32(bytes) | HostWeight::Bf16(bytes) | HostWeight::F16(bytes) => len(bytes),
+            HostWeight::Fp8Block { data, scales } => len(data) + scales.len() * 4,
+            HostWeight::Int4(HostInt4 {
+                packed,
+                scales,
+                zeros,
+                ..
+            }) => len(packed) + scales.len() * 4 + zeros.as_ref().map_or(0, |zeros| zeros.len() * 4),
+        }
+    }
+}

@@ -30,24 +30,19 @@ fn logits_are_the_same_however_they_are_computed() {
             let ids: Vec<u32> = (0..150).map(|i| (i * i * 31 + 7) % 384).collect();
             let expected = load(folder, 1, Isa::detect(), kv).step(&ids, 0);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                // Plain Rust is slow: one cut and one number of threads is enough of it.
-                let chunks = if isa == Isa::Portable {
-                    &[67][..]
-                } else {
-                    &[1, 5, 64, 67, 150]
-                };
-                let threads = if isa == Isa::Portable {
-                    &[3][..]
-                } else {
-                    &[1, 2, 3]
-                };
+                // Plain Rust is slow: one cut, one number of threads and the first tokens are enough of it.
+                let portable = isa == Isa::Portable;
+                let chunks = if portable { &[17][..] } else { &[1, 5, 64, 67, 150] };
+                let threads = if portable { &[3][..] } else { &[1, 2, 3] };
+                let ids = if portable { &ids[..40] } else { &ids[..] };
+                let expected = &expected.logits[..expected.logits.len() / 150 * ids.len()];
                 for (chunk, threads) in chunks.iter().flat_map(|c| threads.iter().map(move |t| (*c, *t))) {
                     let mut model = load(folder, threads, isa, kv);
                     let mut logits = Vec::new();
                     for (i, ids) in ids.chunks(chunk).enumerate() {
                         logits.extend(model.step(ids, i * chunk).logits);
                     }
-                    let same = bits(&logits) == bits(&expected.logits);
+                    let same = bits(&logits) == bits(expected);
                     assert!(
                         same,
                         "{folder} {kv:?} {isa:?}, {threads} threads, in steps of {chunk}"

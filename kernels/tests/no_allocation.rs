@@ -1,7 +1,5 @@
 //! No op allocates once weights are uploaded and a step has run: counted by the allocator, on every thread.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
-
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};

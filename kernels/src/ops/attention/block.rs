@@ -1,12 +1,13 @@
 //! Some tokens of one run and the query heads of one KV head.
 
+use super::rows::{dots, look_up, weighted};
 use super::{BLOCK, TASK_TOKENS};
 use crate::backend::{KvDtype, Result};
 use crate::cpu::engine::Rows;
 use crate::cpu::kv::KvCache;
 use crate::cpu::memory::Memory;
-use crate::ops::linear::{Bf16, Decode, E4m3, E5m2, F32, Order, permute, restore, tile_of};
-use crate::simd::{Kernel, LANES, Simd, Tiles, math};
+use crate::ops::linear::{Bf16, Decode, E4m3, E5m2, F32, Order, permute, restore};
+use crate::simd::{Kernel, LANES, Simd, math};
 
 /// Scratch of one thread. A query is one head of one token.
 pub(crate) struct Scratch {
@@ -140,41 +141,36 @@ where
 
     let bytes = cache.row_bytes();
     let end = position + tokens;
-    let mut keys = [std::ptr::null(); BLOCK];
-    let mut values = [std::ptr::null(); BLOCK];
+    let mut rows = look_up(cache, pages, kv_head, 0..BLOCK.min(end));
     for first in (0..end).step_by(BLOCK) {
-        let mut at = 0;
-        for j in 0..BLOCK.min(end - first) {
-            // Within a page, rows follow each other.
-            at = if j == 0 || (first + j).is_multiple_of(cache.page_tokens) {
-                cache.row(pages, first + j, kv_head)
-            } else {
-                at + bytes
-            };
-            // The slices make sure that a whole row is there.
-            keys[j] = cache.keys.bytes()[at..at + bytes].as_ptr();
-            values[j] = cache.values.bytes()[at..at + bytes].as_ptr();
-        }
-        for t in first.saturating_sub(position)..tokens {
+        let next = look_up(
+            cache,
+            pages,
+            kv_head,
+            end.min(first + BLOCK)..end.min(first + 2 * BLOCK),
+        );
+        let first_token = first.saturating_sub(position);
+        for t in first_token..tokens {
             let count = (position + t + 1 - first).min(BLOCK);
             let these = t * group..(t + 1) * group;
             let packed = &packed[these.start * vectors..these.end * vectors];
             let sums = &mut sums[these.start * vectors..these.end * vectors];
+            // The first token's way through a block asks for what comes next; later tokens find it in the cache.
+            let fresh = t == first_token;
+            let (values, keys) = if fresh {
+                (&rows.values[..count], next.keys())
+            } else {
+                (&[][..], &[][..])
+            };
             // SAFETY: `count` rows of keys and values were looked up; lengths are those of the cache.
             unsafe {
-                dots::<S, D, N, V>(s, &keys[..count], bytes, packed, vectors, scores);
-                softmax(
-                    s,
-                    count,
-                    scores,
-                    &mut largest[these.clone()],
-                    &mut denominators[these],
-                    sums,
-                    vectors,
-                );
-                weighted::<S, D, N, V>(s, &values[..count], scores, sums, vectors);
+                dots::<S, D, N, V>(s, &rows.keys[..count], bytes, packed, vectors, scores, values);
+                let (largest, denominators) = (&mut largest[these.clone()], &mut denominators[these]);
+                softmax(s, count, scores, largest, denominators, sums, vectors);
+                weighted::<S, D, N, V>(s, &rows.values[..count], bytes, scores, sums, vectors, keys);
             }
         }
+        rows = next;
     }
     // Rows of `out` are the outputs of one token's heads of one KV head.
     let unit = s.splat(unit(cache.dtype));
@@ -187,60 +183,6 @@ where
         let row = (first_row + i / group * row_step) * group + i % group;
         // SAFETY: each token and KV head is in one task.
         restore(order(cache.dtype), sums, unsafe { out.take(row..row + 1) });
-    }
-}
-
-/// `scores[g][j] = key j . query g`.
-///
-/// # Safety
-/// Each key must have `bytes` readable bytes, `vectors` vectors when decoded; `packed` is `[group, vectors]`.
-#[inline(always)]
-unsafe fn dots<S, D, const N: usize, const V: usize>(
-    s: S,
-    keys: &[*const u8],
-    bytes: usize,
-    packed: &[[f32; LANES]],
-    vectors: usize,
-    scores: &mut [[f32; BLOCK]],
-) where
-    S: Simd,
-    D: Decode<N, V>,
-{
-    let group = scores.len();
-    assert!(packed.len() == group * vectors && bytes / N * V == vectors);
-    let (fours, rest) = keys.as_chunks::<4>();
-    macro_rules! tiles {
-        ($rows:expr, $r:literal, $first:expr, $($queries:literal),*) => {{
-            let mut g = 0;
-            $(while group - g >= $queries {
-                let mut x = [packed.as_ptr(); $queries];
-                for (t, x) in x.iter_mut().enumerate() {
-                    *x = packed[(g + t) * vectors..].as_ptr();
-                }
-                // SAFETY: the caller's promise, and the assertion.
-                let dots = unsafe { tile_of::<S, D, N, V, $r, $queries>(s, $rows, bytes, x, None) };
-                for (r, dots) in dots.iter().enumerate() {
-                    for (t, dot) in dots.iter().enumerate() {
-                        scores[g + t][$first + r] = *dot;
-                    }
-                }
-                g += $queries;
-            })*
-        }};
-    }
-    for (i, rows) in fours.iter().enumerate() {
-        match S::TILES {
-            Tiles::Large => tiles!(*rows, 4, 4 * i, 4, 2, 1),
-            Tiles::Small => tiles!(*rows, 4, 4 * i, 1),
-            Tiles::Single => {
-                for (j, row) in rows.iter().enumerate() {
-                    tiles!([*row], 1, 4 * i + j, 1);
-                }
-            }
-        }
-    }
-    for (i, row) in rest.iter().enumerate() {
-        tiles!([*row], 1, 4 * fours.len() + i, 1);
     }
 }
 
@@ -283,81 +225,5 @@ fn softmax<S: Simd>(
             l = s.add(l, s.load(chunk));
         }
         s.store(l, denominator);
-    }
-}
-
-/// `sums[g] += p[g][j] * value j`, ascending j.
-///
-/// # Safety
-/// Each value must have `vectors` vectors when decoded; `sums` is `[group, vectors]`.
-#[inline(always)]
-unsafe fn weighted<S, D, const N: usize, const V: usize>(
-    s: S,
-    values: &[*const u8],
-    p: &[[f32; BLOCK]],
-    sums: &mut [[f32; LANES]],
-    vectors: usize,
-) where
-    S: Simd,
-    D: Decode<N, V>,
-{
-    let chunks = vectors / V;
-    assert!(sums.len() == p.len() * vectors && values.len() <= BLOCK);
-    let mut g = 0;
-    macro_rules! tiles {
-        ($($queries:literal),*) => {{$(
-            while p.len() - g >= $queries {
-                let p: &[[f32; BLOCK]; $queries] = p[g..g + $queries].as_array().expect("the length of the slice");
-                for chunk in 0..chunks {
-                    // SAFETY: the caller's promise: chunk `chunk` of each value is there.
-                    unsafe { weighted_tile::<S, D, N, V, $queries>(s, values, p, &mut sums[g * vectors..], vectors, chunk) };
-                }
-                g += $queries;
-            }
-        )*}};
-    }
-    match S::TILES {
-        Tiles::Large => tiles!(4, 2, 1),
-        Tiles::Small => tiles!(2, 1),
-        Tiles::Single => tiles!(1),
-    }
-}
-
-/// One chunk of all values into the sums of `T` queries.
-///
-/// # Safety
-/// Chunk `chunk` of each value must be readable.
-#[inline(always)]
-unsafe fn weighted_tile<S, D, const N: usize, const V: usize, const T: usize>(
-    s: S,
-    values: &[*const u8],
-    p: &[[f32; BLOCK]; T],
-    sums: &mut [[f32; LANES]],
-    vectors: usize,
-    chunk: usize,
-) where
-    S: Simd,
-    D: Decode<N, V>,
-{
-    let mut acc = [[s.splat(0.0); V]; T];
-    for t in 0..T {
-        for v in 0..V {
-            acc[t][v] = s.load(&sums[t * vectors + chunk * V + v]);
-        }
-    }
-    for (j, value) in values.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        let value = D::decode(s, unsafe { &*value.add(chunk * N).cast() });
-        for t in 0..T {
-            let p = s.splat(p[t][j]);
-            for v in 0..V {
-                acc[t][v] = s.fma(p, value[v], acc[t][v]);
-            }
-        }
-    }
-    for t in 0..T {
-        for v in 0..V {
-            s.store(acc[t][v], &mut sums[t * vectors + chunk * V + v]);
-        }
     }
 }

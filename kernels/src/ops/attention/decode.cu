@@ -7,7 +7,6 @@
 // scores for one product's price.
 // Bytes: keys and values once. In a decode step (`qkv`) the kernel also normalises and rotates q and k and writes the
 // new key and value; the context before them is already on its way while the projection still runs.
-#include "../../cuda/image.cuh"
 #include "../../cuda/plane.cuh"
 #include "decode.cuh"
 
@@ -40,21 +39,12 @@ template <int KV, int HD> struct DecodeShared {
     int last;
 };
 
-// Writes one value of the result; a warp holds 32 neighbouring dims of one head.
+// Writes one value of the result.
 DEVICE void write_out(const AttentionParams &p, int token, int width, int k, float v) {
     if (p.out) p.out[static_cast<size_t>(token) * width + k] = v;
     if (p.plane)
         *reinterpret_cast<__nv_bfloat16 *>(p.plane + plane_offset(token, k & ~1, p.plane_blocks) + (k & 1) * 2) =
             __float2bfloat16_rn(v);
-    if (p.image) {
-        uint8_t *image = p.image + static_cast<size_t>(token) * image_bytes(p.image_padded);
-        const __nv_bfloat16 high = __float2bfloat16_rn(v), low = __float2bfloat16_rn(v - __bfloat162float(high));
-        *reinterpret_cast<__nv_bfloat16 *>(image + image_high(k & ~1) + (k & 1) * 2) = high;
-        *reinterpret_cast<__nv_bfloat16 *>(image + image_low(k & ~1) + (k & 1) * 2) = low;
-        const float sum = warp_sum(__bfloat162float(high) + __bfloat162float(low));
-        if ((threadIdx.x & 31) == 0)
-            *reinterpret_cast<float *>(image + image_sum(p.image_padded, k / IMAGE_GROUP)) = sum;
-    }
 }
 
 // The tiles of the listed work that this warp takes, in order: of each piece begin / 16 + warp, then every fourth.
@@ -293,7 +283,7 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
 #pragma unroll
                 for (int e = 0; e < 2; e++) shared.out[warp][row][value_dim<KV>(n, t, e)] = out[n][e] + out[n][e + 2];
             __syncthreads();
-            const bool alone = item.splits == 1;
+            const bool alone = item.splits == 1 && !p.leave_splits;
             const size_t place = static_cast<size_t>(item.index) * head_blocks + item.block;
 #pragma unroll 1
             for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
@@ -315,7 +305,7 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                     if (d == 0) p.partial_sums[place * HEADS_HELD + h] = make_float2(top, total);
                 }
             }
-            if (!alone) {
+            if (!alone && !p.leave_splits) {
                 __threadfence();
                 __syncthreads();
                 if (threadIdx.x == 0) {

@@ -29,8 +29,9 @@ struct AttentionParams {
     float *partial;
     float2 *partial_sums;
     unsigned *arrived;  // [token][head block], zero between kernels
-    // Result: images or a plane for the next linear, or F32 [tokens, heads * head_dim].
-    uint8_t *image, *plane;
+    // Result: a plane for the next linear, or F32 [tokens, heads * head_dim], or, if splits are left, nothing: the next
+    // linear adds them itself.
+    uint8_t *plane;
     float *out;
-    int image_padded, plane_blocks;
+    int plane_blocks, leave_splits;
 };

@@ -11,6 +11,7 @@ mod block;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod rows;
 #[cfg(test)]
 mod tests;
 

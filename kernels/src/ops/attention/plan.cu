@@ -9,6 +9,7 @@ struct PlanParams {
     const int *positions;  // [tokens]
     AttentionItem *items;
     int *item_count;
+    int2 *splits_of;  // [tokens]: first item and their number
     int tokens, head_blocks, blocks, fixed;
 };
 
@@ -47,6 +48,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const 
     const int splits = ceil_div(length, chunk);
     const int last = scan_block(splits, scratch), first = last - splits;
     const int each = p.fixed > 0 ? chunk : splits > 0 ? ceil_div(ceil_div(length, splits), SPLIT_GRAIN) * SPLIT_GRAIN : 1;
+    if (token < p.tokens) p.splits_of[token] = make_int2(first, splits);
     // Rounding up may leave the last ones empty: the list counts what is there.
     for (int i = 0; i < splits; i++)
         p.items[first + i] = {token, min(length, i * each), min(length, (i + 1) * each), i, splits, first};

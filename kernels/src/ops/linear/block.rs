@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::floats::Floats;
 use super::integers::Integers;
+use super::order::Order;
 use super::out::Out;
-use super::pack::{Order, Tokens};
+use super::pack::Tokens;
 use super::tile::{Bf16, E4m3, F16, F32};
 use crate::backend::Result;
 use crate::cpu::memory::Memory;

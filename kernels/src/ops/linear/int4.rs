@@ -1,6 +1,6 @@
 //! Tiles of an INT4 weight: exact integer sums per lane and chunk, scaled into F32 sums.
 
-use super::pack::INT4_VECTORS;
+use super::order::INT4_VECTORS;
 use super::tile::reduce;
 use crate::cpu::weights::INT4_BLOCK;
 use crate::simd::{LANES, Simd};

@@ -2,8 +2,9 @@
 
 use super::floats::{ahead, in_fours};
 use super::int4::{self, Groups};
+use super::order::INT4_VECTORS;
 use super::out::Out;
-use super::pack::{INT4_VECTORS, Tokens};
+use super::pack::Tokens;
 use crate::simd::{Kernel, Simd, Tiles};
 
 /// Rows that follow each other, times tokens.

@@ -1,21 +1,31 @@
 // y[t, o] = sum over i of x[t, i] w[o, i], for up to TOKENS (1, 2, 4 or 8) tokens a pass; weights are read once a pass.
 //
 // The inputs can be cut into `parts` over blocks: part p writes its own y, and the reader of y adds them in order.
-// A residual is added to part 0. x comes as images, or is the rmsnorm of a residual stream, done here by every block
-// while its first weights are on their way (up to four tokens of at most 3072 values).
+// A residual is added to part 0. Every block makes the images of its inputs itself, while its first weights are on their
+// way: from F32 rows, from the norm of a residual stream (up to four tokens of at most 3072 values), or from the splits
+// that a decode step's attention left.
 // Bytes: the weight's stream; floor = bytes / bandwidth.
 #include "../../cuda/gemv.cuh"
 
-constexpr int LINEAR_SEGMENTS = 3;
+constexpr int LINEAR_SEGMENTS = 3, HEADS_HELD = 8, MAX_HEADS = 128;
+
+// Attention's result as unfinished splits: the weighted sum over a token's splits is the input.
+struct SplitInput {
+    const float *partial;     // [item][head block][8][head_dim], or null
+    const float2 *sums;       // [item][head block][8]: maximum (base 2) and sum
+    const int2 *splits_of;    // [tokens]: first item and their number
+    int per_kv, blocks_per_kv, head_blocks, head_dim;
+};
 
 struct LinearParams {
     Weight segments[LINEAR_SEGMENTS];  // q, k, v of one projection lie end to end in y; unused ones have 0 tiles
-    NormInput input;                   // x0 null: `images` is the input
-    const uint8_t *images;             // [tokens][image_bytes(padded)]
+    NormInput input;                   // x0 null: one of the next two is the input
+    SplitInput splits;
+    const float *x;                    // [tokens, inputs]
     float *y;                          // [parts][tokens, width]
     const float *residual;             // [tokens, width] or null
     float *squares;                    // [tokens][units]: sums of squares of each unit's outputs, or null
-    int tokens, padded, width;
+    int tokens, inputs, width;
     int tiles, tiles_log2, parts;  // tiles a unit: 1, 2 or 4
 };
 
@@ -31,7 +41,7 @@ DEVICE const Weight &segment_of(const LinearParams &p, int &tile) {
 template <int F> struct LinearRuns {
     const LinearParams *p;
     int unit, step, units, r, first, count;
-    __device__ bool operator()(Run &run) {
+    __device__ __forceinline__ bool operator()(Run &run) {
         if (unit >= units) return false;
         int tile = (unit << p->tiles_log2) + r;
         unit += step;
@@ -45,73 +55,128 @@ template <int F> struct LinearRuns {
     }
 };
 
+// The place of (item, head) among the splits' rows.
+DEVICE size_t split_row(const SplitInput &in, int item, int head) {
+    const int in_kv = head % in.per_kv, block = head / in.per_kv * in.blocks_per_kv + in_kv / HEADS_HELD;
+    return (static_cast<size_t>(item) * in.head_blocks + block) * HEADS_HELD + in_kv % HEADS_HELD;
+}
+
+// The images of a slice from splits. `stats`: room for (maximum, 1 / sum) of every head of every token.
+template <bool BYTES>
+DEVICE void fill_from_splits(const SplitInput &in, int tokens, int k, int begin, int end, uint8_t *image, uint32_t token_bytes,
+                             float2 *stats) {
+    const int first_head = begin / in.head_dim, heads = (min(end, k) + in.head_dim - 1) / in.head_dim - first_head;
+    const size_t stride = static_cast<size_t>(in.head_blocks) * HEADS_HELD;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < tokens * heads; i += GEMV_THREADS) {
+        const int2 splits = __ldcg(in.splits_of + i / heads);
+        const float2 *from = in.sums + split_row(in, splits.x, first_head + i % heads);
+        float top = -INFINITY, total = 0.f;
+#pragma unroll 1
+        for (int s0 = 0; s0 < splits.y; s0 += 8) {
+            float2 sums[8];
+#pragma unroll
+            for (int s = 0; s < 8; s++) sums[s] = s0 + s < splits.y ? from[(s0 + s) * stride] : make_float2(-INFINITY, 0.f);
+            float higher = top;
+#pragma unroll
+            for (int s = 0; s < 8; s++) higher = fmaxf(higher, sums[s].x);
+            total *= exp2f(top - higher);
+            top = higher;
+#pragma unroll
+            for (int s = 0; s < 8; s++) total += exp2f(sums[s].x - top) * sums[s].y;
+        }
+        stats[i] = make_float2(top, 1.f / total);
+    }
+    __syncthreads();
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = (end - begin) / IMAGE_BLOCK;
+#pragma unroll 1
+    for (int task = warp; task < tokens * blocks; task += GEMV_WARPS) {
+        const int token = task / blocks, at = begin + task % blocks * IMAGE_BLOCK + 4 * lane;
+        float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (at < k) {
+            const int head = at / in.head_dim;
+            const int2 splits = __ldcg(in.splits_of + token);
+            const float2 stat = stats[token * heads + head - first_head];
+            const size_t row = split_row(in, splits.x, head);
+            const float *from = in.partial + row * in.head_dim + at % in.head_dim;
+            const float2 *sums = in.sums + row;
+#pragma unroll 4
+            for (int s = 0; s < splits.y; s++) {
+                const float4 part = *reinterpret_cast<const float4 *>(from + s * stride * in.head_dim);
+                const float weight = exp2f(sums[s * stride].x - stat.x) * stat.y;
+                v.x += weight * part.x, v.y += weight * part.y, v.z += weight * part.z, v.w += weight * part.w;
+            }
+        }
+        image_store_block<BYTES>(image + token * token_bytes, end - begin, task % blocks, v, lane);
+    }
+    __syncthreads();
+}
+
 template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     constexpr int NT = TOKENS > 4 ? 2 : 1, HELD = 4 * NT;
+    constexpr bool BYTES = INT4<F>;
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
-    __shared__ uint64_t image_barrier;
     __shared__ float scratch[GEMV_WARPS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int splits = GEMV_WARPS >> p.tiles_log2, r = warp >> (4 - p.tiles_log2), s = warp & (splits - 1);
     const int part = blockIdx.x % p.parts, units = (p.tiles + (1 << p.tiles_log2) - 1) >> p.tiles_log2;
     const int token0 = blockIdx.y * TOKENS, tokens = min(TOKENS, p.tokens - token0);
 
-    // This part's slice of the inputs, in whole steps of 128.
-    const int blocks128 = p.padded / 128, each = ceil_div(blocks128, p.parts);
+    // This part's slice of the inputs, in whole blocks of 128.
+    const int blocks128 = ceil_div(p.inputs, 128), each = ceil_div(blocks128, p.parts);
     const int begin = min(part * each, blocks128) * 128, end = min((part + 1) * each, blocks128) * 128;
-    const int part_stages = (end - begin) / Layout<F>::K;
     int first, count;
-    split_stages(part_stages, splits, s, first, count);
+    split_stages((end - begin) / Layout<F>::K, splits, s, first, count);
 
-    uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
-    uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;
-    const uint32_t slice = image_bytes(end - begin);
+    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    const uint32_t slice = image_bytes<BYTES>(end - begin);
     constexpr int IMAGES = TOKENS == 1 ? 1 : HELD;  // a lone token's image serves every column
     float *partial = reinterpret_cast<float *>(image + IMAGES * slice);
 
-    if (threadIdx.x == 0) {
-        barrier_init(&image_barrier, 1);
-        barrier_init_fence();
-    }
     LinearRuns<F> runs{&p, static_cast<int>(blockIdx.x) / p.parts, static_cast<int>(gridDim.x) / p.parts, units, r,
                        begin / Layout<F>::K + first, count};
     StageQueue<F, DEPTH, LinearRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
-    __syncthreads();
-    bool normed = false;
+    bool done = false;
     if constexpr (TOKENS <= INLINE_TOKENS) {
-        normed = p.input.x0 != nullptr;
-        if (normed) {
-            InlineNorm<TOKENS> norm;
+        if (p.input.x0) {
+            InlineNorm<BYTES, TOKENS> norm;
             norm.load_weights(p.input);
             wait_for_inputs();
             norm.load(p.input, tokens, blockIdx.x == 0);
             norm.store(p.input, tokens, begin, end, image, slice, scratch);
+            done = true;
+        } else if (p.splits.partial) {
+            wait_for_inputs();
+            fill_from_splits<BYTES>(p.splits, tokens, p.inputs, begin, end, image, slice, reinterpret_cast<float2 *>(partial));
+            done = true;
         }
     }
-    if (!normed) wait_for_inputs();
-    allow_next_kernel();
-    if (!normed && end > begin) {  // more parts than inputs: the last ones are zeros
-        if (threadIdx.x == 0)
-            request_images(p.images + static_cast<size_t>(token0) * image_bytes(p.padded), p.padded, tokens, begin,
-                           end, image, slice, &image_barrier);
-        barrier_wait(&image_barrier, 0);
+    if (!done) {
+        wait_for_inputs();
+        const float *x = p.x + static_cast<size_t>(token0) * p.inputs;
+        fill_images<BYTES>([&](int i) { return x + static_cast<size_t>(i) * p.inputs; }, tokens, p.inputs, begin, end, image, slice);
     }
+    allow_next_kernel();
 
-    const uint32_t x = shared_address(image), sums = x + (end - begin) * 4;
+    const uint32_t x = shared_address(image), tails = x + (end - begin) * 2;
     const uint32_t token_bytes = TOKENS == 1 ? 0 : slice;
     float *y = p.y + static_cast<size_t>(part) * p.tokens * p.width;
     int buffer = 0;
+#pragma unroll 1
     for (int unit = blockIdx.x / p.parts; unit < units; unit += gridDim.x / p.parts) {
         int tile = (unit << p.tiles_log2) + r;
         const bool mine = tile < p.tiles;
         const Weight &w = segment_of(p, tile);
         float acc[NT][4];
-        multiply_run<F, NT>(queue, x, sums, token_bytes, first, mine ? count : 0, lane, w.bf16_scales, acc);
+        multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, w.bf16_scales, acc);
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT>;
         store_partials<NT>(sums_of_unit, warp, lane, acc);
         __syncthreads();
         const int rows_log2 = p.tiles_log2 + 4, unit_rows = 1 << rows_log2;
+#pragma unroll 1
         for (int e = threadIdx.x; e < unit_rows * TOKENS; e += GEMV_THREADS) {
             const int row = e & (unit_rows - 1), token = e >> rows_log2;
             int out_tile = (unit << p.tiles_log2) + row / TILE_ROWS;
@@ -147,8 +212,8 @@ template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
         linear_##NAME##_8(const __grid_constant__ LinearParams p) { linear<FORMAT, 8, DEPTH>(p); }
 
-LINEAR(int4_g128, INT4_G128, 4)
-LINEAR(int4_g32, INT4_G32, 3)
+LINEAR(int4_g128, INT4_G128, 2)
+LINEAR(int4_g32, INT4_G32, 2)
 LINEAR(fp8, FP8, 2)
 LINEAR(bf16, BF16, 2)
 LINEAR(f16, F16, 2)

@@ -23,6 +23,7 @@ pub(crate) mod cuda;
 mod floats;
 mod int4;
 mod integers;
+mod order;
 mod out;
 mod pack;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod tile;
 
 pub(crate) use block::{Block, Scratch};
 pub(crate) use cpu::{dequantize_row, linears_of};
+pub(crate) use order::{Order, permute, restore};
 pub(crate) use out::Out;
-pub(crate) use pack::{Order, Packed, SharedTokens, Tokens, TokensMut, pack, permute, restore};
+pub(crate) use pack::{Packed, SharedTokens, Tokens, TokensMut, pack};
 pub(crate) use tile::{Bf16, Decode, E4m3, E5m2, F32, tile_of};

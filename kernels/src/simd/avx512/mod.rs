@@ -1,7 +1,10 @@
 //! Sixteen lanes in one 512-bit register.
 
+mod parts;
+
 use std::arch::x86_64::*;
 
+use self::parts::{E4M3, load512, mask, spread_index, transpose_quarters, widen};
 use super::{Kernel, LANES, Simd, Tiles};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ, VBMI and VNNI.
@@ -40,89 +43,6 @@ pub(super) unsafe fn run<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,fma,f16c,avx2,bmi2")]
 unsafe fn outlined<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
-}
-
-/// Bytes of bf16(e4m3 code * 2^-8) for the codes 0 to 127: high ones, low ones.
-static E4M3: [[u8; 128]; 2] = e4m3_table();
-
-const fn e4m3_table() -> [[u8; 128]; 2] {
-    let mut table = [[0; 128]; 2];
-    let mut code = 0;
-    while code < 128 {
-        // value = mantissa * 2^exponent with an integer mantissa; times 2^-8.
-        let small = code < 8;
-        let mut mantissa = if small { code } else { 8 + code % 8 } as u32;
-        let mut exponent = if small { -17 } else { code as i32 / 8 - 18 };
-        let mut bits = 0;
-        if mantissa != 0 {
-            while mantissa < 128 {
-                mantissa *= 2;
-                exponent -= 1;
-            }
-            bits = ((exponent + 7 + 127) as u32) << 7 | (mantissa & 127);
-        }
-        table[0][code] = (bits >> 8) as u8;
-        table[1][code] = bits as u8;
-        code += 1;
-    }
-    table
-}
-
-#[inline(always)]
-fn load512(from: &[u8; 64]) -> __m512i {
-    // SAFETY: 64 readable bytes; the caller holds an `Avx512`.
-    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-}
-
-/// Quarter `j` of vector `i` becomes quarter `i` of vector `j`.
-#[inline(always)]
-fn transpose_quarters([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
-    // SAFETY: register operations; the caller holds an `Avx512`.
-    unsafe {
-        let (ab_low, ab_high) = (
-            _mm512_shuffle_f32x4::<0x44>(a, b),
-            _mm512_shuffle_f32x4::<0xee>(a, b),
-        );
-        let (cd_low, cd_high) = (
-            _mm512_shuffle_f32x4::<0x44>(c, d),
-            _mm512_shuffle_f32x4::<0xee>(c, d),
-        );
-        [
-            _mm512_shuffle_f32x4::<0x88>(ab_low, cd_low),
-            _mm512_shuffle_f32x4::<0xdd>(ab_low, cd_low),
-            _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
-            _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
-        ]
-    }
-}
-
-/// The first `count` lanes.
-#[inline(always)]
-fn mask(count: usize) -> __mmask16 {
-    (0xffff_u32 >> (LANES - count)) as __mmask16
-}
-
-/// Lane `d` is `d * count / 16`.
-#[inline(always)]
-fn spread_index(count: usize) -> __m512i {
-    // SAFETY: register operations; the caller holds an `Avx512`.
-    unsafe {
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        _mm512_srli_epi32::<4>(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(count as i32)))
-    }
-}
-
-/// Even and odd bf16 of 16 dwords.
-#[inline(always)]
-fn widen(pairs: __m512i) -> [__m512; 2] {
-    // SAFETY: register operations; the caller holds an `Avx512`.
-    unsafe {
-        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
-        [
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
-            _mm512_castsi512_ps(odd),
-        ]
-    }
 }
 
 // SAFETY of the whole block: every method takes `self`, the proof of the features; loads and stores go through
@@ -236,7 +156,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn f32x16(self, from: &[u8; 64]) -> __m512 {
-        unsafe { _mm512_castsi512_ps(load512(from)) }
+        unsafe { _mm512_castsi512_ps(load512(self, from)) }
     }
 
     #[inline(always)]
@@ -254,7 +174,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn bf16x32(self, from: &[u8; 64]) -> [__m512; 2] {
-        widen(load512(from))
+        widen(self, load512(self, from))
     }
 
     #[inline(always)]
@@ -262,13 +182,13 @@ impl Simd for Avx512 {
         unsafe {
             let table =
                 |bytes: &[u8; 128], half: usize| _mm512_loadu_si512(bytes.as_ptr().add(64 * half).cast());
-            let code = load512(from);
+            let code = load512(self, from);
             let high = _mm512_permutex2var_epi8(table(&E4M3[0], 0), code, table(&E4M3[0], 1));
             let low = _mm512_permutex2var_epi8(table(&E4M3[1], 0), code, table(&E4M3[1], 1));
             // high | (code & 0x80): the sign.
             let high = _mm512_ternarylogic_epi32::<0xf8>(high, code, _mm512_set1_epi8(-128));
-            let [a, b] = widen(_mm512_unpacklo_epi8(low, high));
-            let [c, d] = widen(_mm512_unpackhi_epi8(low, high));
+            let [a, b] = widen(self, _mm512_unpacklo_epi8(low, high));
+            let [c, d] = widen(self, _mm512_unpackhi_epi8(low, high));
             [a, b, c, d]
         }
     }
@@ -278,7 +198,7 @@ impl Simd for Avx512 {
         let few = from.len().min(LANES);
         unsafe {
             let values = _mm512_maskz_loadu_ps(mask(few), from.as_ptr());
-            _mm512_permutexvar_ps(spread_index(few), values)
+            _mm512_permutexvar_ps(spread_index(self, few), values)
         }
     }
 
@@ -287,7 +207,7 @@ impl Simd for Avx512 {
         let few = from.len().min(LANES);
         unsafe {
             let values = _mm512_maskz_loadu_epi32(mask(few), from.as_ptr());
-            _mm512_permutexvar_epi32(spread_index(few), values)
+            _mm512_permutexvar_epi32(spread_index(self, few), values)
         }
     }
 
@@ -310,7 +230,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn int4x128(self, from: &[u8; 64]) -> [__m512i; 4] {
         unsafe {
-            let q = load512(from);
+            let q = load512(self, from);
             let mask = _mm512_set1_epi32(0x000f_000f);
             [
                 _mm512_and_si512(q, mask),
@@ -377,7 +297,7 @@ impl Simd for Avx512 {
         unsafe {
             let index = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
             let at = |i: usize| _mm512_permutexvar_ps(index, _mm512_loadu_ps(x.as_ptr().add(i * LANES)));
-            transpose_quarters([at(0), at(1), at(2), at(3)])
+            transpose_quarters(self, [at(0), at(1), at(2), at(3)])
         }
     }
 
@@ -401,7 +321,7 @@ impl Simd for Avx512 {
                 quad(x[4], x[5]),
                 quad(x[6], x[7]),
             ];
-            let [a, b, c, d] = transpose_quarters(quads);
+            let [a, b, c, d] = transpose_quarters(self, quads);
             [
                 _mm512_castps_si512(a),
                 _mm512_castps_si512(b),
