@@ -12,6 +12,7 @@ mod config;
 mod generate;
 mod http;
 mod metrics;
+mod metrics_merge;
 mod net;
 mod openai;
 mod ops;

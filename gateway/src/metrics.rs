@@ -27,6 +27,13 @@ pub(crate) struct RouteLabels {
     pub(crate) route: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RouterLabels {
+    /// Configured, or found under a configured name.
+    pub(crate) router: String,
+    pub(crate) outcome: &'static str,
+}
+
 /// All counters; shared by every task.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -35,6 +42,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) calls: Gauge,
+    pub(crate) router_calls: Family<RouterLabels, Counter>,
     pub(crate) events: Counter<u64, AtomicU64>,
 }
 
@@ -62,6 +70,12 @@ impl Metrics {
             connections_refused.clone(),
         );
         registry.register("calls", "Generate calls to routers in flight", calls.clone());
+        let router_calls = Family::default();
+        registry.register(
+            "router_calls",
+            "Generate calls by router and outcome",
+            router_calls.clone(),
+        );
         registry.register("events", "Messages received on Generate calls", events.clone());
         Self {
             registry,
@@ -70,6 +84,7 @@ impl Metrics {
             connections,
             connections_refused,
             calls,
+            router_calls,
             events,
         }
     }

@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::http::reply;
+use crate::metrics_merge;
 use crate::server::App;
 use crate::upstream::State as RouterState;
 
@@ -105,13 +106,7 @@ pub(crate) async fn version(State(app): State<Arc<App>>) -> Response {
 
 /// The routers' figures and this gateway's, in Prometheus' text format.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let mut text = String::new();
-    for (_, part) in app.upstream.metrics_texts().await {
-        text.push_str(part.trim_end().trim_end_matches("# EOF"));
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-    }
+    let mut text = metrics_merge::merge(&app.upstream.metrics_texts().await);
     text.push_str(&app.metrics.encode());
     let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (headers, text).into_response()

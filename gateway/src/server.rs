@@ -25,7 +25,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What every request can reach.
 pub(crate) struct App {
     pub(crate) config: GatewayConfig,
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Keys,
     pub(crate) bodies: BodyBudget,
     pub(crate) responses: Store,
@@ -53,7 +53,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new());
         let (draining, draining_seen) = watch::channel(false);
         let (cut, cut_seen) = watch::channel(false);
-        let upstream = Upstream::new(&config.routers, metrics.clone(), cut_seen)?;
+        let upstream = Arc::new(Upstream::new(&config.routers, metrics.clone(), cut_seen)?);
         let keys = Keys::new(&config.api_keys, config.api_key_file.clone())?;
         for origin in &config.cors_origins {
             http::HeaderValue::from_str(origin)
@@ -104,7 +104,7 @@ impl Gateway {
         } = self;
         let mut background = JoinSet::new();
         background.spawn(watch_keys(app.clone()));
-        app.upstream.spawn_probes(&mut background);
+        app.upstream.spawn_watch(&mut background);
         let connections = Arc::new(Connections {
             service: routes::service(app.clone()),
             limits: app.config.limits.clone(),

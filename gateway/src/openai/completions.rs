@@ -51,6 +51,17 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
             keep_best(prompt, job.wanted as usize);
         }
     }
+    if job.show.echo && job.show.logprobs {
+        for prompt in &mut answers.prompts {
+            let choice = &prompt.choices[0];
+            logprobs::name_first(
+                &mut prompt.logprobs,
+                &prompt.token_ids,
+                &choice.logprobs,
+                &choice.text,
+            );
+        }
+    }
     whole(&answers, &id, job.wanted as usize, job.show).map(|completion| reply::json(&limits, &completion))
 }
 

@@ -139,6 +139,11 @@ impl Writer {
             return Ok(Ok(()));
         }
         self.choices[place].has_begun = true;
+        if is_first && show.echo && show.logprobs {
+            let started = &mut self.started[prompt];
+            let ids = &started.prompt_token_ids;
+            logprobs::name_first(&mut started.prompt_logprobs, ids, &delta.logprobs, &delta.text);
+        }
         let started = &self.started[prompt];
         let echoed = if is_first && show.echo {
             started.prompt_logprobs.as_slice()

@@ -125,6 +125,43 @@ pub(super) fn completion<'a>(
     out
 }
 
+/// Gives the first token of an echoed prompt its place. The router has no figures for it, because nothing
+/// predicts it; its text is what comes before the next token's.
+pub(super) fn name_first(
+    prompt: &mut Vec<v1::TokenLogprobs>,
+    prompt_ids: &[u32],
+    generated: &[v1::TokenLogprobs],
+    text: &str,
+) {
+    let Some((&token_id, rest)) = prompt_ids.split_first() else {
+        return;
+    };
+    if prompt.first().is_some_and(|first| first.sampled.is_some()) {
+        return;
+    }
+    let after = if rest.is_empty() {
+        generated.first()
+    } else {
+        prompt.get(1)
+    };
+    let length = after.map_or(0, |after| after.text_offset as usize);
+    let token = text.chars().take(length).collect::<String>().into_bytes().into();
+    let sampled = Some(v1::TokenLogprob {
+        token_id,
+        logprob: 0.0,
+        token,
+        rank: 0,
+    });
+    let first = v1::TokenLogprobs {
+        sampled,
+        ..Default::default()
+    };
+    match prompt.first_mut() {
+        Some(empty) => *empty = first,
+        None => prompt.push(first),
+    }
+}
+
 /// vLLM's `prompt_logprobs`: per position null, or token id to its figures.
 #[derive(Debug)]
 pub(super) struct PromptLogprobs<'a>(pub(super) &'a [v1::TokenLogprobs]);

@@ -1,9 +1,13 @@
-//! Calls to routers over gRPC `conclave.v1`.
+//! Calls to routers over gRPC `conclave.v1`: one router or many, by model, prefix and load.
 //!
 //! What must stay true: every call has a bound on what it receives; a call ends when its caller drops it; a
-//! stream that ends without the router's last word is an error, never an end.
+//! stream that ends without the router's last word is an error, never an end; a call is repeated at another
+//! router only while nothing of its answer was given out.
 
+mod choose;
 mod link;
+mod pool;
+mod prefix;
 mod status;
 mod stream;
 
@@ -14,22 +18,24 @@ use conclave_proto::v1;
 use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::Code;
 
-use self::link::Link;
 pub(crate) use self::link::State;
+use self::link::{Link, PROBE_TIMEOUT};
+use self::pool::Pool;
 pub(crate) use self::stream::{Event, GenerateStream};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouterLabels};
 
 /// Tokenizing a long prompt is the slowest of the unary calls.
 const UNARY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Probes and descriptions are small; a router that takes longer is not well.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Routers that are asked to take one request.
+const TRIES_MAX: usize = 3;
 
 /// The routers this gateway stands before.
 pub(crate) struct Upstream {
-    links: Vec<Arc<Link>>,
+    pool: Arc<Pool>,
     metrics: Arc<Metrics>,
     cut: watch::Receiver<bool>,
 }
@@ -40,42 +46,27 @@ impl Upstream {
         metrics: Arc<Metrics>,
         cut: watch::Receiver<bool>,
     ) -> anyhow::Result<Self> {
-        anyhow::ensure!(!addresses.is_empty(), "router: at least one address is needed");
-        let links = addresses
-            .iter()
-            .map(|address| Link::new(address).map(Arc::new))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { links, metrics, cut })
+        Ok(Self {
+            pool: Arc::new(Pool::new(addresses)?),
+            metrics,
+            cut,
+        })
     }
 
-    /// Starts one watcher per router.
-    pub(crate) fn spawn_probes(&self, tasks: &mut JoinSet<()>) {
-        for link in &self.links {
-            tasks.spawn(link.clone().watch());
-        }
-    }
-
-    fn link(&self) -> &Arc<Link> {
-        &self.links[0]
+    /// Watches the routers until the tasks are dropped.
+    pub(crate) fn spawn_watch(&self, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.pool.clone().watch());
     }
 
     /// Starts one Generate call. The router's refusal may come here or as the stream's first item.
     pub(crate) async fn generate(
-        &self,
+        self: &Arc<Self>,
         request: v1::GenerateRequest,
         context: &RequestContext,
     ) -> ApiResult<GenerateStream> {
-        let mut client = self.link().client();
-        let call = client.generate(self.prepare(request, context, None));
-        let response = bounded(context.deadline, call)
-            .await?
-            .map_err(|status| status::to_api(&status))?;
-        Ok(GenerateStream::new(
-            response.into_inner(),
-            context.deadline,
-            self.cut.clone(),
-            self.metrics.clone(),
-        ))
+        let mut stream = GenerateStream::new(self.clone(), request, context.clone());
+        stream.connect().await?;
+        Ok(stream)
     }
 
     pub(crate) async fn tokenize(
@@ -83,11 +74,11 @@ impl Upstream {
         request: v1::TokenizeRequest,
         context: &RequestContext,
     ) -> ApiResult<v1::TokenizeResponse> {
-        let request = self.prepare(request, context, Some(UNARY_TIMEOUT));
-        let response = self.link().client().tokenize(request).await;
-        response
-            .map(tonic::Response::into_inner)
-            .map_err(|status| status::to_api(&status))
+        self.unary(&request.model, |link| {
+            let request = prepare(request.clone(), context, Some(UNARY_TIMEOUT));
+            async move { link.client().tokenize(request).await }
+        })
+        .await
     }
 
     pub(crate) async fn detokenize(
@@ -95,11 +86,32 @@ impl Upstream {
         request: v1::DetokenizeRequest,
         context: &RequestContext,
     ) -> ApiResult<v1::DetokenizeResponse> {
-        let request = self.prepare(request, context, Some(UNARY_TIMEOUT));
-        let response = self.link().client().detokenize(request).await;
-        response
-            .map(tonic::Response::into_inner)
-            .map_err(|status| status::to_api(&status))
+        self.unary(&request.model, |link| {
+            let request = prepare(request.clone(), context, Some(UNARY_TIMEOUT));
+            async move { link.client().detokenize(request).await }
+        })
+        .await
+    }
+
+    /// Asks routers that serve `model`, one after the other until one can be reached.
+    async fn unary<T, F>(&self, model: &str, call: impl Fn(Arc<Link>) -> F) -> ApiResult<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let plan = self.pool.plan(&v1::GenerateRequest {
+            model: model.to_owned(),
+            ..Default::default()
+        });
+        let mut failed = None;
+        for choice in plan.choices.into_iter().take(TRIES_MAX) {
+            match call(choice.link).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) if status.code() == Code::Unavailable => failed = Some(status),
+                Err(status) => return Err(status::to_api(&status)),
+            }
+        }
+        let nobody = || tonic::Status::unavailable("no router is known");
+        Err(status::to_api(&failed.unwrap_or_else(nobody)))
     }
 
     /// What each router that answers serves.
@@ -109,7 +121,14 @@ impl Upstream {
     pub(crate) async fn models(&self) -> ApiResult<Vec<v1::ModelInfoResponse>> {
         let mut infos = Vec::new();
         let mut failed = None;
-        for answer in join_all(self.links.iter().map(|link| link.model_info(PROBE_TIMEOUT))).await {
+        for answer in join_all(
+            self.pool
+                .links()
+                .iter()
+                .map(|link| link.model_info(PROBE_TIMEOUT)),
+        )
+        .await
+        {
             match answer {
                 Ok(info) => infos.push(info),
                 Err(status) => failed = Some(status::to_api(&status)),
@@ -123,7 +142,7 @@ impl Upstream {
 
     /// Each router's address and state, asked now.
     pub(crate) async fn health(&self) -> Vec<(String, Result<v1::HealthResponse, String>)> {
-        join_all(self.links.iter().map(|link| async {
+        join_all(self.pool.links().iter().map(|link| async {
             let health = link.health(PROBE_TIMEOUT).await;
             (
                 link.address.clone(),
@@ -135,43 +154,38 @@ impl Upstream {
 
     /// Prometheus text of each router that answers.
     pub(crate) async fn metrics_texts(&self) -> Vec<(String, String)> {
-        let texts = join_all(self.links.iter().map(|link| async {
+        let links = self.pool.links();
+        let texts = join_all(links.iter().map(|link| async {
             let text = link.metrics(PROBE_TIMEOUT).await.ok()?;
             Some((link.address.clone(), text))
         }));
         texts.await.into_iter().flatten().collect()
     }
 
-    fn prepare<T>(
-        &self,
-        message: T,
-        context: &RequestContext,
-        timeout: Option<Duration>,
-    ) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        context.trace.write(request.metadata_mut());
-        let left = context
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now()));
-        let timeout = match (left, timeout) {
-            (Some(left), Some(timeout)) => Some(left.min(timeout)),
-            (left, timeout) => left.or(timeout),
+    fn count(&self, link: &Link, outcome: &'static str) {
+        let labels = RouterLabels {
+            router: link.address.clone(),
+            outcome,
         };
-        if let Some(timeout) = timeout {
-            request.set_timeout(timeout);
-        }
-        request
+        self.metrics.router_calls.get_or_create(&labels).inc();
     }
 }
 
-/// Waits for `work` until `deadline`.
-async fn bounded<T>(deadline: Option<tokio::time::Instant>, work: impl Future<Output = T>) -> ApiResult<T> {
-    match deadline {
-        None => Ok(work.await),
-        Some(deadline) => tokio::time::timeout_at(deadline, work)
-            .await
-            .map_err(|_| timed_out()),
+fn prepare<T>(message: T, context: &RequestContext, timeout: Option<Duration>) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    context.trace.write(request.metadata_mut());
+    let now = tokio::time::Instant::now();
+    let left = context
+        .deadline
+        .map(|deadline| deadline.saturating_duration_since(now));
+    let timeout = match (left, timeout) {
+        (Some(left), Some(timeout)) => Some(left.min(timeout)),
+        (left, timeout) => left.or(timeout),
+    };
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
     }
+    request
 }
 
 fn timed_out() -> ApiError {

@@ -6,40 +6,116 @@ use std::sync::Arc;
 use conclave_proto::v1;
 use http::StatusCode;
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
+use tonic::Code;
 
 pub(crate) use v1::generate_response::Event;
 
-use super::{status, timed_out};
+use super::link::InFlight;
+use super::{TRIES_MAX, Upstream, prepare, status, timed_out};
+use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
-use crate::metrics::Metrics;
 
 /// Dropping it cancels the call.
 pub(crate) struct GenerateStream {
-    inner: tonic::Streaming<v1::GenerateResponse>,
+    upstream: Arc<Upstream>,
+    context: RequestContext,
+    /// Kept while the call may be made again at another router.
+    request: Option<v1::GenerateRequest>,
+    inner: Option<tonic::Streaming<v1::GenerateResponse>>,
+    in_flight: Option<InFlight>,
+    /// Routers that were asked.
+    asked: Vec<String>,
     deadline: Option<Pin<Box<Sleep>>>,
     cut: watch::Receiver<bool>,
+    has_started: bool,
     /// The router's last word came.
     is_whole: bool,
-    metrics: Arc<Metrics>,
 }
 
 impl GenerateStream {
     pub(super) fn new(
-        inner: tonic::Streaming<v1::GenerateResponse>,
-        deadline: Option<Instant>,
-        cut: watch::Receiver<bool>,
-        metrics: Arc<Metrics>,
+        upstream: Arc<Upstream>,
+        request: v1::GenerateRequest,
+        context: RequestContext,
     ) -> Self {
-        metrics.calls.inc();
-        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        upstream.metrics.calls.inc();
+        let deadline = context
+            .deadline
+            .map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let cut = upstream.cut.clone();
         Self {
-            inner,
+            upstream,
+            context,
+            request: Some(request),
+            inner: None,
+            in_flight: None,
+            asked: Vec::new(),
             deadline,
             cut,
+            has_started: false,
             is_whole: false,
-            metrics,
         }
+    }
+
+    /// Finds a router that takes the request.
+    ///
+    /// # Errors
+    /// What the last router said, once all that may be asked were asked.
+    pub(super) async fn connect(&mut self) -> ApiResult<()> {
+        let mut refused = None;
+        while let Some(request) = self.request.take() {
+            let plan = self.upstream.pool.plan(&request);
+            let is_last = plan.choices.len() <= self.asked.len() + 1 || self.asked.len() + 1 >= TRIES_MAX;
+            let next = plan
+                .choices
+                .iter()
+                .find(|choice| !self.asked.contains(&choice.link.address));
+            let Some(next) = next.filter(|_| self.asked.len() < TRIES_MAX) else {
+                break;
+            };
+            let link = next.link.clone();
+            let new_bytes = next.new_bytes;
+            self.asked.push(link.address.clone());
+            let message = if is_last {
+                request
+            } else {
+                self.request = Some(request.clone());
+                request
+            };
+            self.upstream.pool.sent(&plan, &link);
+            self.in_flight = Some(link.begin(new_bytes));
+            let call = prepare(message, &self.context, None);
+            let mut client = link.client();
+            let answer = tokio::select! {
+                answer = client.generate(call) => answer,
+                () = expired(&mut self.deadline) => return Err(timed_out()),
+                _ = self.cut.wait_for(|cut| *cut) => return Err(shutting_down()),
+            };
+            match answer {
+                Ok(response) => {
+                    self.upstream.count(&link, "taken");
+                    self.inner = Some(response.into_inner());
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.upstream.count(&link, "refused");
+                    if error.code() == Code::Unavailable {
+                        link.set_away();
+                    }
+                    let is_elsewhere_better = may_move(&error);
+                    refused = Some(status::to_api(&error));
+                    if !is_elsewhere_better {
+                        break;
+                    }
+                }
+            }
+        }
+        self.in_flight = None;
+        Err(refused.unwrap_or_else(|| {
+            let message = "no router takes requests now: try again";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).code("service_unavailable")
+        }))
     }
 
     /// The next event; `None` once the router has said all.
@@ -48,36 +124,62 @@ impl GenerateStream {
     /// The router's error, a broken connection, an end without Usage, the request's deadline, shutdown.
     pub(crate) async fn next(&mut self) -> Option<ApiResult<Event>> {
         loop {
+            let inner = self.inner.as_mut()?;
             let message = tokio::select! {
                 biased;
-                message = self.inner.message() => message,
+                message = inner.message() => message,
                 () = expired(&mut self.deadline) => return Some(Err(timed_out())),
                 _ = self.cut.wait_for(|cut| *cut) => return Some(Err(shutting_down())),
             };
-            return match message {
+            match message {
                 Ok(Some(v1::GenerateResponse { event: Some(event) })) => {
-                    self.metrics.events.inc();
-                    self.is_whole |= matches!(event, Event::Usage(_));
-                    Some(Ok(event))
+                    if let Some(event) = self.take(event) {
+                        return Some(Ok(event));
+                    }
                 }
                 // A kind of event that this gateway does not know yet.
-                Ok(Some(_)) => continue,
-                Ok(None) if self.is_whole => None,
-                Ok(None) => Some(Err(ApiError::new(
-                    StatusCode::BAD_GATEWAY,
-                    "the router ended the answer before it was whole",
-                )
-                .code("incomplete_answer"))),
-                Err(error) => Some(Err(status::to_api(&error))),
-            };
+                Ok(Some(_)) => {}
+                Ok(None) if self.is_whole => return None,
+                Ok(None) => {
+                    let message = "the router ended the answer before it was whole";
+                    return Some(Err(
+                        ApiError::new(StatusCode::BAD_GATEWAY, message).code("incomplete_answer")
+                    ));
+                }
+                Err(error) => {
+                    // Nothing was given out yet: another router may begin anew.
+                    if !may_move(&error) || self.request.is_none() || self.connect().await.is_err() {
+                        return Some(Err(status::to_api(&error)));
+                    }
+                }
+            }
         }
+    }
+
+    /// Notes what an event means for the call; `None` for one that the caller has already.
+    fn take(&mut self, event: Event) -> Option<Event> {
+        self.upstream.metrics.events.inc();
+        match &event {
+            Event::Started(_) if std::mem::replace(&mut self.has_started, true) => return None,
+            Event::Delta(_) | Event::Finished(_) => self.request = None,
+            Event::Usage(_) => self.is_whole = true,
+            Event::Started(_) | Event::KeepAlive(_) => {}
+        }
+        Some(event)
     }
 }
 
 impl Drop for GenerateStream {
     fn drop(&mut self) {
-        self.metrics.calls.dec();
+        self.upstream.metrics.calls.dec();
     }
+}
+
+/// Whether another router may do better: this one is away, leaving or full.
+fn may_move(status: &tonic::Status) -> bool {
+    let is_broken = std::error::Error::source(status).is_some();
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+        || (is_broken && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled))
 }
 
 async fn expired(deadline: &mut Option<Pin<Box<Sleep>>>) {

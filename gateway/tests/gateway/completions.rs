@@ -114,10 +114,7 @@ async fn each_prompt_of_a_list_is_a_call_and_keeps_its_place() {
 #[tokio::test]
 async fn echo_puts_the_prompts_logprobs_before_the_answers() {
     let prompt_logprobs = vec![
-        v1::TokenLogprobs {
-            sampled: Some(logprob(1, b"A", 0.0, 0)),
-            ..Default::default()
-        },
+        v1::TokenLogprobs::default(),
         v1::TokenLogprobs {
             sampled: Some(logprob(2, b"B", -2.0, 5)),
             top: vec![logprob(3, b"C", -0.1, 1)],
@@ -242,5 +239,40 @@ async fn stop_reasons_are_shown() {
         .await;
         let answer = setup.client.post(PATH, &json!({"prompt": "a"})).await.json();
         assert_eq!(answer["choices"][0]["stop_reason"], shown);
+    }
+}
+
+#[tokio::test]
+async fn echo_of_one_token_names_it_too() {
+    let generated = v1::TokenLogprobs {
+        sampled: Some(logprob(4, b"D", -0.5, 1)),
+        top: vec![],
+        text_offset: 2,
+    };
+    let events = vec![
+        started(&[1]),
+        Event::Delta(v1::Delta {
+            text: "éAD".into(),
+            token_ids: vec![4],
+            logprobs: vec![generated],
+            ..Default::default()
+        }),
+        finished(0, FinishReason::Length),
+        usage(1, 1, 0, 0),
+    ];
+    let setup = start_saying(events).await;
+    for stream in [false, true] {
+        let body = json!({"prompt": [1], "echo": true, "logprobs": 0, "stream": stream});
+        let reply = setup.client.post(PATH, &body).await;
+        let answer = if stream {
+            reply.chunks().remove(0)
+        } else {
+            reply.json()
+        };
+        let logprobs = &answer["choices"][0]["logprobs"];
+        assert_eq!(
+            (&logprobs["tokens"], &logprobs["token_logprobs"]),
+            (&json!(["éA", "D"]), &json!([null, -0.5]))
+        );
     }
 }

@@ -13,4 +13,5 @@ mod lifecycle;
 mod ops;
 mod responses;
 mod router;
+mod routers;
 mod wire;
