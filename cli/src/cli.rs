@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::settings::{
-    GatewaySettings, GenerateSettings, LogSettings, PlanSettings, RouterSettings, ServeSettings,
-    VerifySettings, WorkerSettings,
+    BenchSettings, GatewaySettings, GenerateSettings, LogSettings, PlanSettings, RouterSettings,
+    ServeSettings, VerifySettings, WorkerSettings,
 };
 
 /// Expert-parallel inference for Mixture-of-Experts models.
@@ -31,6 +31,8 @@ pub enum Command {
     Generate(GenerateSettings),
     /// Compare what the workers' code computes with a reference file
     Verify(VerifySettings),
+    /// Measure ops, the router's core, a model's steps, or a cluster under load
+    Bench(BenchSettings),
     /// What a model is, what it weighs and what fits where
     Plan(PlanSettings),
 }
@@ -44,6 +46,7 @@ impl Command {
             Command::Gateway(settings) => &settings.log,
             Command::Generate(settings) => &settings.log,
             Command::Verify(settings) => &settings.log,
+            Command::Bench(settings) => &settings.log,
             Command::Plan(settings) => &settings.log,
         }
     }
@@ -57,6 +60,7 @@ impl Command {
             Command::Gateway(_) => "conclave-gateway",
             Command::Generate(_) => "conclave-generate",
             Command::Verify(_) => "conclave-verify",
+            Command::Bench(_) => "conclave-bench",
             Command::Plan(_) => "conclave-plan",
         }
     }

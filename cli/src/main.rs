@@ -68,6 +68,7 @@ async fn run_command(command: &Command) -> Result<()> {
         Command::Gateway(settings) => commands::gateway::run(settings).await,
         Command::Generate(settings) => commands::generate::run(settings).await,
         Command::Verify(settings) => commands::verify::run(settings),
+        Command::Bench(settings) => commands::bench::run(settings).await,
         Command::Plan(settings) => commands::plan::run(settings),
     }
 }

@@ -1,5 +1,6 @@
 //! What each subcommand does with its settings.
 
+pub mod bench;
 pub mod gateway;
 pub mod generate;
 pub mod plan;

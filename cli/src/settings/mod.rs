@@ -3,6 +3,7 @@
 //! A field's name is its key everywhere: `max_model_len` in a file, `CONCLAVE_MAX_MODEL_LEN` in the environment,
 //! `--max-model-len` on the command line (see [`layers`](crate::layers)).
 
+mod bench;
 mod device;
 mod engine;
 mod gateway;
@@ -18,6 +19,7 @@ mod values;
 mod verify;
 mod worker;
 
+pub use bench::{Backend, BenchSettings, LoadSettings, Scenario};
 pub use device::DeviceSettings;
 pub use engine::{ClusterSettings, EngineSettings, GenerationConfig};
 pub use gateway::GatewaySettings;

@@ -1,0 +1,37 @@
+//! `conclave bench`: measured figures, each beside what bounds it.
+
+mod core;
+mod ops;
+mod serve;
+mod steps;
+
+use anyhow::{Result, bail};
+
+use crate::settings::{BenchSettings, Scenario};
+
+pub async fn run(settings: &BenchSettings) -> Result<()> {
+    if !settings.ops && !settings.core && settings.scenario.is_none() {
+        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve");
+    }
+    if settings.ops {
+        ops::run(settings)?;
+    }
+    if settings.core {
+        core::run();
+    }
+    match settings.scenario {
+        None => Ok(()),
+        Some(Scenario::Decode) => steps::run(settings, steps::Phase::Decode),
+        Some(Scenario::Prefill) => steps::run(settings, steps::Phase::Prefill),
+        Some(Scenario::Serve) => serve::run(settings).await,
+    }
+}
+
+/// Threads of each rank, if asked for 0: the machine's cores, shared.
+fn threads(settings: &BenchSettings) -> usize {
+    match settings.threads {
+        0 => std::thread::available_parallelism()
+            .map_or(1, |cores| (cores.get() / settings.workers as usize).max(1)),
+        threads => threads,
+    }
+}

@@ -1,0 +1,58 @@
+//! One Generate call over gRPC.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use conclave_proto::v1::conclave_client::ConclaveClient;
+use conclave_proto::v1::generate_request::Prompt;
+use conclave_proto::v1::generate_response::Event;
+use conclave_proto::v1::{FinishReason, GenerateRequest, OutputOptions, SamplingParams, TokenIds};
+use tonic::transport::Channel;
+
+use super::{Prompts, Timing};
+
+pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index: usize) -> Result<Timing> {
+    let request = GenerateRequest {
+        prompt: Some(Prompt::TokenIds(TokenIds {
+            ids: prompts.tokens(index),
+        })),
+        sampling: Some(SamplingParams {
+            temperature: Some(0.0),
+            max_tokens: Some(i64::from(prompts.output)),
+            ignore_eos: true,
+            ..SamplingParams::default()
+        }),
+        output: Some(OutputOptions {
+            skip_detokenize: true,
+            ..OutputOptions::default()
+        }),
+        ..GenerateRequest::default()
+    };
+    let started = Instant::now();
+    let mut stream = client.clone().generate(request).await?.into_inner();
+    let mut timing = Timing::default();
+    let mut last = started;
+    while let Some(message) = stream.message().await? {
+        match message.event {
+            Some(Event::Delta(_)) => {
+                let now = Instant::now();
+                if timing.first.is_zero() {
+                    timing.first = now - started;
+                } else {
+                    timing.gaps.push(now - last);
+                }
+                last = now;
+                timing.total = now - started;
+            }
+            Some(Event::Finished(finished)) if finished.reason() == FinishReason::Error => {
+                bail!("{}", finished.error)
+            }
+            Some(Event::Usage(usage)) => {
+                timing.prompt_tokens = usage.prompt_tokens;
+                timing.tokens = usage.completion_tokens;
+            }
+            _ => {}
+        }
+    }
+    Ok(timing)
+}

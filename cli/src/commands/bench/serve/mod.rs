@@ -1,0 +1,120 @@
+//! `--scenario serve`: clients in a closed loop against a cluster, and the table of `vllm bench serve`.
+
+mod cluster;
+mod grpc;
+mod http;
+mod report;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::task::JoinSet;
+
+use crate::settings::{Backend, BenchSettings, LoadSettings};
+use cluster::Target;
+use report::Report;
+
+pub use report::percentile;
+
+/// When the tokens of one request came.
+#[derive(Clone, Debug, Default)]
+pub struct Timing {
+    pub first: Duration,
+    /// Between one piece and the next.
+    pub gaps: Vec<Duration>,
+    pub total: Duration,
+    pub prompt_tokens: u32,
+    pub tokens: u32,
+}
+
+/// A prompt of random token ids that begins like all others.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    prefix: u32,
+    length: u32,
+    vocab: u32,
+    seed: u64,
+    pub output: u32,
+}
+
+impl Prompts {
+    fn new(load: &LoadSettings, vocab: u32) -> Prompts {
+        Prompts {
+            prefix: load.random_prefix_len,
+            length: load.random_input_len,
+            vocab: vocab.max(1),
+            seed: load.seed,
+            output: load.random_output_len,
+        }
+    }
+
+    pub fn tokens(&self, index: usize) -> Vec<u32> {
+        let token = |salt: u64, position: u32| {
+            let mixed =
+                (self.seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(u64::from(position) + 1);
+            let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            ((mixed >> 32) % u64::from(self.vocab)) as u32
+        };
+        let prefix = (0..self.prefix).map(|position| token(0, position));
+        let rest = (0..self.length).map(|position| token(index as u64 + 1, position));
+        prefix.chain(rest).collect()
+    }
+}
+
+pub async fn run(settings: &BenchSettings) -> Result<()> {
+    let load = &settings.load;
+    if load.num_prompts == 0 || load.max_concurrency == 0 {
+        bail!("num_prompts and max_concurrency must be at least 1");
+    }
+    let target = Target::reach(settings).await?;
+    let prompts = Arc::new(Prompts::new(load, target.vocab));
+    // Before anything is measured, one request warms caches on both sides.
+    request(&target, load, &prompts, usize::MAX >> 1)
+        .await
+        .context("the first request failed")?;
+    let before = target.busy_and_idle().await;
+    let started = Instant::now();
+    let results = run_clients(&target, load, &prompts).await;
+    let duration = started.elapsed();
+    let idle = match (before, target.busy_and_idle().await) {
+        (Some(before), Some(after)) => after.idle_share_since(&before),
+        _ => None,
+    };
+    Report::of(results, duration, load, idle).print();
+    target.end().await
+}
+
+/// Every client takes the next prompt when its last request has ended.
+async fn run_clients(
+    target: &Arc<Target>,
+    load: &LoadSettings,
+    prompts: &Arc<Prompts>,
+) -> Vec<Result<Timing>> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..load.max_concurrency.min(load.num_prompts) {
+        let (target, load, prompts, next) = (target.clone(), load.clone(), prompts.clone(), next.clone());
+        clients.spawn(async move {
+            let mut results = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= load.num_prompts {
+                    return results;
+                }
+                results.push(request(&target, &load, &prompts, index).await);
+            }
+        });
+    }
+    clients.join_all().await.into_iter().flatten().collect()
+}
+
+async fn request(target: &Target, load: &LoadSettings, prompts: &Prompts, index: usize) -> Result<Timing> {
+    match load.backend {
+        Backend::Openai => {
+            http::complete(&target.http()?, load.bench_api_key.as_deref(), prompts, index).await
+        }
+        Backend::Grpc => grpc::complete(&target.grpc()?, prompts, index).await,
+    }
+}

@@ -1,0 +1,98 @@
+//! `conclave bench`.
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+
+use super::values::tokens;
+use super::{KvCacheDtype, LogSettings, ModelSettings};
+
+#[derive(Args, Clone, Debug)]
+pub struct BenchSettings {
+    #[command(flatten)]
+    pub model: ModelSettings,
+    /// Every op of a model's step on this CPU, beside the floor measured on the spot.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub ops: bool,
+    /// The router's core alone: time per scheduling step, and of a long prompt's lookup and insertion.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub core: bool,
+    /// A whole model: its steps in this process (decode, prefill), or a cluster under load (serve).
+    #[arg(long, value_enum)]
+    pub scenario: Option<Scenario>,
+    /// Ranks of the group.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub workers: u32,
+    /// Threads of each rank; 0 shares the machine's cores among the ranks.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Formats for --ops: f32, f16, bf16, fp8, int4, int4-g32.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "bf16,fp8,int4"
+    )]
+    pub formats: Vec<String>,
+    /// Tokens in a step for --ops; sequences (decode) or prompt tokens (prefill).
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,512")]
+    pub batch: Vec<usize>,
+    /// What keys and values are kept as.
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::Bf16)]
+    pub kv_cache_dtype: KvCacheDtype,
+    #[command(flatten)]
+    pub load: LoadSettings,
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// `--scenario serve`, in the words of `vllm bench serve`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Load (--scenario serve)")]
+pub struct LoadSettings {
+    /// http://host:port of a running gateway, or with --backend grpc of a router; without it, a cluster is started.
+    #[arg(long, value_name = "URL")]
+    pub base_url: Option<String>,
+    /// Which API carries the load.
+    #[arg(long, value_enum, default_value_t = Backend::Openai)]
+    pub backend: Backend,
+    /// Requests in all.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub num_prompts: usize,
+    /// Clients; each sends its next request when its last has ended.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_concurrency: usize,
+    /// Prompt tokens, drawn at random.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = tokens, visible_alias = "input-len")]
+    pub random_input_len: u32,
+    /// Prompt tokens that all requests begin with.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub random_prefix_len: u32,
+    /// Tokens to generate, whatever the model would end with.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = tokens, visible_alias = "output-len")]
+    pub random_output_len: u32,
+    /// Seed of the prompts.
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Key for the gateway.
+    #[arg(long, value_name = "KEY")]
+    pub bench_api_key: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// One token for each sequence of a batch per step.
+    Decode,
+    /// One prompt in one step.
+    Prefill,
+    /// Clients in a closed loop, through HTTP or gRPC.
+    Serve,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// HTTP, /v1/completions.
+    #[value(aliases = ["vllm", "http"])]
+    Openai,
+    /// conclave.v1.
+    Grpc,
+}
