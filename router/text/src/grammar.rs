@@ -8,6 +8,7 @@ mod bounds;
 mod constraint;
 mod ebnf;
 mod matcher;
+mod schema_bounds;
 mod tools;
 mod vocabulary;
 

@@ -39,6 +39,7 @@ pub(crate) fn render_chat(
     tokenizer: &Tokenizer,
     chat: &Chat,
     tools: &[ToolSpec],
+    salt: u64,
 ) -> Result<(String, Vec<u32>)> {
     let mut input = Input::new(template, chat, tools)?;
     let mut text = template.render(&input.variables(), false)?;
@@ -51,7 +52,7 @@ pub(crate) fn render_chat(
         text.truncate(end_of_final_message(&text, &input)?);
         barred.retain(|&at| at < text.len());
     }
-    let ids = tokenizer.encode_marked(&text, &barred)?;
+    let ids = tokenizer.encode_remembering(&text, &barred, salt)?;
     Ok((text, ids))
 }
 

@@ -125,6 +125,11 @@ impl Text {
 
     /// Renders and encodes a conversation with the checkpoint's template.
     pub fn render_chat(&self, chat: &Chat) -> Result<RenderedChat> {
+        self.render_chat_salted(chat, 0)
+    }
+
+    /// The same for one tenant: encoded pieces are remembered for the same `salt` only (a hash of `cache_salt`).
+    pub fn render_chat_salted(&self, chat: &Chat, salt: u64) -> Result<RenderedChat> {
         let template = self.template.as_ref().ok_or_else(|| {
             TextError::request(
                 "messages",
@@ -133,7 +138,7 @@ impl Text {
         })?;
         let tools = chat::read_tools(&chat.tools)?;
         chat::check_tool_choice(&chat.tool_choice, &tools)?;
-        let (text, ids) = prompt::render_chat(template, &self.tokenizer, chat, &tools)?;
+        let (text, ids) = prompt::render_chat(template, &self.tokenizer, chat, &tools, salt)?;
         let starts_in_reasoning = self
             .format
             .starts_in_reasoning(&ids, &text, &self.eos_token_ids());

@@ -5,6 +5,7 @@
 //! become part of an added token (`encode_marked`), so that a user cannot write control tokens.
 
 mod added;
+mod cache;
 mod config;
 mod table;
 
@@ -19,10 +20,14 @@ pub use config::TokenizerConfig;
 
 use crate::error::{Result, TextError};
 pub(crate) use added::AddedTokens;
+use cache::PieceCache;
 use table::TokenTable;
 
 /// Longest text that is encoded at once, in bytes. Longer text is more tokens than any context holds.
 pub const MAX_TEXT_BYTES: usize = 32 << 20;
+
+/// Text and tokens kept to encode growing conversations quickly, in bytes.
+pub const MAX_CACHE_BYTES: usize = 64 << 20;
 
 /// A loaded tokenizer. Shared by all requests; nothing in it changes.
 pub struct Tokenizer {
@@ -30,6 +35,7 @@ pub struct Tokenizer {
     added: AddedTokens,
     table: TokenTable,
     config: TokenizerConfig,
+    cache: PieceCache,
 }
 
 impl Tokenizer {
@@ -53,6 +59,7 @@ impl Tokenizer {
             added,
             table,
             config,
+            cache: PieceCache::new(MAX_CACHE_BYTES),
         })
     }
 
@@ -79,13 +86,33 @@ impl Tokenizer {
     }
 
     /// Encodes text like `encode(text, false)`, except that no added token may cover any of the bytes at
-    /// `literal` (ascending). Everything else is cut into words and merged exactly as without them.
+    /// `literal` (ascending). Everything else is cut into words and merged exactly as without them. (With bytes
+    /// given, added tokens are matched as written, also those that the library would match in normalized text.)
     pub fn encode_marked(&self, text: &str, literal: &[usize]) -> Result<Vec<u32>> {
-        if literal.is_empty() {
+        if literal.is_empty() && !self.added.is_exact() {
             return self.encode(text, false);
         }
         check_length(text)?;
         self.encode_spans(text, self.added.split(text, literal))
+    }
+
+    /// The same, remembering the tokens of the pieces between added tokens for the next time this `salt` comes
+    /// with them.
+    pub fn encode_remembering(&self, text: &str, literal: &[usize], salt: u64) -> Result<Vec<u32>> {
+        // Other vocabularies treat the first piece of a text differently.
+        if !self.is_byte_level() || !self.added.is_exact() {
+            return self.encode_marked(text, literal);
+        }
+        check_length(text)?;
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        for (id, range) in self.added.split(text, literal) {
+            let piece = &text[range];
+            match id {
+                Some(id) => ids.push(id),
+                None => ids.extend_from_slice(&self.cache.get(salt, piece, || self.encode_literal(piece))?),
+            }
+        }
+        Ok(ids)
     }
 
     /// The library's pipeline over spans that are added tokens already (with id) or not.
@@ -221,6 +248,20 @@ mod tests {
             tokenizer.encode_marked(text, &[at]).unwrap(),
             tokenizer.encode(text, false).unwrap()
         );
+    }
+
+    #[test]
+    fn remembered_pieces_give_the_same_tokens() {
+        let tokenizer = Tokenizer::load(&demo()).unwrap();
+        let text = format!(
+            "]~b]user\n{}[e~[\n]~b]ai\n<think>\nä 12 ",
+            "some words 1234, ü! ".repeat(100)
+        );
+        let expect = tokenizer.encode(&text, false).unwrap();
+        for _ in 0..2 {
+            assert_eq!(tokenizer.encode_remembering(&text, &[], 7).unwrap(), expect);
+            assert_eq!(tokenizer.encode_marked(&text, &[]).unwrap(), expect);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Value, json};
 
-use super::{bounds, ebnf};
+use super::{bounds, ebnf, schema_bounds};
 use crate::{
     error::{Result, TextError},
     json,
@@ -100,7 +100,7 @@ impl Constraint {
         // Our reader bounds the nesting; the grammar library wants the other's type.
         json::parse(text).map_err(|error| self.wrong(format!("is not valid JSON: {error}")))?;
         let schema: Value = serde_json::from_str(text).map_err(|error| self.wrong(error.to_string()))?;
-        bounds::check_schema(&schema).map_err(|reason| self.wrong(reason))?;
+        schema_bounds::check_schema(&schema).map_err(|reason| self.wrong(reason))?;
         match schema {
             Value::Object(_) => Ok(with_style(schema)),
             Value::Bool(_) => Ok(schema),

@@ -7,8 +7,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    bounds,
     constraint::{Constraint, with_style},
+    schema_bounds,
 };
 use crate::{
     chat::{ToolChoice, ToolSpec},
@@ -313,7 +313,7 @@ fn strict_schema(tool: &ToolSpec, parameters: &Json) -> Result<Value> {
         Ok(schema) => schema,
         Err(error) => return wrong(error.to_string()),
     };
-    if let Err(reason) = bounds::check_schema(&schema) {
+    if let Err(reason) = schema_bounds::check_schema(&schema) {
         return wrong(reason);
     }
     match &mut schema {

@@ -52,7 +52,7 @@ fn count(rendered: &Rendered, id: u32) -> usize {
 fn render(template: &ChatTemplate, chat: &Chat) -> Rendered {
     let tokenizer = tokenizer();
     let tools = chat::read_tools(&chat.tools).unwrap();
-    let (text, ids) = render_chat(template, &tokenizer, chat, &tools).unwrap();
+    let (text, ids) = render_chat(template, &tokenizer, chat, &tools, 0).unwrap();
     let rendered = Rendered { text, ids };
     assert_eq!(tokenizer.decode(&rendered.ids, false).unwrap(), rendered.text);
     rendered
@@ -158,7 +158,7 @@ fn hopeless_templates_are_refused() {
         "{% for m in messages %}{{ m.content }}{% for c in m.content %}{% if c > '\u{f0000}' %}!{% endif %}{% endfor %}{% endfor %}",
     );
     let chat = chat(vec![message("user", &"]~b]x".repeat(100))]);
-    let error = render_chat(&template, &tokenizer(), &chat, &[]).unwrap_err();
+    let error = render_chat(&template, &tokenizer(), &chat, &[], 0).unwrap_err();
     assert_eq!(error.field(), Some("messages"));
 }
 
@@ -175,13 +175,13 @@ fn final_message_is_left_open() {
     assert!(rendered.text.ends_with("]~b]ai\none [e~[ "));
     assert_eq!(count(&rendered, END), 2);
     let tokenizer = tokenizer();
-    let error = render_chat(&template, &tokenizer, &open(" "), &[]).unwrap_err();
+    let error = render_chat(&template, &tokenizer, &open(" "), &[], 0).unwrap_err();
     assert_eq!(error.field(), Some("continue_final_message"));
     let both = Chat {
         add_generation_prompt: Some(true),
         ..open("x")
     };
-    assert!(render_chat(&template, &tokenizer, &both, &[]).is_err());
+    assert!(render_chat(&template, &tokenizer, &both, &[], 0).is_err());
 }
 
 #[test]
@@ -195,6 +195,6 @@ fn kwargs_reach_the_template_but_not_the_servers_variables() {
         render(&template, &with(r#"{"flag": true, "n": 1e5}"#)).text,
         "True1e5"
     );
-    let error = render_chat(&template, &tokenizer(), &with(r#"{"messages": []}"#), &[]).unwrap_err();
+    let error = render_chat(&template, &tokenizer(), &with(r#"{"messages": []}"#), &[], 0).unwrap_err();
     assert_eq!(error.field(), Some("template_kwargs.messages"));
 }

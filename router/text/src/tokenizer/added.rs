@@ -21,6 +21,8 @@ pub struct AddedToken {
 
 pub(crate) struct AddedTokens {
     tokens: Vec<AddedToken>,
+    /// Tokens are matched in text as it is written, not after normalization.
+    as_written: bool,
     special: HashSet<u32>,
     /// Patterns are `tokens`' contents, in the same order.
     search: AhoCorasick,
@@ -37,8 +39,9 @@ const BARRED: u8 = 0xff;
 
 impl AddedTokens {
     pub fn new(inner: &tokenizers::Tokenizer) -> std::result::Result<Self, String> {
-        let mut tokens: Vec<AddedToken> = inner
-            .get_added_tokens_decoder()
+        let decoder = inner.get_added_tokens_decoder();
+        let as_written = inner.get_normalizer().is_none() || decoder.values().all(|token| !token.normalized);
+        let mut tokens: Vec<AddedToken> = decoder
             .into_iter()
             .filter(|(_, token)| !token.content.is_empty())
             .map(|(id, token)| AddedToken {
@@ -66,12 +69,18 @@ impl AddedTokens {
                 .flat_map(|token| cuts(token).map(|(_, tail)| tail.to_owned()))
                 .collect(),
             longest: contents().map(String::len).max().unwrap_or(0),
+            as_written,
             tokens,
         })
     }
 
     pub fn tokens(&self) -> &[AddedToken] {
         &self.tokens
+    }
+
+    /// Whether `split` finds exactly what the library finds.
+    pub fn is_exact(&self) -> bool {
+        self.as_written
     }
 
     pub fn is_special(&self, id: u32) -> bool {
