@@ -38,18 +38,38 @@ unsafe fn outlined<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
-#[inline(always)]
-fn zip(a: F, b: F, f: impl Fn(__m256, __m256) -> __m256) -> F {
-    [f(a[0], b[0]), f(a[1], b[1])]
+/// The same operation on both halves. A macro and no closure: a closure is a function without the features.
+macro_rules! both {
+    ($operation:ident($a:expr)) => {{
+        let a = $a;
+        [$operation(a[0]), $operation(a[1])]
+    }};
+    ($operation:ident($a:expr, $b:expr)) => {{
+        let (a, b) = ($a, $b);
+        [$operation(a[0], b[0]), $operation(a[1], b[1])]
+    }};
 }
 
 /// The two halves of 64 bytes.
 #[inline(always)]
-fn load256(from: &[u8; 64]) -> I {
-    // SAFETY: 64 readable bytes; the caller holds an `Avx2`.
+fn load256(_: Avx2, from: &[u8; 64]) -> I {
+    // SAFETY: 64 readable bytes; the token proves the features.
     unsafe {
         let at = from.as_ptr().cast::<__m256i>();
         [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))]
+    }
+}
+
+/// Two vectors' halves from 32 e4m3 values: those that `spread` puts first, those that it puts second.
+#[inline(always)]
+fn e4m3(_: Avx2, codes: __m256i, spread: &[i8; 32]) -> (__m256, __m256) {
+    // SAFETY: 32 readable bytes; the token proves the features.
+    unsafe {
+        let words = _mm256_shuffle_epi8(codes, _mm256_loadu_si256(spread.as_ptr().cast()));
+        let bits = _mm256_and_si256(_mm256_srai_epi16::<1>(words), _mm256_set1_epi16(0xbfffu16 as i16));
+        let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(bits);
+        let (low, high) = (_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
+        (_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
     }
 }
 
@@ -107,22 +127,22 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn add(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_add_ps(a, b) })
+        unsafe { both!(_mm256_add_ps(a, b)) }
     }
 
     #[inline(always)]
     fn sub(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_sub_ps(a, b) })
+        unsafe { both!(_mm256_sub_ps(a, b)) }
     }
 
     #[inline(always)]
     fn mul(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_mul_ps(a, b) })
+        unsafe { both!(_mm256_mul_ps(a, b)) }
     }
 
     #[inline(always)]
     fn div(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_div_ps(a, b) })
+        unsafe { both!(_mm256_div_ps(a, b)) }
     }
 
     #[inline(always)]
@@ -137,21 +157,24 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn max(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_max_ps(a, b) })
+        unsafe { both!(_mm256_max_ps(a, b)) }
     }
 
     #[inline(always)]
     fn min(self, a: F, b: F) -> F {
-        zip(a, b, |a, b| unsafe { _mm256_min_ps(a, b) })
+        unsafe { both!(_mm256_min_ps(a, b)) }
     }
 
     #[inline(always)]
     fn scale(self, value: F, magic: F) -> F {
-        zip(value, magic, |value, magic| unsafe {
-            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic));
-            let power = _mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000));
-            _mm256_mul_ps(value, _mm256_castsi256_ps(power))
-        })
+        unsafe {
+            let one = _mm256_set1_epi32(0x3f80_0000);
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic[0]));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic[1]));
+            let low = _mm256_castsi256_ps(_mm256_add_epi32(low, one));
+            let high = _mm256_castsi256_ps(_mm256_add_epi32(high, one));
+            [_mm256_mul_ps(value[0], low), _mm256_mul_ps(value[1], high)]
+        }
     }
 
     #[inline(always)]
@@ -166,12 +189,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn sum4(self, values: [F; 4]) -> [f32; 4] {
-        values.map(|value| self.sum(value))
+        let [a, b, c, d] = values;
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
     }
 
     #[inline(always)]
     fn f32x16(self, from: &[u8; 64]) -> F {
-        load256(from).map(|half| unsafe { _mm256_castsi256_ps(half) })
+        unsafe { both!(_mm256_castsi256_ps(load256(self, from))) }
     }
 
     #[inline(always)]
@@ -199,43 +223,52 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn bf16x32(self, from: &[u8; 64]) -> [F; 2] {
-        let pairs = load256(from);
+        let [low, high] = load256(self, from);
         unsafe {
             let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            [
-                pairs.map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))),
-                pairs.map(|half| _mm256_castsi256_ps(_mm256_and_si256(half, mask))),
-            ]
+            let even = [_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high)];
+            let odd = [_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)];
+            [both!(_mm256_castsi256_ps(even)), both!(_mm256_castsi256_ps(odd))]
         }
     }
 
     #[inline(always)]
     fn e4m3x64(self, from: &[u8; 64]) -> [F; 4] {
-        let halves = load256(from);
-        // Two vectors: even values of each eight, odd values.
-        let decode = |half: __m256i, spread: &[i8; 32]| unsafe {
-            let words = _mm256_shuffle_epi8(half, _mm256_loadu_si256(spread.as_ptr().cast()));
-            let bits = _mm256_and_si256(_mm256_srai_epi16::<1>(words), _mm256_set1_epi16(0xbfffu16 as i16));
-            let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(bits);
-            (
-                _mm256_cvtph_ps(_mm256_castsi256_si128(bits)),
-                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits)),
-            )
-        };
-        let [(a0, b0), (a1, b1)] = halves.map(|half| decode(half, &SPREAD[0]));
-        let [(c0, d0), (c1, d1)] = halves.map(|half| decode(half, &SPREAD[1]));
+        let [low, high] = load256(self, from);
+        let (a0, b0) = e4m3(self, low, &SPREAD[0]);
+        let (a1, b1) = e4m3(self, high, &SPREAD[0]);
+        let (c0, d0) = e4m3(self, low, &SPREAD[1]);
+        let (c1, d1) = e4m3(self, high, &SPREAD[1]);
         [[a0, a1], [b0, b1], [c0, c1], [d0, d1]]
     }
 
     #[inline(always)]
     fn spread(self, from: &[f32]) -> F {
-        let lanes: [f32; LANES] = std::array::from_fn(|d| from[d * from.len() / LANES]);
-        self.load(&lanes)
+        unsafe {
+            match from {
+                [a] => [_mm256_set1_ps(*a); 2],
+                [a, b] => [_mm256_set1_ps(*a), _mm256_set1_ps(*b)],
+                [a, b, c, d] => [
+                    _mm256_set_m128(_mm_set1_ps(*b), _mm_set1_ps(*a)),
+                    _mm256_set_m128(_mm_set1_ps(*d), _mm_set1_ps(*c)),
+                ],
+                _ => {
+                    let mut lanes = [0.0; LANES];
+                    for (d, lane) in lanes.iter_mut().enumerate() {
+                        *lane = from[d * from.len() / LANES];
+                    }
+                    self.load(&lanes)
+                }
+            }
+        }
     }
 
     #[inline(always)]
     fn spread_i32(self, from: &[i32]) -> I {
-        let lanes: [i32; LANES] = std::array::from_fn(|d| from[d * from.len() / LANES]);
+        let mut lanes = [0; LANES];
+        for (d, lane) in lanes.iter_mut().enumerate() {
+            *lane = from[d * from.len() / LANES];
+        }
         self.load_i32(&lanes)
     }
 
@@ -264,15 +297,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn int4x128(self, from: &[u8; 64]) -> [I; 4] {
-        let q = load256(from);
+        let [low, high] = load256(self, from);
         unsafe {
             let mask = _mm256_set1_epi32(0x000f_000f);
-            [
-                q.map(|q| _mm256_and_si256(q, mask)),
-                q.map(|q| _mm256_and_si256(_mm256_srli_epi32::<4>(q), mask)),
-                q.map(|q| _mm256_and_si256(_mm256_srli_epi32::<8>(q), mask)),
-                q.map(|q| _mm256_and_si256(_mm256_srli_epi32::<12>(q), mask)),
-            ]
+            macro_rules! nibbles {
+                ($shift:literal) => {
+                    [
+                        _mm256_and_si256(_mm256_srli_epi32::<$shift>(low), mask),
+                        _mm256_and_si256(_mm256_srli_epi32::<$shift>(high), mask),
+                    ]
+                };
+            }
+            [nibbles!(0), nibbles!(4), nibbles!(8), nibbles!(12)]
         }
     }
 
@@ -293,18 +329,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn to_f32(self, value: I) -> F {
-        value.map(|half| unsafe { _mm256_cvtepi32_ps(half) })
+        unsafe { both!(_mm256_cvtepi32_ps(value)) }
     }
 
     #[inline(always)]
     fn as_floats(self, value: I) -> F {
-        value.map(|half| unsafe { _mm256_castsi256_ps(half) })
+        unsafe { both!(_mm256_castsi256_ps(value)) }
     }
 
     #[cfg(test)]
     #[inline(always)]
     fn as_ints(self, value: F) -> I {
-        value.map(|half| unsafe { _mm256_castps_si256(half) })
+        unsafe { both!(_mm256_castps_si256(value)) }
     }
 
     #[inline(always)]
@@ -318,12 +354,14 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn pairs_order(self, x: &[f32; 32]) -> [F; 2] {
-        super::order::pairs(x).map(|v| self.load(&v))
+        let [a, b] = super::order::pairs(x);
+        [self.load(&a), self.load(&b)]
     }
 
     #[inline(always)]
     fn e4m3_order(self, x: &[f32; 64]) -> [F; 4] {
-        super::order::e4m3(x).map(|v| self.load(&v))
+        let [a, b, c, d] = super::order::e4m3(x);
+        [self.load(&a), self.load(&b), self.load(&c), self.load(&d)]
     }
 
     #[inline(always)]
@@ -332,7 +370,13 @@ impl Simd for Avx2 {
         for (value, x) in values.iter_mut().zip(x) {
             self.store(*x, value);
         }
-        super::order::int4(&values).map(|v| self.load_i32(&v))
+        let [a, b, c, d] = super::order::int4(&values);
+        [
+            self.load_i32(&a),
+            self.load_i32(&b),
+            self.load_i32(&c),
+            self.load_i32(&d),
+        ]
     }
 
     #[inline(always)]

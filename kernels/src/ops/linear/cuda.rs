@@ -1,7 +1,7 @@
 //! Launch of `linear.cu`: few tokens times one weight, or times up to three that lie side by side in the result.
 
 use crate::backend::{KernelError, Result};
-use crate::cuda::format::{image_bytes, partial_bytes};
+use crate::cuda::format::partial_bytes;
 use crate::cuda::weights::{Linear, WeightParam};
 use crate::cuda::{Gpu, Launch, shape};
 use crate::ops::rmsnorm::cuda::NormInput;
@@ -15,10 +15,25 @@ pub(crate) const INLINE_WIDTH: usize = 3072;
 /// Where the input comes from.
 #[derive(Clone, Copy)]
 pub(crate) enum Input {
-    /// Address of the tokens' images.
-    Images(u64),
+    /// Address of the tokens' F32 rows.
+    Rows(u64),
+    /// What attention left of at most [`INLINE_TOKENS`] decode tokens.
+    Splits(SplitInput),
     /// The norm of a residual stream of at most [`INLINE_TOKENS`] tokens.
     Norm(NormInput),
+}
+
+/// Mirrors `SplitInput`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct SplitInput {
+    pub(crate) partial: u64,
+    pub(crate) sums: u64,
+    pub(crate) splits_of: u64,
+    pub(crate) per_kv: i32,
+    pub(crate) blocks_per_kv: i32,
+    pub(crate) head_blocks: i32,
+    pub(crate) head_dim: i32,
 }
 
 /// `y[part] = x w`, plus `residual` in part 0. Zero addresses: absent.
@@ -38,12 +53,13 @@ pub(crate) struct LinearCall<'a> {
 struct LinearParams {
     segments: [WeightParam; SEGMENTS],
     input: NormInput,
-    images: u64,
+    splits: SplitInput,
+    x: u64,
     y: u64,
     residual: u64,
     squares: u64,
     tokens: i32,
-    padded: i32,
+    inputs: i32,
     width: i32,
     tiles: i32,
     tiles_log2: i32,
@@ -73,7 +89,7 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     // Tokens of one pass, as the kernels are compiled for.
     let shared = |held: usize| {
         let images = if held == 1 { 1 } else { held.max(4) };
-        format.ring_bytes() + images * image_bytes(slice) + partial_bytes(held.div_ceil(4))
+        format.ring_bytes() + images * format.image_bytes(slice) + partial_bytes(held.div_ceil(4))
     };
     let limit = gpu.device.shared_bytes as usize - 1024;
     let held = match call.tokens.next_power_of_two() {
@@ -93,19 +109,25 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     for (segment, weight) in segments.iter_mut().zip(call.weights) {
         *segment = weight.param();
     }
-    let (input, images) = match call.input {
-        Input::Images(address) => (NormInput::default(), address),
-        Input::Norm(input) => (input, 0),
-    };
+    let (mut input, mut splits, mut x) = (NormInput::default(), SplitInput::default(), 0);
+    match call.input {
+        Input::Rows(address) => x = address,
+        Input::Norm(norm) => input = norm,
+        Input::Splits(left) => splits = left,
+    }
+    if first.inputs % 4 != 0 {
+        return Err(shape("linear", "inputs", first.inputs, "a multiple of 4"));
+    }
     let params = LinearParams {
         segments,
         input,
-        images,
+        splits,
+        x,
         y: call.y,
         residual: call.residual,
         squares: call.squares,
         tokens: call.tokens as i32,
-        padded: first.padded() as i32,
+        inputs: first.inputs as i32,
         width: width as i32,
         tiles: tiles as i32,
         tiles_log2: tiles_per_unit.ilog2() as i32,

@@ -12,8 +12,16 @@ use super::tile::{self, Decode, F32};
 use crate::cpu::memory::Memory;
 use crate::simd::{Kernel, LANES, Simd, Tiles};
 
-/// From so many tokens on a panel pays.
-const PANEL_TOKENS: usize = 12;
+/// Whether a panel pays: from so many tokens on, and not for BF16, which is decoded as fast as it is read where there
+/// are registers for it.
+#[inline(always)]
+fn panel_pays<S: Simd>(vectors: usize, tokens: usize) -> bool {
+    if matches!(S::TILES, Tiles::Large) {
+        vectors != 2 && tokens >= 12
+    } else {
+        tokens >= 4
+    }
+}
 
 /// Rows that follow each other, times tokens.
 pub(super) struct Floats<'a, D, const N: usize, const V: usize> {
@@ -150,17 +158,16 @@ impl<D: Decode<N, V>, const N: usize, const V: usize> Kernel for ManyTokens<'_, 
             if matches!(S::TILES, Tiles::Single) {
                 break;
             }
-            // BF16 is decoded as fast as it is read.
-            if V != 2 && x.count >= PANEL_TOKENS {
+            if panel_pays::<S>(V, x.count) {
                 let panel = &mut panel.f32_mut().as_chunks_mut::<LANES>().0[..PANEL_ROWS * x.stride];
                 for (row, panel) in four.chunks_exact(bytes).zip(panel.chunks_exact_mut(x.stride)) {
                     decode_row::<S, D, N, V>(s, row, panel);
                 }
                 let (panel, bytes) = (panel.as_ptr().cast(), x.stride * LANES * 4);
                 // SAFETY: the panel holds four rows of as many vectors as a token.
-                unsafe { rows::<S, F32, 64, 1, 4>(s, panel, bytes, None, row, x, first, out) };
-            } else if V == 4 {
-                // Four decoded vectors per row: two rows at a time leave registers for sums.
+                unsafe { panel_rows(s, panel, bytes, row, x, first, out) };
+            } else if V == 4 || !matches!(S::TILES, Tiles::Large) {
+                // Two rows at a time leave registers for sums.
                 for (i, pair) in four.chunks_exact(2 * bytes).enumerate() {
                     // SAFETY: two rows; the tokens' lengths were checked by `new`.
                     unsafe {
@@ -188,6 +195,31 @@ impl<D: Decode<N, V>, const N: usize, const V: usize> Kernel for ManyTokens<'_, 
             // SAFETY: one row; the tokens' lengths were checked by `new`.
             unsafe { rows::<S, D, N, V, 1>(s, one.as_ptr(), bytes, None, row, x, first, out) };
             row += 1;
+        }
+    }
+}
+
+/// Four decoded rows times all tokens.
+///
+/// # Safety
+/// Four rows of `bytes` readable bytes at `panel`, as many vectors per token.
+#[inline(always)]
+unsafe fn panel_rows<S: Simd>(
+    s: S,
+    panel: *const u8,
+    bytes: usize,
+    row: usize,
+    x: Tokens<'_>,
+    first: usize,
+    out: &Out<'_>,
+) {
+    if matches!(S::TILES, Tiles::Large) {
+        // SAFETY: the caller's promise.
+        unsafe { rows::<S, F32, 64, 1, 4>(s, panel, bytes, None, row, x, first, out) };
+    } else {
+        for i in [0, 2] {
+            // SAFETY: two of the four rows.
+            unsafe { rows::<S, F32, 64, 1, 2>(s, panel.add(i * bytes), bytes, None, row + i, x, first, out) };
         }
     }
 }
@@ -256,6 +288,7 @@ unsafe fn rows<S: Simd, D: Decode<N, V>, const N: usize, const V: usize, const R
     match S::TILES {
         Tiles::Large if R > 1 && (V == 1 || R == 2) => tiles!(6, 4, 2, 1),
         Tiles::Large if R > 1 => tiles!(4, 2, 1),
+        Tiles::Small if R == 2 && V == 1 => tiles!(3, 1),
         Tiles::Small if R == 2 => tiles!(2, 1),
         _ => tiles!(1),
     }

@@ -7,7 +7,7 @@
 // Bytes: the weight's stream; floor = bytes / bandwidth.
 #include "../../cuda/gemv.cuh"
 
-constexpr int LINEAR_SEGMENTS = 3, HEADS_HELD = 8, MAX_HEADS = 128;
+constexpr int LINEAR_SEGMENTS = 3, HEADS_HELD = 8;
 
 // Attention's result as unfinished splits: the weighted sum over a token's splits is the input.
 struct SplitInput {

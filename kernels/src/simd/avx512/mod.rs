@@ -4,7 +4,7 @@ mod parts;
 
 use std::arch::x86_64::*;
 
-use self::parts::{E4M3, load512, mask, spread_index, transpose_quarters, widen};
+use self::parts::{E4M3, load_table, load512, mask, pair, spread_index, transpose_quarters, widen};
 use super::{Kernel, LANES, Simd, Tiles};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ, VBMI and VNNI.
@@ -180,11 +180,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn e4m3x64(self, from: &[u8; 64]) -> [__m512; 4] {
         unsafe {
-            let table =
-                |bytes: &[u8; 128], half: usize| _mm512_loadu_si512(bytes.as_ptr().add(64 * half).cast());
             let code = load512(self, from);
-            let high = _mm512_permutex2var_epi8(table(&E4M3[0], 0), code, table(&E4M3[0], 1));
-            let low = _mm512_permutex2var_epi8(table(&E4M3[1], 0), code, table(&E4M3[1], 1));
+            let [a, b] = load_table(self, &E4M3[0]);
+            let high = _mm512_permutex2var_epi8(a, code, b);
+            let [a, b] = load_table(self, &E4M3[1]);
+            let low = _mm512_permutex2var_epi8(a, code, b);
             // high | (code & 0x80): the sign.
             let high = _mm512_ternarylogic_epi32::<0xf8>(high, code, _mm512_set1_epi8(-128));
             let [a, b] = widen(self, _mm512_unpacklo_epi8(low, high));
@@ -296,31 +296,24 @@ impl Simd for Avx512 {
     fn e4m3_order(self, x: &[f32; 64]) -> [__m512; 4] {
         unsafe {
             let index = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-            let at = |i: usize| _mm512_permutexvar_ps(index, _mm512_loadu_ps(x.as_ptr().add(i * LANES)));
-            transpose_quarters(self, [at(0), at(1), at(2), at(3)])
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for (to, x) in quarters.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                *to = _mm512_permutexvar_ps(index, _mm512_loadu_ps(x.as_ptr()));
+            }
+            transpose_quarters(self, quarters)
         }
     }
 
     #[inline(always)]
     fn int4_order(self, x: &[__m512; 8]) -> [__m512i; 4] {
         unsafe {
-            // The eight values of lane d: 4 and up above 0 to 3.
-            let pair = |x: __m512| {
-                let x = _mm512_castps_si512(x);
-                let upper = _mm512_slli_epi32::<16>(_mm512_shuffle_i32x4::<0b10_11_00_01>(x, x));
-                _mm512_mask_blend_epi16(0xaaaa_aaaa, x, upper)
-            };
             let index = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            let quad = |a: __m512, b: __m512| {
-                let lanes = _mm512_shuffle_i32x4::<0b10_00_10_00>(pair(a), pair(b));
-                _mm512_castsi512_ps(_mm512_permutexvar_epi32(index, lanes))
-            };
-            let quads = [
-                quad(x[0], x[1]),
-                quad(x[2], x[3]),
-                quad(x[4], x[5]),
-                quad(x[6], x[7]),
-            ];
+            let mut quads = [_mm512_setzero_ps(); 4];
+            for (quad, x) in quads.iter_mut().zip(x.as_chunks::<2>().0) {
+                let (a, b) = (pair(self, x[0]), pair(self, x[1]));
+                let lanes = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                *quad = _mm512_castsi512_ps(_mm512_permutexvar_epi32(index, lanes));
+            }
             let [a, b, c, d] = transpose_quarters(self, quads);
             [
                 _mm512_castps_si512(a),

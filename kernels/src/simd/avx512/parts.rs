@@ -87,3 +87,27 @@ pub(super) fn widen(_: Avx512, pairs: __m512i) -> [__m512; 2] {
         ]
     }
 }
+
+/// A table of 128 bytes, for `vpermi2b`.
+#[inline(always)]
+pub(super) fn load_table(_: Avx512, table: &[u8; 128]) -> [__m512i; 2] {
+    // SAFETY: 128 readable bytes; the caller proves the features.
+    unsafe {
+        let at = table.as_ptr();
+        [
+            _mm512_loadu_si512(at.cast()),
+            _mm512_loadu_si512(at.add(64).cast()),
+        ]
+    }
+}
+
+/// Of each eight lanes, the low halves of values 4 to 7 above those of 0 to 3, in lanes 0 to 3.
+#[inline(always)]
+pub(super) fn pair(_: Avx512, x: __m512) -> __m512i {
+    // SAFETY: register operations; the caller proves the features.
+    unsafe {
+        let x = _mm512_castps_si512(x);
+        let upper = _mm512_slli_epi32::<16>(_mm512_shuffle_i32x4::<0b10_11_00_01>(x, x));
+        _mm512_mask_blend_epi16(0xaaaa_aaaa, x, upper)
+    }
+}
