@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::SystemTime;
 use std::{env, fs, thread};
 
 const ARCHITECTURE: &str = "-gencode=arch=compute_90a,code=sm_90a";
@@ -19,8 +20,8 @@ fn main() {
     }
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
-    let mut sources = Vec::new();
-    find(&root.join("src"), &mut sources);
+    let (mut sources, mut headers) = (Vec::new(), vec![root.join("build.rs")]);
+    find(&root.join("src"), &mut sources, &mut headers);
     sources.sort();
     let nvcc = match nvcc() {
         Some(nvcc) => nvcc,
@@ -30,6 +31,7 @@ fn main() {
              into an active virtual environment",
         ),
     };
+    let headers = newest(&headers);
     let jobs = env::var("NUM_JOBS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -40,7 +42,7 @@ fn main() {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = next(&queue) {
-                    if let Err(error) = compile(&nvcc, source, &out) {
+                    if let Err(error) = compile(&nvcc, source, headers, &out) {
                         push(&errors, error);
                     }
                 }
@@ -78,18 +80,23 @@ fn fail(message: &str) -> ! {
     std::process::exit(1);
 }
 
-/// All `.cu` files under `folder`; headers are watched too.
-fn find(folder: &Path, sources: &mut Vec<PathBuf>) {
+/// The latest change of any of the files.
+fn newest(files: &[PathBuf]) -> Option<SystemTime> {
+    files
+        .iter()
+        .filter_map(|file| fs::metadata(file).ok()?.modified().ok())
+        .max()
+}
+
+/// All `.cu` files and headers under `folder`.
+fn find(folder: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) {
     println!("cargo::rerun-if-changed={}", folder.display());
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         match path.extension().and_then(|e| e.to_str()) {
-            _ if path.is_dir() => find(&path, sources),
-            Some("cuh") => println!("cargo::rerun-if-changed={}", path.display()),
-            Some("cu") => {
-                println!("cargo::rerun-if-changed={}", path.display());
-                sources.push(path);
-            }
+            _ if path.is_dir() => find(&path, sources, headers),
+            Some("cuh") => headers.push(path),
+            Some("cu") => sources.push(path),
             _ => {}
         }
     }
@@ -110,7 +117,13 @@ fn stem(source: &Path) -> String {
     )
 }
 
-fn compile(nvcc: &Nvcc, source: &Path, out: &Path) -> Result<(), String> {
+/// Compiles one file, unless its fatbin is newer than it and all headers.
+fn compile(nvcc: &Nvcc, source: &PathBuf, headers: Option<SystemTime>, out: &Path) -> Result<(), String> {
+    let fatbin = out.join(format!("{}.fatbin", stem(source)));
+    let inputs = newest(std::slice::from_ref(source)).max(headers);
+    if newest(std::slice::from_ref(&fatbin)) > inputs {
+        return Ok(());
+    }
     let output = Command::new(&nvcc.program)
         .args(["-std=c++17", "-O3", "-fatbin", ARCHITECTURE])
         .args(
@@ -119,7 +132,7 @@ fn compile(nvcc: &Nvcc, source: &Path, out: &Path) -> Result<(), String> {
                 .map(|folder| format!("-I{}", folder.display())),
         )
         .arg("-o")
-        .arg(out.join(format!("{}.fatbin", stem(source))))
+        .arg(&fatbin)
         .arg(source)
         .output()
         .map_err(|error| format!("cannot run {}: {error}", nvcc.program.display()))?;

@@ -271,17 +271,19 @@ fn backends() -> (Box<dyn Backend>, Box<dyn Backend>) {
 /// Steps of one conversation each: contexts grow from step to step.
 fn steps() -> Vec<Vec<(usize, usize)>> {
     vec![
-        vec![(0, 20)],                                         // a short prompt: few tokens
-        vec![(20, 1)],                                         // one decode token
-        vec![(21, 1), (0, 40)],                                // decode beside a prompt
-        vec![(22, 1), (40, 1)],                                // two decode tokens
-        vec![(23, 1), (41, 1), (0, 3), (0, 9)],                // short prompts
-        vec![(24, 1), (42, 1), (3, 1), (9, 1)],                // four
-        vec![(25, 1), (43, 1), (4, 1), (10, 1), (0, 1)],       // five: grouped
-        vec![(26, 1), (44, 1), (5, 1), (11, 1), (1, 120)],     // 124 tokens
-        vec![(27, 1), (45, 1), (6, 1), (12, 700), (121, 600)], // prefill beside decode
-        vec![(28, 1), (46, 1), (7, 1), (712, 1)],              // long contexts
-        vec![(29, 1), (47, 1), (8, 1), (713, 1), (721, 1)],
+        vec![(0, 7)],                                  // a short prompt, in passes
+        vec![(7, 1)],                                  // one decode token
+        vec![(8, 1), (0, 5)],                          // decode beside a prompt
+        vec![(9, 1), (5, 1)],                          // two decode tokens
+        vec![(10, 1), (6, 1), (0, 2), (0, 3)],         // short prompts
+        vec![(11, 1), (7, 1), (2, 1), (3, 1)],         // four
+        vec![(12, 1), (8, 1), (3, 1), (4, 1), (0, 1)], // five: grouped
+        vec![(13, 1), (9, 1), (4, 1)],                 // three
+        vec![(14, 1), (10, 40), (5, 1)],               // from here on by matrix products
+        vec![(15, 1), (50, 1), (6, 1), (5, 6), (1, 120)],
+        vec![(16, 1), (51, 1), (7, 1), (11, 700), (121, 600)], // prefill beside decode
+        vec![(17, 1), (52, 1), (8, 1), (711, 1)],              // long contexts
+        vec![(18, 1), (53, 1), (9, 1), (712, 1), (721, 1)],
     ]
 }
 
@@ -307,6 +309,14 @@ pub fn forward(report: &mut Report) {
             let (_, second) = backends();
             let mut by_op = Small::new(second, &shape, kind, kv);
             gpu.set_forward();
+            let deterministic = || {
+                let (_, gpu) = backends();
+                let mut model = Small::new(gpu, &shape, kind, kv);
+                assert!(model.backend.set_deterministic(true).unwrap());
+                model.set_forward();
+                model
+            };
+            let (mut exact, mut single) = (deterministic(), deterministic());
             let random = &mut Random(99);
             let tables = batch(
                 random,
@@ -334,15 +344,70 @@ pub fn forward(report: &mut Report) {
                     .collect();
                 let expected = cpu.ops(&step);
                 let name = format!("{kind:?} hidden {} step {index} ({tokens} tokens)", shape.hidden);
-                let few = tokens <= 128;
-                // A different expert for one token weighs more than rounding: bf16 products and FP8 keys may do that.
-                let bound = if index > 8 || !few || kv != KvDtype::Bf16 {
-                    4e-2
+                // Passes keep 16 bits of activations; matrix products 8, and then a key of FP8 rounds another way, or a
+                // close choice of experts goes to another: small random models show that more than real ones.
+                let strict = index < 8;
+                let bound = if strict && kv == KvDtype::Bf16 {
+                    2e-3
+                } else if kv == KvDtype::Bf16 {
+                    3e-2
                 } else {
-                    1e-2
+                    1e-1
                 };
-                report.compare(&format!("by op   {name}"), &by_op.ops(&step), &expected, bound);
-                report.compare(&format!("forward {name}"), &gpu.forward(&step), &expected, bound);
+                let share = if strict { 0.35 } else { 0.5 };
+                let mut compare = |what: &str, found: &[f32]| {
+                    report.compare_rows(
+                        &format!("{what} {name}"),
+                        found,
+                        &expected,
+                        shape.vocab,
+                        bound,
+                        share,
+                    );
+                };
+                compare("by op  ", &by_op.ops(&step));
+                compare("forward", &gpu.forward(&step));
+                let found = exact.forward(&step);
+                compare("exact  ", &found);
+                let mut alone = Vec::new();
+                for (at, run) in step.runs.iter().enumerate() {
+                    // Each sequence by itself, long ones in two chunks: the same bits.
+                    let cut = if run.len > 2 { run.len / 2 + 1 } else { run.len };
+                    for (first, len) in [(0, cut), (cut, run.len - cut)] {
+                        if len == 0 {
+                            continue;
+                        }
+                        let from = (run.first + first) as usize;
+                        let part = from as u32..from as u32 + len;
+                        let piece = Batch {
+                            ids: step.ids[from..from + len as usize].to_vec(),
+                            positions: step.positions[from..from + len as usize].to_vec(),
+                            runs: vec![BatchRun {
+                                first: 0,
+                                len,
+                                position: run.position + first,
+                                pages: step.runs[at].pages.clone(),
+                            }],
+                            logit_rows: step
+                                .logit_rows
+                                .iter()
+                                .filter(|row| part.contains(row))
+                                .map(|row| row - from as u32)
+                                .collect(),
+                        };
+                        alone.extend(single.forward(&piece));
+                    }
+                }
+                let equal = found
+                    .iter()
+                    .zip(&alone)
+                    .filter(|(a, b)| a.to_bits() == b.to_bits())
+                    .count();
+                report.expect(
+                    &format!("exact, alone and cut {name}"),
+                    equal == found.len(),
+                    &format!("{equal} of {}", found.len()),
+                );
             }
         }
     }

@@ -314,7 +314,7 @@ pub fn route(report: &mut Report) {
 }
 
 pub fn experts(report: &mut Report) {
-    let shapes = [
+    let shapes: [(usize, usize, usize, usize); 6] = [
         (128, 128, 5, 1),
         (256, 128, 6, 9),
         (384, 256, 3, 70),
@@ -366,7 +366,7 @@ pub fn experts(report: &mut Report) {
 }
 
 pub fn combine(report: &mut Report) {
-    for (tokens, k, hidden) in [(1, 3, 128), (5, 8, 3072), (33, 4, 254)] {
+    for (tokens, k, hidden) in [(1, 3, 128), (5, 8, 3072), (33, 4, 252)] {
         let (mut cpu, mut gpu) = pair(&limits(tokens, 1, 8));
         let mut results = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
@@ -416,6 +416,10 @@ pub fn sample(report: &mut Report) {
         let mut drawn = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
             let random = &mut Random(vocab as u64);
+            // The CPU's scratch is as wide as the widest weight.
+            backend
+                .upload_linear(&linear(random, vocab, 32, Kind::Bf16))
+                .unwrap();
             let mut logits = random.values(rows * vocab, 1.0);
             for (i, x) in logits.iter_mut().enumerate() {
                 *x = *x * *x * *x * 12.0 - if i % 97 == 0 { 30.0 } else { 0.0 };
@@ -457,6 +461,14 @@ pub fn sample(report: &mut Report) {
             .zip(&drawn[1])
             .filter(|(a, b)| a.token == b.token && a.error.is_some() == b.error.is_some())
             .count();
+        for (i, (a, b)) in drawn[0]
+            .iter()
+            .zip(&drawn[1])
+            .enumerate()
+            .filter(|(_, (a, b))| a.token != b.token)
+        {
+            println!("         row {i}: {} for {}, {:?}", b.token, a.token, b.error);
+        }
         let bad = drawn[1][5].error.is_some();
         report.expect(
             &format!("sample vocabulary {vocab}"),

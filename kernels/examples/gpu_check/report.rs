@@ -36,6 +36,43 @@ impl Report {
         self.note(good, name);
     }
 
+    /// Rows of `width` values: the median row's error, and how many rows are far off. A row whose token went to another
+    /// expert than the reference's, by rounding of a close choice, differs by more than rounding; few may.
+    pub fn compare_rows(
+        &mut self,
+        name: &str,
+        found: &[f32],
+        expected: &[f32],
+        width: usize,
+        bound: f64,
+        share: f64,
+    ) {
+        let mut errors: Vec<f64> = found
+            .chunks(width)
+            .zip(expected.chunks(width))
+            .map(|(a, b)| {
+                let difference: f64 = a
+                    .iter()
+                    .zip(b)
+                    .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+                    .sum();
+                (difference / b.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sqrt()
+            })
+            .map(|error| if error.is_nan() { f64::INFINITY } else { error })
+            .collect();
+        errors.sort_by(f64::total_cmp);
+        let median = errors[errors.len() / 2];
+        let far = errors.iter().filter(|error| **error > 4.0 * bound).count();
+        let good =
+            found.len() == expected.len() && median < bound && far as f64 <= share * errors.len() as f64;
+        println!(
+            "{:8} {median:9.2e} < {bound:.0e}  {name}, {far} of {} rows far",
+            if good { "ok" } else { "DIFFERS" },
+            errors.len()
+        );
+        self.note(good, name);
+    }
+
     /// A plain condition, with what was seen.
     pub fn expect(&mut self, name: &str, good: bool, seen: &str) {
         println!("{:8} {seen:>18}  {name}", if good { "ok" } else { "DIFFERS" });

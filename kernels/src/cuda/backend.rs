@@ -2,7 +2,7 @@
 
 use conclave_plan::model::{AttentionSpec, MoeSpec, Scoring};
 
-use super::format::{image_bytes, padded};
+use super::format::padded;
 use super::loader::as_bytes;
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
@@ -149,7 +149,9 @@ impl Backend for CudaBackend {
         let (q_norm, k_norm) = self.qk_norms(OP, spec, weights)?;
         let turns = Step::turns(&self.gpu, &mut self.workspace, spec.rotary_dim, spec.rope_theta)?;
         let width = spec.q_width() + 2 * spec.kv_width();
-        let images = self.images(FEW_TOKENS)?;
+        let rows = self
+            .workspace
+            .get(&self.gpu, Slot::Normed, FEW_TOKENS * inputs * 4)?;
         let projection = self
             .workspace
             .get(&self.gpu, Slot::Projection, FEW_TOKENS * width * 4)?;
@@ -157,20 +159,19 @@ impl Backend for CudaBackend {
         self.step.check_pages(OP, cache.pages)?;
         for first in (0..tokens).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(tokens - first);
-            self.norm_images(
+            self.norm(
                 hidden + (first * inputs * 4) as u64,
                 0,
                 norm,
                 eps,
                 inputs,
                 count,
-                images,
-                0,
+                rows,
             )?;
             let weights = [weights.q, weights.k, weights.v].map(|id| self.linear(OP, id));
             let [wq, wk, wv] = weights;
             let weights = [wq?, wk?, wv?];
-            self.project(&weights, spec, images, count, projection)?;
+            self.project(&weights, spec, rows, count, projection)?;
             let params = RopeParams {
                 qkv: projection,
                 parts: 1,
@@ -252,33 +253,20 @@ impl Backend for CudaBackend {
         let (inputs, outputs) = (self.linear(OP, weight)?.inputs, self.linear(OP, weight)?.rows);
         let x = self.memory_of(OP, "x", x, tokens * inputs * 4)?;
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * outputs * 4)?;
-        let images = self.images(FEW_TOKENS)?;
-        for first in (0..tokens).step_by(FEW_TOKENS) {
-            let count = FEW_TOKENS.min(tokens - first);
-            self.norm_images(
-                x + (first * inputs * 4) as u64,
-                0,
-                0,
-                0.0,
-                inputs,
-                count,
-                images,
-                0,
-            )?;
-            let y = hidden + (first * outputs * 4) as u64;
-            let weights = [self.linear(OP, weight)?];
-            let call = LinearCall {
+        let weights = [self.linear(OP, weight)?];
+        let input = Input::Rows(x);
+        linear(
+            &self.gpu,
+            &LinearCall {
                 weights: &weights,
-                input: Input::Images(images),
-                tokens: count,
+                input,
+                tokens,
                 parts: 1,
-                y,
-                residual: y,
+                y: hidden,
+                residual: hidden,
                 squares: 0,
-            };
-            linear(&self.gpu, &call)?;
-        }
-        Ok(())
+            },
+        )
     }
 
     fn route(
@@ -307,7 +295,6 @@ impl Backend for CudaBackend {
             None => 0,
         };
         let norm = self.vector(OP, norm, inputs)?;
-        let images = self.images(FEW_TOKENS)?;
         let logits = self.workspace.get(
             &self.gpu,
             Slot::GateLogits,
@@ -316,18 +303,17 @@ impl Backend for CudaBackend {
         for first in (0..tokens).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(tokens - first);
             let at = |width: usize| (first * width * 4) as u64;
-            self.norm_images(
+            self.norm(
                 hidden + at(inputs),
                 0,
                 norm,
                 eps,
                 inputs,
                 count,
-                images,
                 normed + at(inputs),
             )?;
             let gates = [self.linear(OP, gate)?];
-            let input = Input::Images(images);
+            let input = Input::Rows(normed + at(inputs));
             linear(
                 &self.gpu,
                 &LinearCall {
@@ -378,19 +364,12 @@ impl Backend for CudaBackend {
         if let Some(row) = rows.iter().find(|row| row.expert as usize >= count) {
             return Err(shape(OP, "expert", row.expert, format!("below {count}")));
         }
-        let images = self.workspace.get(
-            &self.gpu,
-            Slot::Images,
-            EXPERT_ROWS * image_bytes(padded(self.workspace.widest())),
-        )?;
         let acted = self
             .workspace
-            .get(&self.gpu, Slot::Acted, EXPERT_ROWS * image_bytes(padded(inter)))?;
-        let places = self.workspace.get(
-            &self.gpu,
-            Slot::Groups,
-            Groups::bytes(EXPERT_ROWS, count) + EXPERT_ROWS * 4,
-        )?;
+            .get(&self.gpu, Slot::Acted, EXPERT_ROWS * padded(inter) * 4)?;
+        let places = self
+            .workspace
+            .get(&self.gpu, Slot::Groups, Groups::bytes(EXPERT_ROWS, count))?;
         let groups = Groups::at(places, EXPERT_ROWS, count);
         for first in (0..rows.len()).step_by(EXPERT_ROWS) {
             let part = &rows[first..rows.len().min(first + EXPERT_ROWS)];
@@ -411,9 +390,8 @@ impl Backend for CudaBackend {
                     }),
                 }
             }
-            let row_token: Vec<u32> = (0..part.len() as u32).collect();
+            let row_token: Vec<u32> = order.iter().map(|i| part[*i].row).collect();
             let row_slot: Vec<u32> = order.iter().map(|i| (first + i) as u32).collect();
-            let sources: Vec<u32> = order.iter().map(|i| part[*i].row).collect();
             let memory = self
                 .workspace
                 .memory(Slot::Groups)
@@ -425,39 +403,17 @@ impl Backend for CudaBackend {
                 .write(memory, offset(groups.row_token), as_bytes(&row_token))?;
             self.gpu
                 .write(memory, offset(groups.row_slot), as_bytes(&row_slot))?;
-            let at_sources = groups.row_slot + EXPERT_ROWS as u64 * 4;
-            self.gpu.write(memory, offset(at_sources), as_bytes(&sources))?;
-            let norm = NormRows {
-                input: NormInput {
-                    x0: input,
-                    k: hidden as i32,
-                    ..NormInput::default()
-                },
-                rows: at_sources,
-                image: images,
-                padded: padded(hidden) as i32,
-                ..NormRows::default()
-            };
-            norm_rows(&self.gpu, part.len(), &norm)?;
             let params = ExpertParams {
                 experts: param,
                 groups,
-                images,
+                x: input,
                 acted,
                 y,
                 ..ExpertParams::default()
             };
             let most = route::max_groups(EXPERT_ROWS, count);
             experts::gate_up_groups(&self.gpu, format, most, &params)?;
-            experts::down_groups(
-                &self.gpu,
-                format,
-                most,
-                &ExpertParams {
-                    images: acted,
-                    ..params
-                },
-            )?;
+            experts::down_groups(&self.gpu, format, most, &ExpertParams { x: acted, ..params })?;
         }
         Ok(())
     }
@@ -505,18 +461,20 @@ impl Backend for CudaBackend {
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * inputs * 4)?;
         let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
         let norm = self.vector(OP, norm, inputs)?;
-        let images = self.images(FEW_TOKENS)?;
+        let normed = self
+            .workspace
+            .get(&self.gpu, Slot::Normed, FEW_TOKENS * inputs * 4)?;
         for first in (0..rows).step_by(FEW_TOKENS) {
             let count = FEW_TOKENS.min(rows - first);
             let list = self.step.logit_rows() + first as u64 * 4;
-            self.norm_images(hidden, list, norm, eps, inputs, count, images, 0)?;
+            self.norm(hidden, list, norm, eps, inputs, count, normed)?;
             let y = logits + (first * vocab * 4) as u64;
             let heads = [self.linear(OP, head)?];
             linear(
                 &self.gpu,
                 &LinearCall {
                     weights: &heads,
-                    input: Input::Images(images),
+                    input: Input::Rows(normed),
                     tokens: count,
                     parts: 1,
                     y,
@@ -550,8 +508,9 @@ impl Backend for CudaBackend {
         let specs: Vec<_> = rows
             .iter()
             .enumerate()
-            .map(|(i, row)| sample::spec(row, i))
+            .map(|(i, row)| sample::spec(row, row.position, i))
             .collect();
+        self.sampling.sent.clear();
         sample::send_specs(&self.gpu, &self.workspace, &specs)?;
         (params.logits, params.rows) = (address, rows.len() as i32);
         let drawn = rows.iter().any(|row| row.params.temperature != 0.0);
@@ -649,19 +608,9 @@ impl CudaBackend {
         }
     }
 
-    /// Images of `rows` rows of the widest input.
-    pub(super) fn images(&mut self, rows: usize) -> Result<u64> {
-        let rows = rows.max(EXPERT_ROWS);
-        self.workspace.get(
-            &self.gpu,
-            Slot::Images,
-            rows * image_bytes(padded(self.workspace.widest())),
-        )
-    }
-
-    /// Norm (weight 0: none) of `count` rows of `x` into images, and into `normed` if not 0.
+    /// Norm of `count` rows of `x` (from `rows`, if not 0) into F32 rows.
     #[expect(clippy::too_many_arguments, reason = "addresses and sizes of one launch")]
-    pub(super) fn norm_images(
+    pub(super) fn norm(
         &self,
         x: u64,
         rows: u64,
@@ -669,7 +618,6 @@ impl CudaBackend {
         eps: f32,
         width: usize,
         count: usize,
-        image: u64,
         normed: u64,
     ) -> Result<()> {
         if width > MAX_WIDTH {
@@ -688,7 +636,6 @@ impl CudaBackend {
             &NormRows {
                 input,
                 rows,
-                image,
                 normed,
                 padded: padded(width) as i32,
                 ..NormRows::default()
@@ -701,7 +648,7 @@ impl CudaBackend {
         &self,
         weights: &[&super::weights::Linear; 3],
         spec: &AttentionSpec,
-        images: u64,
+        rows: u64,
         count: usize,
         y: u64,
     ) -> Result<()> {
@@ -715,7 +662,7 @@ impl CudaBackend {
             &self.gpu,
             &LinearCall {
                 weights,
-                input: Input::Images(images),
+                input: Input::Rows(rows),
                 tokens: count,
                 parts: 1,
                 y,

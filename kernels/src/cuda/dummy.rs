@@ -88,7 +88,6 @@ impl CudaBackend {
         let bytes = format.stream_bytes(outputs.div_ceil(TILE_ROWS), padded(inputs));
         let memory = Memory::raw(&self.gpu.device, bytes, "a weight")?;
         self.fill(memory.address, bytes, format, seed, inputs)?;
-        self.workspace.fit_inputs(inputs);
         self.linears.push(Linear {
             memory,
             format,

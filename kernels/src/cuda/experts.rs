@@ -75,8 +75,6 @@ impl CudaBackend {
         };
         let what = format!("{count} experts of a layer");
         block.memory = Memory::raw(&self.gpu.device, block.expert_bytes() * count, &what)?;
-        self.workspace.fit_inputs(hidden);
-        self.workspace.fit_inputs(inter);
         Ok(block)
     }
 

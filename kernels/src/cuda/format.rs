@@ -52,12 +52,20 @@ impl Format {
         }
     }
 
-    /// Stages in flight per warp of the few-token kernels, as their `.cu` files instantiate them.
+    /// Whether activations meet these weights as bytes (`image.cuh`).
+    pub(crate) fn is_int4(self) -> bool {
+        matches!(self, Format::Int4G128 | Format::Int4G32)
+    }
+
+    /// Stages that one copy brings in the few-token kernels.
+    fn span(self) -> usize {
+        if self.is_int4() { 2 } else { 1 }
+    }
+
+    /// Copies in flight per warp of the few-token kernels, as their `.cu` files instantiate them.
     pub(crate) fn depth(self) -> usize {
         match self {
-            Format::Int4G128 => 4,
-            Format::Int4G32 => 3,
-            Format::Fp8 | Format::Bf16 | Format::F16 => 2,
+            Format::Fp8 | Format::Bf16 | Format::F16 | Format::Int4G128 | Format::Int4G32 => 2,
             Format::F32 => 1,
         }
     }
@@ -72,20 +80,24 @@ impl Format {
         tiles * self.stages(padded) * self.stage_bytes()
     }
 
+    /// Bytes of one token's image of `padded` values in shared memory (`image.cuh`).
+    pub(crate) fn image_bytes(self, padded: usize) -> usize {
+        if self.is_int4() {
+            padded * 2 + padded / 4
+        } else {
+            padded * 4
+        }
+    }
+
     /// Shared memory of the 16 rings of a few-token block.
     pub(crate) fn ring_bytes(self) -> usize {
-        16 * self.depth() * self.stage_bytes()
+        16 * self.depth() * self.span() * self.stage_bytes()
     }
 }
 
 /// Inputs padded to whole steps.
 pub(crate) fn padded(inputs: usize) -> usize {
     inputs.next_multiple_of(128)
-}
-
-/// Bytes of one token's image of `padded` values (`image.cuh`).
-pub(crate) fn image_bytes(padded: usize) -> usize {
-    padded * 4 + padded / 8
 }
 
 /// Bytes of the two partial-sum buffers for 4 * `groups` tokens (`gemv.cuh`).

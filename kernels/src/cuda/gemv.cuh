@@ -15,56 +15,64 @@ struct Run {
     int stages;
 };
 
-// The warp's private ring. `Next` yields the warp's runs in order: bool next(Run &).
+// The warp's private ring: DEPTH slots of up to SPAN stages. `Next` yields the warp's runs in order: bool next(Run &).
 template <int F, int DEPTH, class Next> struct StageQueue {
-    static constexpr uint32_t BYTES = Layout<F>::BYTES;
+    static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = Layout<F>::SPAN, SLOT = BYTES * SPAN;
     Next next;
     Run ahead;
-    uint32_t slots;
-    uint64_t *full;
+    uint32_t slots, full;  // addresses in shared memory
     uint64_t policy;
     uint32_t slot, parity;
     bool leader;
 
-    // `memory`: DEPTH * BYTES for this warp; `barriers`: DEPTH, initialised by `init`.
-    __device__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane)
-        : next(n), ahead{nullptr, 0}, slots(shared_address(memory)), full(barriers), policy(evict_first_policy()),
-          slot(0), parity(0), leader(lane == 0) {
+    // `memory`: DEPTH * SLOT for this warp; `barriers`: DEPTH.
+    __device__ __forceinline__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane)
+        : next(n), ahead{nullptr, 0}, slots(shared_address(memory)), full(shared_address(barriers)),
+          policy(evict_first_policy()), slot(0), parity(0), leader(lane == 0) {
         if (leader) {
 #pragma unroll 1
-            for (int i = 0; i < DEPTH; i++) barrier_init(&full[i], 1);
+            for (int i = 0; i < DEPTH; i++) barrier_init(&barriers[i], 1);
             barrier_init_fence();
         }
         __syncwarp();
     }
 
-    __device__ void request(uint32_t into) {
+    __device__ __forceinline__ void request(uint32_t into) {
         while (ahead.stages == 0)
             if (!next(ahead)) return;
+        const uint32_t stages = min(static_cast<uint32_t>(ahead.stages), SPAN), bytes = stages * BYTES;
         if (leader) {
-            barrier_expect(&full[into], BYTES);
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + into * 8), "r"(bytes) : "memory");
             asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], "
-                         "%2, [%3], %4;" ::"r"(slots + into * BYTES),
-                         "l"(ahead.from), "r"(BYTES), "r"(shared_address(&full[into])), "l"(policy)
+                         "%2, [%3], %4;" ::"r"(slots + into * SLOT),
+                         "l"(ahead.from), "r"(bytes), "r"(full + into * 8), "l"(policy)
                          : "memory");
         }
-        ahead.from += BYTES;
-        ahead.stages--;
+        ahead.from += bytes;
+        ahead.stages -= stages;
     }
 
-    __device__ void fill() {
+    __device__ __forceinline__ void fill() {
 #pragma unroll 1
         for (uint32_t i = 0; i < DEPTH; i++) request(i);
     }
 
-    // Address of the oldest stage, once it has arrived.
-    __device__ uint32_t front() {
-        barrier_wait(&full[slot], parity);
-        return slots + slot * BYTES;
+    // Address of the oldest slot, once it has arrived.
+    __device__ __forceinline__ uint32_t front() {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "again:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra again;\n"
+            "}\n" ::"r"(full + slot * 8),
+            "r"(parity)
+            : "memory");
+        return slots + slot * SLOT;
     }
 
-    // The oldest stage has been read by every lane: its place takes the next request.
-    __device__ void pop() {
+    // The oldest slot has been read by every lane: its place takes the next request.
+    __device__ __forceinline__ void pop() {
         __syncwarp();
         request(slot);
         if (++slot == DEPTH) slot = 0, parity ^= 1;
@@ -100,22 +108,28 @@ DEVICE void split_stages(int stages, int splits, int s, int &first, int &count) 
     count = min(each, stages - first);
 }
 
-// One warp's share of a unit: `count` stages starting at stage `first` of the activations' slice.
+// One warp's share of a unit: `count` stages starting at stage `first` of the activations' slice. `tails`: address of
+// token 0's tails (INT4).
 template <int F, int NT, class Queue>
-DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t sums, uint32_t token_bytes, int first, int count,
+DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t token_bytes, int first, int count,
                          int lane, int bf16_scales, float (&acc)[NT][4]) {
-    constexpr int K = Layout<F>::K;
+    constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);  // image bytes of a stage
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
-    uint32_t x = image + first * (K / IMAGE_CHUNK) * IMAGE_CHUNK_BYTES;
-    uint32_t sum = sums + first * (K / IMAGE_GROUP) * 4;
-    for (int i = 0; i < count; i++) {
-        multiply_stage<F, NT>(queue.front(), x, sum, token_bytes, lane, bf16_scales, acc);
+    uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
+#pragma unroll 1
+    while (count > 0) {
+        uint32_t stage = queue.front();
+#pragma unroll
+        for (int i = 0; i < Layout<F>::SPAN; i++) {
+            if (i > 0 && i == count) break;
+            multiply_stage<F, NT>(stage, x, tail, token_bytes, lane, bf16_scales, acc);
+            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+        }
         queue.pop();
-        x += (K / IMAGE_CHUNK) * IMAGE_CHUNK_BYTES;
-        sum += (K / IMAGE_GROUP) * 4;
+        count -= Layout<F>::SPAN;
     }
 }
 
@@ -133,20 +147,25 @@ struct NormInput {
 
 constexpr int INLINE_TOKENS = 4, INLINE_WIDTH = 3072;
 
+DEVICE float4 load_quad(const float *from, bool inside) {
+    return inside ? *reinterpret_cast<const float4 *>(from) : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+
 // rmsnorm of up to TOKENS (1, 2 or 4) tokens by the whole block, in three steps, so that their waits overlap others.
-// The code is straight and short on purpose: it runs once a launch, from a cold instruction cache.
-template <int TOKENS> struct InlineNorm {
-    static constexpr int SHARE = GEMV_THREADS / TOKENS, PAIRS = INLINE_WIDTH / 2 / SHARE, WARPS = SHARE / WARP;
-    float2 v[PAIRS], w[PAIRS];
+// A warp has 128 neighbouring values at a time: one block of an image. The code is straight and short on purpose: it runs
+// once a launch, from a cold instruction cache.
+template <bool BYTES, int TOKENS> struct InlineNorm {
+    static constexpr int SHARE = GEMV_THREADS / TOKENS, QUADS = (INLINE_WIDTH / 4 + SHARE - 1) / SHARE, WARPS = SHARE / WARP;
+    float4 v[QUADS], w[QUADS];
     int token, rank;
 
-    // Before the inputs are there.
+    // Before the inputs are there. k is a multiple of 4.
     __device__ __forceinline__ void load_weights(const NormInput &in) {
         token = threadIdx.x / SHARE, rank = threadIdx.x % SHARE;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const int k = 2 * (rank + i * SHARE);
-            w[i] = k < in.k ? *reinterpret_cast<const float2 *>(in.weight + k) : make_float2(0.f, 0.f);
+        for (int i = 0; i < QUADS; i++) {
+            const int k = 4 * (rank + i * SHARE);
+            w[i] = load_quad(in.weight + k, k < in.k);
         }
     }
 
@@ -154,37 +173,34 @@ template <int TOKENS> struct InlineNorm {
         const size_t base = static_cast<size_t>(token) * in.k;
         const bool active = token < tokens;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const int k = 2 * (rank + i * SHARE);
-            v[i] = make_float2(0.f, 0.f);
-            if (active && k < in.k) v[i] = *reinterpret_cast<const float2 *>(in.x0 + base + k);
+        for (int i = 0; i < QUADS; i++) {
+            const int k = 4 * (rank + i * SHARE);
+            v[i] = load_quad(in.x0 + base + k, active && k < in.k);
         }
         if (in.x1) {
 #pragma unroll
-            for (int i = 0; i < PAIRS; i++) {
-                const int k = 2 * (rank + i * SHARE);
-                if (active && k < in.k) {
-                    const float2 x = *reinterpret_cast<const float2 *>(in.x1 + base + k);
-                    v[i].x += x.x, v[i].y += x.y;
-                }
+            for (int i = 0; i < QUADS; i++) {
+                const int k = 4 * (rank + i * SHARE);
+                const float4 x = load_quad(in.x1 + base + k, active && k < in.k);
+                v[i].x += x.x, v[i].y += x.y, v[i].z += x.z, v[i].w += x.w;
             }
         }
         if (writer && in.sum_out) {
 #pragma unroll
-            for (int i = 0; i < PAIRS; i++) {
-                const int k = 2 * (rank + i * SHARE);
-                if (active && k < in.k) *reinterpret_cast<float2 *>(in.sum_out + base + k) = v[i];
+            for (int i = 0; i < QUADS; i++) {
+                const int k = 4 * (rank + i * SHARE);
+                if (active && k < in.k) *reinterpret_cast<float4 *>(in.sum_out + base + k) = v[i];
             }
         }
     }
 
-    // The slice [begin, end) of the images into shared memory; padded inputs are 0. `token_bytes`: image_bytes(end -
-    // begin). `scratch`: 16 floats.
+    // The slice [begin, end) (multiples of 128) of the images into shared memory; padded inputs are 0. `scratch`: 16
+    // floats.
     __device__ __forceinline__ void store(const NormInput &in, int tokens, int begin, int end, uint8_t *image,
                                           uint32_t token_bytes, float *scratch) {
         float squares = 0.f;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
+        for (int i = 0; i < QUADS; i++) squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
         squares = warp_sum(squares);
         if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = squares;
         __syncthreads();
@@ -194,23 +210,36 @@ template <int TOKENS> struct InlineNorm {
         const float inverse = rsqrtf(total / in.k + in.eps);
         uint8_t *mine = image + token * token_bytes;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const int k = 2 * (rank + i * SHARE) - begin;
-            const bool inside = token < tokens && k >= 0 && k < end - begin;
-            image_store_pair(mine, end - begin, k, v[i].x * inverse * w[i].x, v[i].y * inverse * w[i].y, inside);
+        for (int i = 0; i < QUADS; i++) {
+            const int block = (rank + i * SHARE) / WARP;  // the same for the warp
+            if (token >= tokens || block * IMAGE_BLOCK < begin || block * IMAGE_BLOCK >= end) continue;
+            const float4 y = make_float4(v[i].x * inverse * w[i].x, v[i].y * inverse * w[i].y, v[i].z * inverse * w[i].z,
+                                         v[i].w * inverse * w[i].w);
+            image_store_block<BYTES>(mine, end - begin, block - begin / IMAGE_BLOCK, y, threadIdx.x & 31);
         }
         __syncthreads();
     }
 };
 
-// The slice [begin, end) of `tokens` images of `padded` values from global memory, by one thread.
-DEVICE void request_images(const uint8_t *images, int padded, int tokens, int begin, int end, uint8_t *to,
-                           uint32_t token_bytes, uint64_t *barrier) {
-    const uint32_t values = (end - begin) * 4, sums = (end - begin) / IMAGE_GROUP * 4;
-    barrier_expect(barrier, tokens * (values + sums));
-    for (int t = 0; t < tokens; t++) {
-        const uint8_t *from = images + static_cast<size_t>(t) * image_bytes(padded);
-        bulk_copy(to + t * token_bytes, from + begin * 4, values, barrier);
-        bulk_copy(to + t * token_bytes + values, from + padded * 4 + begin / IMAGE_GROUP * 4, sums, barrier);
+// The slice [begin, end) of images from F32 rows of `k` values, by the whole block: a warp a block of 128 at a time.
+// `row(i)`: address of row i. Ends with a barrier.
+template <bool BYTES, class Row>
+DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uint8_t *image, uint32_t token_bytes) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = (end - begin) / IMAGE_BLOCK;
+#pragma unroll 1
+    for (int first = warp; first < rows * blocks; first += 4 * GEMV_WARPS) {
+        float4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int task = first + i * GEMV_WARPS, r = task / blocks, at = begin + task % blocks * IMAGE_BLOCK + 4 * lane;
+            v[i] = task < rows * blocks ? load_quad(row(r) + at, at < k) : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int task = first + i * GEMV_WARPS;
+            if (task < rows * blocks)
+                image_store_block<BYTES>(image + task / blocks * token_bytes, end - begin, task % blocks, v[i], lane);
+        }
     }
+    __syncthreads();
 }

@@ -1,29 +1,62 @@
-// How activations lie when they meet the weights: the "image" of one token of K values (K padded to 128).
+// How the activations of few tokens lie in shared memory when they meet the weights: the "image" of one token of K
+// values (K a multiple of 128). Kernels make it themselves from F32 rows; it never leaves the multiprocessor.
 //
-// For each chunk of 64 values 256 bytes: 64 bf16 high parts, then 64 bf16 low parts (x = high + low, 16 bits of
-// mantissa) whose 16-byte units are swapped in pairs, so that the eight lanes that read one token's two parts touch
-// all 32 banks. After the chunks one F32 sum per 32 values, which INT4's zero points need.
-// The same bytes lie in global and in shared memory: filling is one bulk copy per token.
+// For 16-bit products, per chunk of 64 values 256 bytes: 64 bf16 high parts, then 64 bf16 low parts (x = high + low, 16
+// bits of mantissa), the two halves of the low parts exchanged: the eight lanes that read one token's two parts then
+// touch all 32 banks.
+//
+// For INT4 weights products are of bytes and exact: x = step * (256 * high + low), 16 bits of the largest of 128
+// values. Per block of 128 values 256 bytes: high bytes, low bytes (their 16-byte units exchanged in pairs), in the order
+// in which lanes read them; behind all blocks per block 32 bytes: the step (F32), the sum of the integers, two unused
+// words, the sums of each 32.
 #pragma once
 #include "ptx.cuh"
 
-__host__ __device__ constexpr uint32_t image_bytes(int k) { return k * 4 + k / 8; }
-constexpr int IMAGE_CHUNK = 64, IMAGE_CHUNK_BYTES = 256, IMAGE_GROUP = 32;
+constexpr int IMAGE_BLOCK = 128;
 
-// Byte offset of the pair (k, k+1), k even, of the high and of the low parts.
-DEVICE uint32_t image_high(int k) { return (k >> 6) * IMAGE_CHUNK_BYTES + (k & 63) * 2; }
-DEVICE uint32_t image_low(int k) { return (k >> 6) * IMAGE_CHUNK_BYTES + 128 + (((k & 63) * 2) ^ 16); }
-DEVICE uint32_t image_sum(int padded, int group) { return padded * 4 + group * 4; }
+template <bool BYTES> __host__ __device__ constexpr uint32_t image_bytes(int k) { return BYTES ? k * 2 + k / 4 : k * 4; }
 
-// Sixteen neighbouring lanes write 32 consecutive values, a pair each, and their sum. All lanes of the warp take part.
-DEVICE void image_store_pair(uint8_t *image, int padded, int k, float x0, float x1, bool inside) {
-    uint32_t high, low;
-    split_bf16(x0, x1, high, low);
-    float sum = (bf16_low(high) + bf16_low(low)) + (bf16_high(high) + bf16_high(low));
+// Bytes of one block's parts, and of what stands behind them.
+template <bool BYTES> constexpr int IMAGE_BLOCK_BYTES = BYTES ? 256 : 512;
+constexpr int IMAGE_TAIL_BYTES = 32;
+
+// One warp stores one block: lane l has values 4l .. 4l + 3. `image`: of the token; `k`: values of the whole image.
+template <bool BYTES> DEVICE void image_store_block(uint8_t *image, int k, int block, float4 v, int lane) {
+    uint8_t *to = image + block * IMAGE_BLOCK_BYTES<BYTES>;
+    if constexpr (BYTES) {
+        const float largest = warp_max(fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+        const float step = largest * (1.f / 32512.f), inverse = largest > 0.f ? 32512.f / largest : 0.f;
+        const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
+                          __float2int_rn(v.w * inverse)};
+        uint32_t high = 0, low = 0;
+        constexpr int PLACE[4] = {0, 16, 8, 24};  // values 1 and 2 exchanged, as in the weights' words
 #pragma unroll
-    for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-    if (!inside) return;
-    *reinterpret_cast<uint32_t *>(image + image_high(k)) = high;
-    *reinterpret_cast<uint32_t *>(image + image_low(k)) = low;
-    if ((threadIdx.x & 15) == 0) *reinterpret_cast<float *>(image + image_sum(padded, k / IMAGE_GROUP)) = sum;
+        for (int i = 0; i < 4; i++) {
+            const int l = static_cast<int8_t>(x[i]);
+            low |= (l & 0xffu) << PLACE[i];
+            high |= (((x[i] - l) >> 8) & 0xffu) << PLACE[i];
+        }
+        const int at = (lane % 8 / 2) * 32 + (lane / 8) * 8 + (lane % 2) * 4;
+        *reinterpret_cast<uint32_t *>(to + at) = high;
+        *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = low;
+        int sum = x[0] + x[1] + x[2] + x[3];
+        sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+        sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+        sum += __shfl_xor_sync(ALL_LANES, sum, 4);
+        uint8_t *tail = image + k * 2 + block * IMAGE_TAIL_BYTES;
+        if (lane % 8 == 0) *reinterpret_cast<int *>(tail + 16 + lane / 2) = sum;
+        sum += __shfl_xor_sync(ALL_LANES, sum, 8);
+        sum += __shfl_xor_sync(ALL_LANES, sum, 16);
+        // A NaN or an infinity makes the step one: it reaches every product of the block.
+        const bool bad = __any_sync(ALL_LANES, !(fabsf(v.x) + fabsf(v.y) + fabsf(v.z) + fabsf(v.w) < INFINITY));
+        if (lane == 0) *reinterpret_cast<int2 *>(tail) = make_int2(__float_as_int(bad ? NAN : step), sum);
+    } else {
+        uint2 high, low;
+        split_bf16(v.x, v.y, high.x, low.x);
+        split_bf16(v.z, v.w, high.y, low.y);
+        to += (lane / 16) * 256;
+        const int at = (lane % 16) * 8;
+        *reinterpret_cast<uint2 *>(to + at) = high;
+        *reinterpret_cast<uint2 *>(to + 128 + (at ^ 64)) = low;
+    }
 }

@@ -9,7 +9,9 @@
 constexpr int PLANE_ROWS = 8, PLANE_BLOCK = 1024;
 
 // Place of input p (0..64) of a chunk in the products' order.
-__host__ __device__ constexpr int plane_place(int p) { return 16 * (p % 16 / 4) + 8 * (p % 4 / 2) + 2 * (p / 16) + p % 2; }
+__host__ __device__ constexpr int plane_place(int p) {
+    return 16 * (2 * (p / 32) + p % 8 / 4) + 8 * (p % 4 / 2) + 2 * (p % 32 / 8) + p % 2;
+}
 
 // Byte offset of the pair (k, k + 1), k even, of a row; `blocks`: of 8 rows in the plane.
 DEVICE size_t plane_offset(int row, int k, int blocks) {

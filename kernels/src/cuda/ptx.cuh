@@ -119,6 +119,13 @@ DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// D[16,8] += A[16,32] B[32,8], unsigned times signed bytes: A: (g, 4t..), (g+8, 4t..), (g, 4t+16..), (g+8, 4t+16..)
+DEVICE void mma_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // ---- numbers ----------------------------------------------------------------------------------------------------
 
 DEVICE uint32_t pack_bf16(float low, float high) {
@@ -145,8 +152,6 @@ DEVICE void split_f16(float x0, float x1, uint32_t &high, uint32_t &low) {
     high = *reinterpret_cast<uint32_t *>(&h);
     low = pack_f16(x0 - __low2float(h), x1 - __high2float(h));
 }
-
-DEVICE uint32_t select_bits(uint32_t v, uint32_t mask, uint32_t set) { return (v & mask) | set; }
 
 // ---- warps ------------------------------------------------------------------------------------------------------
 

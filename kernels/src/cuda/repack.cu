@@ -11,7 +11,10 @@ struct RepackParams {
     int row0;               // FP8 scales: row of the whole weight that data's row 0 is
 };
 
-DEVICE int chunk_input(int column, int product, int half, int element) { return 16 * column + 4 * product + 2 * half + element; }
+// The input of a chunk that (lane column, product, register half, element) holds; see stream.cuh.
+DEVICE int chunk_input(int column, int product, int half, int element) {
+    return 32 * (product / 2) + 8 * column + 4 * (product % 2) + 2 * half + element;
+}
 
 template <int F> DEVICE uint32_t nibble(const RepackParams &p, int row, int k) {
     uint32_t q = 8;

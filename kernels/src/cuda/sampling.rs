@@ -14,6 +14,8 @@ pub(super) struct Sampling {
     slots: Vec<(Pinned, Event)>,
     pending: VecDeque<(usize, usize)>,
     next: usize,
+    /// The specs that the device has.
+    pub(super) sent: Vec<sample::SampleSpec>,
 }
 
 impl Sampling {
@@ -29,6 +31,7 @@ impl Sampling {
             slots,
             pending: VecDeque::with_capacity(PENDING),
             next: 0,
+            sent: Vec::new(),
         })
     }
 }
@@ -69,12 +72,14 @@ impl CudaBackend {
         }
         let address = self.memory_of(OP, "logits", logits, rows.len() * vocab * 4)?;
         let mut params = sample::params(&self.gpu, &mut self.workspace, self.limits.max_logit_rows, vocab)?;
-        let specs: Vec<_> = rows
-            .iter()
-            .enumerate()
-            .map(|(i, row)| sample::spec(row, i))
-            .collect();
-        sample::send_specs(&self.gpu, &self.workspace, &specs)?;
+        // The device knows the positions: specs change only when the rows do.
+        let spec = |(i, row): (usize, &SampleRow<'_>)| sample::spec(row, 0, i);
+        let specs: Vec<_> = rows.iter().enumerate().map(spec).collect();
+        if specs != self.sampling.sent {
+            sample::send_specs(&self.gpu, &self.workspace, &specs)?;
+            self.sampling.sent = specs;
+        }
+        (params.positions, params.token_of) = (self.step.positions(), self.step.logit_rows());
         (params.logits, params.rows) = (address, rows.len() as i32);
         sample::sample(
             &self.gpu,

@@ -25,6 +25,7 @@ struct PlanParams {
     positions: u64,
     items: u64,
     item_count: u64,
+    splits_of: u64,
     tokens: i32,
     head_blocks: i32,
     blocks: i32,
@@ -32,13 +33,15 @@ struct PlanParams {
 }
 
 pub(crate) struct Step {
-    ids: Memory,
-    positions: Memory,
-    token_run: Memory,
-    logit_rows: Memory,
+    /// Ids, positions, runs of the tokens, rows of logits: four lists of `capacity` words, sent in one copy.
+    lists: Memory,
+    capacity: usize,
+    words: Vec<u32>,
     tables: Memory,
     items: Memory,
     item_count: Memory,
+    /// First split and number of splits of each of up to 128 tokens.
+    splits_of: Memory,
     stride: usize,
     /// What `tables` holds.
     mirror: Vec<u32>,
@@ -59,14 +62,15 @@ impl Step {
         let entries = limits.max_runs.checked_mul(stride).filter(|n| *n <= 1 << 30);
         let entries =
             entries.ok_or_else(|| shape("cuda backend", "pages of all runs", limits.max_runs, "fewer"))?;
+        let longest = limits.max_tokens.max(limits.max_logit_rows).max(FEW_TOKENS);
         Ok(Step {
-            ids: words(limits.max_tokens, "token ids")?,
-            positions: words(limits.max_tokens, "positions")?,
-            token_run: words(limits.max_tokens, "runs of tokens")?,
-            logit_rows: words(limits.max_logit_rows, "rows of logits")?,
+            lists: words(4 * longest, "lists of a step")?,
+            capacity: FEW_TOKENS,
+            words: Vec::with_capacity(4 * longest),
             tables: words(entries, "page tables")?,
             items: gpu.alloc(MAX_ITEMS * ITEM_BYTES, "attention splits")?,
             item_count: words(1, "attention splits")?,
+            splits_of: words(2 * FEW_TOKENS, "attention splits")?,
             stride,
             mirror: vec![0; entries],
             tokens: 0,
@@ -114,7 +118,19 @@ impl Step {
         if let Some(row) = batch.logit_rows.iter().find(|row| **row as usize >= tokens) {
             return Err(shape(OP, "row of logits", row, format!("below {tokens}")));
         }
-        let mut token_run = vec![0u32; tokens];
+        let few = tokens.max(batch.logit_rows.len()) <= FEW_TOKENS;
+        let capacity = if few {
+            FEW_TOKENS
+        } else {
+            limits.max_tokens.max(limits.max_logit_rows)
+        };
+        let words = &mut self.words;
+        words.clear();
+        words.resize(4 * capacity, 0);
+        words[..tokens].copy_from_slice(&batch.ids);
+        words[capacity..][..tokens].copy_from_slice(&batch.positions);
+        words[3 * capacity..][..batch.logit_rows.len()].copy_from_slice(&batch.logit_rows);
+        let token_run = &mut words[2 * capacity..][..tokens];
         let mut next = 0;
         let mut highest_page = 0;
         for (index, run) in batch.runs.iter().enumerate() {
@@ -153,10 +169,8 @@ impl Step {
             let needed = (run.position as usize + run.len as usize).div_ceil(self.page_tokens);
             self.send_table(gpu, index, &run.pages[..needed])?;
         }
-        gpu.write(&self.ids, 0, as_bytes(&batch.ids))?;
-        gpu.write(&self.positions, 0, as_bytes(&batch.positions))?;
-        gpu.write(&self.token_run, 0, as_bytes(&token_run))?;
-        gpu.write(&self.logit_rows, 0, as_bytes(&batch.logit_rows))?;
+        gpu.write(&self.lists, 0, as_bytes(&self.words))?;
+        self.capacity = capacity;
         self.tokens = tokens;
         self.logit_count = batch.logit_rows.len();
         self.highest_page = highest_page;
@@ -201,9 +215,10 @@ impl Step {
         tokens: usize,
     ) -> Result<()> {
         let params = PlanParams {
-            positions: self.positions.address + first as u64 * 4,
+            positions: self.positions() + first as u64 * 4,
             items: self.items.address,
             item_count: self.item_count.address,
+            splits_of: self.splits_of.address,
             tokens: tokens as i32,
             head_blocks: head_blocks as i32,
             blocks: attention_blocks(gpu) as i32,
@@ -236,24 +251,32 @@ impl Step {
         self.fixed_split = longest.div_ceil(FIXED_SPLITS).next_multiple_of(64).max(256) as i32;
     }
 
+    fn list(&self, index: usize) -> u64 {
+        self.lists.address + (index * self.capacity * 4) as u64
+    }
+
     pub(crate) fn ids(&self) -> u64 {
-        self.ids.address
+        self.list(0)
     }
 
     pub(crate) fn positions(&self) -> u64 {
-        self.positions.address
+        self.list(1)
     }
 
     pub(crate) fn token_run(&self) -> u64 {
-        self.token_run.address
+        self.list(2)
     }
 
     pub(crate) fn logit_rows(&self) -> u64 {
-        self.logit_rows.address
+        self.list(3)
     }
 
     pub(crate) fn tables(&self) -> (u64, i32) {
         (self.tables.address, self.stride as i32)
+    }
+
+    pub(crate) fn splits_of(&self) -> u64 {
+        self.splits_of.address
     }
 
     pub(crate) fn items(&self) -> (u64, u64) {

@@ -1,17 +1,19 @@
 // How weights lie in device memory, and how a warp multiplies them with activations.
 //
-// A weight [out, in] is cut into tiles of 16 rows, a tile into stages of 64 or 128 inputs. One stage is one bulk
-// copy: contiguous, a multiple of 16 bytes, scales included. Inside, each lane's operands of `mma.m16n8k16` lie
-// together, 16 bytes at a time, so shared memory is read without conflicts and nothing is shuffled.
-// Tiles are stored one after the other, each with all its stages: tile i, stage s is at (i * stages + s) * STAGE_BYTES.
+// A weight [out, in] is cut into tiles of 16 rows, a tile into stages of 64 or 128 inputs. One stage is a contiguous
+// multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbour). Inside, each lane's
+// operands of the tensor-core products lie together, 16 bytes at a time: shared memory is read without conflicts and
+// nothing is shuffled. Tiles are stored one after the other, each with all its stages.
 //
-// In one chunk of 64 inputs, input k (0..64) belongs to lane column t = k / 16, product s = k % 16 / 4, register
-// half = k % 4 / 2, element e = k % 2. So lane column t reads the activations 16t..16t+16: two 16-byte loads.
+// In one chunk of 64 inputs, input k belongs to product s = 2 * (k / 32) + k % 8 / 4 (of 16 inputs), lane column
+// t = k % 32 / 8, register half = k % 4 / 2, element e = k % 2. So lane column t reads the activations 8t .. 8t + 8 and
+// 32 + 8t .. 32 + 8t + 8: two 16-byte loads. INT4's products of bytes take 32 inputs: two of these.
 //
 // | format    | stage (inputs, bytes) | inside                                                                      |
-// | int4 g128 | 128, 1072 | 2 x [lane][4 words], word s: nibbles (i, i+4) = operand i; 16 x 16-bit scale, 16 x u8 zero |
-// | int4 g32  | 128, 1216 | the same; 4 x (16 scales, 16 zeros)                                             |
-// | fp8 block | 128, 2064 | 2 chunks x 2 planes x [lane][16 B]: products 2p, 2p+1; F32 scale in the last 16 bytes  |
+// | int4 g128 | 128, 1072 | 2 x [lane][4 words], word i: low nibbles row g, high nibbles row g + 8, bytes inputs 0, 2, 1, 3 |
+// |           |           | of product i and column t; then 16 scales of 16 bits, 16 zero points of 8 bits  |
+// | int4 g32  | 128, 1216 | the same; 4 x (16 scales, 16 zero points)                                       |
+// | fp8 block | 128, 2064 | 2 chunks x 2 planes x [lane][16 B]: products 2p, 2p + 1; F32 scale in the last 16 bytes |
 // | bf16, f16 |  64, 2048 | 4 planes (product s) x [lane][4 operands]                                       |
 // | f32       |  64, 4096 | 4 planes of high bf16 parts, then 4 planes of low parts                         |
 #pragma once
@@ -20,13 +22,16 @@
 
 enum Format : int { INT4_G128 = 0, INT4_G32 = 1, FP8 = 2, BF16 = 3, F16 = 4, F32 = 5 };
 
+template <int F> constexpr bool INT4 = F == INT4_G128 || F == INT4_G32;
+
 template <int F> struct Layout;
-template <> struct Layout<INT4_G128> { static constexpr int K = 128, BYTES = 1024 + 48, GROUP = 128; };
-template <> struct Layout<INT4_G32> { static constexpr int K = 128, BYTES = 1024 + 4 * 48, GROUP = 32; };
-template <> struct Layout<FP8> { static constexpr int K = 128, BYTES = 2048 + 16, GROUP = 128; };
-template <> struct Layout<BF16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64; };
-template <> struct Layout<F16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64; };
-template <> struct Layout<F32> { static constexpr int K = 64, BYTES = 4096, GROUP = 64; };
+// SPAN: stages of one bulk copy in the few-token kernels.
+template <> struct Layout<INT4_G128> { static constexpr int K = 128, BYTES = 1024 + 48, GROUP = 128, SPAN = 2; };
+template <> struct Layout<INT4_G32> { static constexpr int K = 128, BYTES = 1024 + 4 * 48, GROUP = 32, SPAN = 2; };
+template <> struct Layout<FP8> { static constexpr int K = 128, BYTES = 2048 + 16, GROUP = 128, SPAN = 1; };
+template <> struct Layout<BF16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1; };
+template <> struct Layout<F16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1; };
+template <> struct Layout<F32> { static constexpr int K = 64, BYTES = 4096, GROUP = 64, SPAN = 1; };
 
 constexpr int TILE_ROWS = 16;
 
@@ -43,17 +48,26 @@ DEVICE float scale_value(uint32_t bits, int bf16_scales) {
     return bf16_scales ? __uint_as_float(bits << 16) : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// (v & mask) | set in one instruction: the compiler makes two of it, because only one of two constants can be part of it.
+DEVICE uint32_t and_or(uint32_t v, uint32_t mask, uint32_t set) {
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(v), "r"(mask), "r"(set));
+    return out;
+}
+
 // Eight 4-bit weights as bf16 128 + q: the exponent of 128 puts the nibble into the last bits of the mantissa.
 DEVICE void unpack_int4(uint32_t word, uint32_t (&a)[4]) {
+    uint32_t magic;
+    asm("mov.b32 %0, 0x43004300;" : "=r"(magic));
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = ((word >> (4 * i)) & 0x000f000fu) | 0x43004300u;
+    for (int i = 0; i < 4; i++) a[i] = and_or(word >> (4 * i), 0x000f000fu, magic);
 }
 
 // Four e4m3 as two bf16 pairs, (b0, b2) and (b1, b3): the fields move into place, 2^120 mends the exponent's bias
 // (subnormals included).
 DEVICE void unpack_fp8(uint32_t word, uint32_t &even, uint32_t &odd) {
-    uint32_t e = ((word << 8) & 0x80008000u) | ((word << 4) & 0x07f007f0u);
-    uint32_t o = (word & 0x80008000u) | ((word >> 4) & 0x07f007f0u);
+    uint32_t e = and_or(word << 4, 0x07f007f0u, (word << 8) & 0x80008000u);
+    uint32_t o = and_or(word >> 4, 0x07f007f0u, word & 0x80008000u);
     const __nv_bfloat162 bias = __float2bfloat162_rn(1.329227995784916e36f);
     __nv_bfloat162 ev = __hmul2(*reinterpret_cast<__nv_bfloat162 *>(&e), bias);
     __nv_bfloat162 ov = __hmul2(*reinterpret_cast<__nv_bfloat162 *>(&o), bias);
@@ -69,73 +83,98 @@ DEVICE void split_f16_pair(uint32_t bits, uint32_t &high, uint32_t &low) {
 // The activation operands of one chunk for NT groups of four tokens.
 template <int NT> struct Operands {
     uint32_t b[NT][8];
-    DEVICE void load(uint32_t x, uint32_t token_bytes, int lane) {
+    __device__ __forceinline__ void load(uint32_t x, uint32_t token_bytes, int lane) {
         const int column = lane >> 2, t = lane & 3, low = column & 1;
         const uint32_t base = x + (column >> 1) * token_bytes + low * 128;
+        const uint32_t near = base + ((t * 16) ^ (low * 64)), far = base + ((64 + t * 16) ^ (low * 64));
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            uint4 first = load_shared16(base + n * 4 * token_bytes + ((2 * t) ^ low) * 16);
-            uint4 second = load_shared16(base + n * 4 * token_bytes + ((2 * t + 1) ^ low) * 16);
+            const uint4 first = load_shared16(near + n * 4 * token_bytes), second = load_shared16(far + n * 4 * token_bytes);
             b[n][0] = first.x, b[n][1] = first.y, b[n][2] = first.z, b[n][3] = first.w;
             b[n][4] = second.x, b[n][5] = second.y, b[n][6] = second.z, b[n][7] = second.w;
         }
     }
 };
 
-// acc[n] += stage * activations. `x`: address of token 0's chunk in shared memory; `sums`: of its group sums of this
-// stage. acc[n][0], [1] belong to row lane/4 and token 4n + lane%4 (high and low part), [2], [3] to row lane/4 + 8.
+// The same for a block of 128 of INT4's images.
+template <int NT> struct ByteOperands {
+    uint32_t b[NT][8];
+    __device__ __forceinline__ void load(uint32_t x, uint32_t token_bytes, int lane) {
+        const int column = lane >> 2, t = lane & 3, low = column & 1;
+        const uint32_t base = x + (column >> 1) * token_bytes + low * 128;
+        const uint32_t near = base + ((t * 32) ^ (low * 16)), far = base + ((t * 32 + 16) ^ (low * 16));
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            const uint4 first = load_shared16(near + n * 4 * token_bytes), second = load_shared16(far + n * 4 * token_bytes);
+            b[n][0] = first.x, b[n][1] = first.y, b[n][2] = first.z, b[n][3] = first.w;
+            b[n][4] = second.x, b[n][5] = second.y, b[n][6] = second.z, b[n][7] = second.w;
+        }
+    }
+};
+
+DEVICE int2 load_shared8(uint32_t address) {
+    int2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+    return v;
+}
+
+DEVICE uint32_t load_shared_u16(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+DEVICE int load_shared_u8(uint32_t address) {
+    int v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+// acc[n] += stage * activations. `x`: address of token 0's chunk (INT4: block) in shared memory; `tail`: INT4: of the
+// block's step and sums. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
 template <int F, int NT>
-DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t sums, uint32_t token_bytes, int lane, int bf16_scales,
+DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales,
                            float (&acc)[NT][4]) {
     const int row = lane >> 2, t = lane & 3;
-    if constexpr (F == INT4_G128 || F == INT4_G32) {
-        constexpr int GROUPS = 128 / Layout<F>::GROUP;
-        float part[NT][4];
+    if constexpr (INT4<F>) {
+        constexpr int GROUPS = 128 / Layout<F>::GROUP, PER_GROUP = 4 / GROUPS;
+        const uint4 first = load_shared16(stage + lane * 16), second = load_shared16(stage + 512 + lane * 16);
+        const uint32_t word[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+        ByteOperands<NT> ops;
+        ops.load(x, token_bytes, lane);
+        float step[NT];
+        int sum[NT];
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            uint4 words = load_shared16(stage + c * 512 + lane * 16);
-            Operands<NT> ops;
-            ops.load(x + c * 256, token_bytes, lane);
-            const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+        for (int n = 0; n < NT; n++) {
+            const int2 v = load_shared8(tail + (n * 4 + t) * token_bytes);
+            step[n] = __int_as_float(v.x), sum[n] = v.y;
+        }
+        int part[NT][4];
 #pragma unroll
-            for (int s = 0; s < 4; s++) {
-                constexpr int PRODUCTS = 8 / GROUPS;  // per group
-                const int product = c * 4 + s, group = product / PRODUCTS;
-                const uint32_t scales = stage + 1024 + group * 48;
-                if (product % PRODUCTS == 0) {
-                    uint32_t z0, z1;
-                    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z0) : "r"(scales + 32 + row));
-                    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z1) : "r"(scales + 40 + row));
-                    const float zero0 = -static_cast<float>(128 + z0), zero1 = -static_cast<float>(128 + z1);
+        for (int s = 0; s < 4; s++) {
+            if (s % PER_GROUP == 0) {
 #pragma unroll
-                    for (int n = 0; n < NT; n++) {
-                        float sum;
-                        if constexpr (F == INT4_G128) {
-                            uint4 v = load_shared16(sums + (n * 4 + t) * token_bytes);
-                            sum = (__uint_as_float(v.x) + __uint_as_float(v.y)) +
-                                  (__uint_as_float(v.z) + __uint_as_float(v.w));
-                        } else {
-                            asm volatile("ld.shared.f32 %0, [%1];"
-                                         : "=f"(sum)
-                                         : "r"(sums + (n * 4 + t) * token_bytes + group * 4));
-                        }
-                        part[n][0] = zero0 * sum, part[n][1] = 0.f, part[n][2] = zero1 * sum, part[n][3] = 0.f;
-                    }
-                }
-                uint32_t a[4];
-                unpack_int4(word[s], a);
+                for (int n = 0; n < NT; n++) part[n][0] = part[n][1] = part[n][2] = part[n][3] = 0;
+            }
+            uint32_t a[4];
+            a[0] = word[2 * s] & 0x0f0f0f0fu, a[1] = (word[2 * s] >> 4) & 0x0f0f0f0fu;
+            a[2] = word[2 * s + 1] & 0x0f0f0f0fu, a[3] = (word[2 * s + 1] >> 4) & 0x0f0f0f0fu;
 #pragma unroll
-                for (int n = 0; n < NT; n++) mma_bf16(part[n], a, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
-                if (product % PRODUCTS == PRODUCTS - 1) {
-                    uint32_t s0, s1;
-                    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s0) : "r"(scales + row * 2));
-                    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s1) : "r"(scales + 16 + row * 2));
-                    const float scale0 = scale_value(s0, bf16_scales), scale1 = scale_value(s1, bf16_scales);
+            for (int n = 0; n < NT; n++) mma_bytes(part[n], a, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
+            if (s % PER_GROUP == PER_GROUP - 1) {
+                const uint32_t scales = stage + 1024 + (s / PER_GROUP) * 48;
+                const float scale0 = scale_value(load_shared_u16(scales + row * 2), bf16_scales);
+                const float scale1 = scale_value(load_shared_u16(scales + 16 + row * 2), bf16_scales);
+                const int zero0 = load_shared_u8(scales + 32 + row), zero1 = load_shared_u8(scales + 40 + row);
 #pragma unroll
-                    for (int n = 0; n < NT; n++) {
-                        acc[n][0] += scale0 * (part[n][0] + part[n][1]);
-                        acc[n][2] += scale1 * (part[n][2] + part[n][3]);
-                    }
+                for (int n = 0; n < NT; n++) {
+                    int total = sum[n];
+                    if constexpr (GROUPS > 1)
+                        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(total) : "r"(tail + (n * 4 + t) * token_bytes + 16 + s * 4));
+                    const int v0 = part[n][0] * 256 + part[n][1] - zero0 * total;
+                    const int v1 = part[n][2] * 256 + part[n][3] - zero1 * total;
+                    acc[n][0] += static_cast<float>(v0) * (scale0 * step[n]);
+                    acc[n][2] += static_cast<float>(v1) * (scale1 * step[n]);
                 }
             }
         }
@@ -195,7 +234,7 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t sums, uint32_t t
 // Where the weight of (row, input) of a 16-bit stream lies, in bytes (the embedding's gather).
 DEVICE size_t element_offset_16bit(int row, int input, int stages) {
     const int k = input & 63, r = row & 15;
-    const int lane = (r & 7) * 4 + k / 16, operand = r / 8 + 2 * (k % 4 / 2);
-    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * 2048 + (k % 16 / 4) * 512 + lane * 16 +
-           operand * 4 + (k & 1) * 2;
+    const int lane = (r & 7) * 4 + k % 32 / 8, operand = r / 8 + 2 * (k % 4 / 2);
+    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * 2048 + (2 * (k / 32) + k % 8 / 4) * 512 +
+           lane * 16 + operand * 4 + (k & 1) * 2;
 }

@@ -206,7 +206,6 @@ impl CudaBackend {
             "a weight",
         )?;
         self.loader.load(&self.gpu, &rows, tiles, memory.address)?;
-        self.workspace.fit_inputs(rows.inputs);
         self.linears.push(Linear {
             memory,
             format: rows.format,

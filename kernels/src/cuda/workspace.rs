@@ -6,9 +6,9 @@ use crate::backend::Result;
 /// What a piece of the workspace holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
-    /// Images of a linear's or the experts' input rows.
-    Images,
-    /// Images between the two expert products.
+    /// Normalised rows of few tokens.
+    Normed,
+    /// Rows between the two expert products.
     Acted,
     /// q, k and v before norm and rope.
     Projection,
@@ -53,8 +53,6 @@ const SLOTS: usize = Slot::Sort as usize + 1;
 
 pub(crate) struct Workspace {
     slots: [Option<Memory>; SLOTS],
-    /// Inputs of the widest linear.
-    inputs: usize,
     /// Changes whenever a piece moves: recorded graphs hold addresses.
     pub(crate) generation: u64,
 }
@@ -63,17 +61,8 @@ impl Workspace {
     pub(crate) fn new(_: &Gpu) -> Result<Workspace> {
         Ok(Workspace {
             slots: [const { None }; SLOTS],
-            inputs: 0,
             generation: 0,
         })
-    }
-
-    pub(crate) fn fit_inputs(&mut self, inputs: usize) {
-        self.inputs = self.inputs.max(inputs);
-    }
-
-    pub(crate) fn widest(&self) -> usize {
-        self.inputs
     }
 
     /// The piece's address; it holds at least `bytes`, zeros when new.

@@ -120,11 +120,11 @@ fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, l
                 gpu,
                 count,
                 &NormRows {
-                    image: places.images,
+                    normed: places.normed,
                     ..normed
                 },
             )?;
-            let input = Input::Images(places.images);
+            let input = Input::Rows(places.normed);
             let call = LinearCall {
                 weights: &heads,
                 input,
@@ -213,8 +213,8 @@ impl Piece<'_> {
         let places = &self.forward.places;
         let norm = NormRows {
             input: self.forward.norm_input(stream, self.tokens, weight, sum_out),
-            image: if for_experts || !self.products {
-                places.images
+            normed: if for_experts || !self.products {
+                places.normed
             } else {
                 0
             },
@@ -226,7 +226,7 @@ impl Piece<'_> {
         norm_rows(self.gpu, self.tokens, &norm)
     }
 
-    /// A dense weight times the images or the plane; returns the number of parts in `y`.
+    /// A dense weight times the rows or the plane; returns the number of parts in `y`.
     fn dense(
         &self,
         weights: &[&Linear],
@@ -235,7 +235,7 @@ impl Piece<'_> {
         y: u64,
         residual: u64,
     ) -> Result<usize> {
-        let (images, plane) = from;
+        let (rows, plane) = from;
         if self.products {
             let rows = weights.iter().map(|weight| weight.rows).sum();
             let parts = parts_for(self.gpu, rows, weights[0].padded());
@@ -255,7 +255,7 @@ impl Piece<'_> {
             return Ok(parts);
         }
         let parts = parts.min(weights[0].padded() / 128);
-        let input = Input::Images(images);
+        let input = Input::Rows(rows);
         linear(
             self.gpu,
             &LinearCall {
@@ -308,14 +308,14 @@ impl Piece<'_> {
             squares: if layer.q_norm == 0 { 0 } else { squares },
             q_norm: layer.q_norm,
             k_norm: layer.k_norm,
-            image: places.attended,
-            image_padded: padded(sizes.q_width) as i32,
+            leave_splits: 1,
             ..layer.attention
         };
-        attention::decode(gpu, cache(backend, layer), &params)?;
+        let cache = cache(backend, layer);
+        attention::decode(gpu, cache, &params)?;
 
         let output = [backend.linear(OP, weights.o)?];
-        let input = Input::Images(places.attended);
+        let input = Input::Splits(attention::split_input(&params, &backend.step, cache));
         let call = LinearCall {
             weights: &output,
             input,
@@ -361,14 +361,14 @@ impl Piece<'_> {
             gpu,
             layer.format,
             &ExpertParams {
-                images: places.acted,
+                x: places.acted,
                 ..params
             },
         )?;
         Ok(halves(after))
     }
 
-    /// One layer for more tokens: `hidden` holds the residual stream, images or plane its norm; afterwards those of the
+    /// One layer for more tokens: `hidden` holds the residual stream, rows or plane its norm; afterwards those of the
     /// next layer.
     fn grouped_layer(&self, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
         const OP: &str = "forward";
@@ -376,7 +376,7 @@ impl Piece<'_> {
         let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
         let weights = &layer.handles.attention;
         let spec = &forward.model.spec.layers[0].attention;
-        let normed = (places.images, places.plane);
+        let normed = (places.normed, places.plane);
 
         let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
         let [q, k, v] = projections;
@@ -403,8 +403,7 @@ impl Piece<'_> {
             positions: params.positions,
             token_run: params.token_run,
             q: places.queries,
-            image: if self.products { 0 } else { places.attended },
-            image_padded: padded(sizes.q_width) as i32,
+            out: if self.products { 0 } else { places.attended },
             plane: if self.products { places.attended_plane } else { 0 },
             plane_blocks: plane_blocks(FEW_TOKENS) as i32,
             ..layer.attention
@@ -444,7 +443,7 @@ impl Piece<'_> {
         let params = ExpertParams {
             experts: layer.experts,
             groups: places.groups,
-            images: places.images,
+            x: places.normed,
             acted: places.acted,
             y: places.expert_out,
             ..ExpertParams::default()
@@ -456,7 +455,7 @@ impl Piece<'_> {
             layer.format,
             groups,
             &ExpertParams {
-                images: places.acted,
+                x: places.acted,
                 ..params
             },
         )?;
@@ -470,7 +469,7 @@ impl Piece<'_> {
         let wanted = |place: u64, used: bool| if used && next_norm.is_some() { place } else { 0 };
         let norm = NormRows {
             input: forward.norm_input(stream, tokens, weight, self.hidden()),
-            image: wanted(places.images, !self.products),
+            normed: wanted(places.normed, !self.products),
             plane: wanted(places.plane, self.products),
             plane_blocks: plane_blocks(FEW_TOKENS) as i32,
             padded: padded(sizes.hidden) as i32,

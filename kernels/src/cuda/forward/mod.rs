@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use conclave_plan::model::{QkNorm, Scoring};
 
-use super::format::{image_bytes, padded};
+use super::format::padded;
 use super::plane::{plane_blocks, plane_bytes};
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
@@ -20,7 +20,7 @@ use crate::ops::attention::cuda::{self as attention, AttentionParams, PrefillPla
 use crate::ops::experts::cuda::{ExpertsParam, HALF_SLOTS};
 use crate::ops::experts::many::{SortArea, sorted_rows};
 use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
-use crate::ops::route::cuda::{GATE_PARTS, Groups, RouteParams};
+use crate::ops::route::cuda::{Groups, RouteParams};
 use crate::ops::sample::cuda as sample;
 
 /// Tokens that `many` takes through attention at a time, and through the experts.
@@ -60,7 +60,7 @@ struct Sizes {
 /// Where things lie.
 #[derive(Clone, Copy)]
 struct Places {
-    images: u64,
+    normed: u64,
     acted: u64,
     projection: u64,
     squares: u64,
@@ -188,7 +188,6 @@ impl CudaBackend {
             tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
         };
         let (hidden, inter) = (padded(sizes.hidden), padded(sizes.inter));
-        let images = self.images(few)?;
         let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
         let per_kv = sizes.q_width / sizes.kv_width;
         let pieces = many.div_ceil(ATTENTION_CHUNK);
@@ -199,8 +198,8 @@ impl CudaBackend {
         let groups = get(Slot::Groups, Groups::bytes(pairs, sizes.experts))?;
         let sort = get(Slot::Sort, SortArea::bytes(experts_chunk, sizes.top_k))?;
         Ok(Places {
-            images,
-            acted: get(Slot::Acted, pairs * image_bytes(inter))?,
+            normed: get(Slot::Normed, few * sizes.hidden * 4)?,
+            acted: get(Slot::Acted, pairs * inter * 4)?,
             projection: get(
                 Slot::Projection,
                 few::parts_bytes(few, width).max(chunk * width * 4),
@@ -217,10 +216,7 @@ impl CudaBackend {
                 Slot::Halves,
                 few::parts_bytes(few.max(INLINE_TOKENS), sizes.hidden),
             )?,
-            attended: get(
-                Slot::Attended,
-                few * image_bytes(padded(sizes.q_width)).max(sizes.q_width * 4),
-            )?,
+            attended: get(Slot::Attended, few * sizes.q_width * 4)?,
             queries: get(Slot::Queries, few.max(chunk) * sizes.q_width * 4)?,
             expert_out: get(Slot::ExpertOut, pairs * sizes.hidden * 4)?,
             ids: get(Slot::ChosenIds, few.max(experts_chunk) * sizes.top_k * 4)?,

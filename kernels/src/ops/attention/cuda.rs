@@ -4,6 +4,7 @@ use crate::backend::{KernelError, KvDtype, Result};
 use crate::cuda::step::{Step, attention_blocks};
 use crate::cuda::workspace::{Slot, Workspace};
 use crate::cuda::{Gpu, KvCache, Launch, Memory, as_bytes};
+use crate::ops::linear::cuda::SplitInput;
 
 /// Query heads that share one reading of a key.
 const HEADS_HELD: usize = 8;
@@ -45,11 +46,10 @@ pub(crate) struct AttentionParams {
     pub(crate) partial: u64,
     pub(crate) partial_sums: u64,
     pub(crate) arrived: u64,
-    pub(crate) image: u64,
     pub(crate) plane: u64,
     pub(crate) out: u64,
-    pub(crate) image_padded: i32,
     pub(crate) plane_blocks: i32,
+    pub(crate) leave_splits: i32,
 }
 
 impl Pages {
@@ -120,6 +120,20 @@ pub(crate) fn params(
         arrived: workspace.get(gpu, Slot::Arrived, crate::cuda::step::FEW_TOKENS * blocks * 4)?,
         ..AttentionParams::default()
     })
+}
+
+/// How the next linear finds what `decode` leaves with `leave_splits`.
+pub(crate) fn split_input(params: &AttentionParams, step: &Step, cache: &KvCache) -> SplitInput {
+    let per_kv = params.heads as usize / cache.kv_heads;
+    SplitInput {
+        partial: params.partial,
+        sums: params.partial_sums,
+        splits_of: step.splits_of(),
+        per_kv: per_kv as i32,
+        blocks_per_kv: per_kv.div_ceil(HEADS_HELD) as i32,
+        head_blocks: head_blocks(params.heads as usize, cache.kv_heads) as i32,
+        head_dim: cache.head_dim as i32,
+    }
 }
 
 /// Few tokens, split over their contexts; the step has been planned.

@@ -155,8 +155,9 @@ impl Sequence {
             ..
         } = self.spec;
         let (keys, values) = (self.rounded(&self.keys), self.rounded(&self.values));
-        let row = |of: &[f64], position: usize, head: usize| {
-            of[(position * kv_heads + head) * dim..][..dim].to_vec()
+        let row = |position: usize, head: usize| {
+            let at = (position * kv_heads + head) * dim;
+            at..at + dim
         };
         let mut out = Vec::new();
         for t in 0..self.len() {
@@ -164,17 +165,19 @@ impl Sequence {
                 let q = &self.q[(t * heads + head) * dim..][..dim];
                 let kv_head = head / (heads / kv_heads);
                 let score = |position: usize| {
-                    let key = row(&keys, position, kv_head);
+                    let key = &keys[row(position, kv_head)];
                     key.iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() / (dim as f64).sqrt()
                 };
                 let scores: Vec<f64> = (0..=t).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let p: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let sum: f64 = p.iter().sum();
-                for i in 0..dim {
-                    let weighted = p.iter().enumerate().map(|(j, p)| p * row(&values, j, kv_head)[i]);
-                    out.push(weighted.sum::<f64>() / sum);
+                let mut sums = vec![0.0; dim];
+                for (position, p) in p.iter().enumerate() {
+                    let value = &values[row(position, kv_head)];
+                    sums.iter_mut().zip(value).for_each(|(sum, v)| *sum += p * v);
                 }
+                out.extend(sums.iter().map(|x| x / sum));
             }
         }
         out

@@ -1,7 +1,7 @@
 //! Launches of `gate_up.cu` and `down.cu`.
 
 use crate::backend::Result;
-use crate::cuda::format::{image_bytes, partial_bytes};
+use crate::cuda::format::partial_bytes;
 use crate::cuda::{Format, Gpu, Launch};
 use crate::ops::rmsnorm::cuda::NormInput;
 use crate::ops::route::cuda::{GROUP_ROWS, Group, Groups, RouteParams};
@@ -30,7 +30,7 @@ pub(crate) struct ExpertsParam {
 pub(crate) struct ExpertParams {
     pub(crate) experts: ExpertsParam,
     pub(crate) groups: Groups,
-    pub(crate) images: u64,
+    pub(crate) x: u64,
     pub(crate) acted: u64,
     pub(crate) y: u64,
     pub(crate) input: NormInput,
@@ -50,7 +50,7 @@ fn launch(gpu: &Gpu, shared: usize) -> Launch {
 
 /// silu(gate) * up for the groups that the device has listed; `groups`: most of them.
 pub(crate) fn gate_up_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let images = GROUP_ROWS * image_bytes(params.experts.hidden_padded as usize);
+    let images = GROUP_ROWS * format.image_bytes(params.experts.hidden_padded as usize);
     let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
     gpu.launch(
         &format!("gate_up_{}_groups", format.name()),
@@ -60,7 +60,7 @@ pub(crate) fn gate_up_groups(gpu: &Gpu, format: Format, groups: usize, params: &
 }
 
 pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let images = GROUP_ROWS * image_bytes(params.experts.inter_padded as usize);
+    let images = GROUP_ROWS * format.image_bytes(params.experts.inter_padded as usize);
     let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
     gpu.launch(
         &format!("down_{}_groups", format.name()),
@@ -72,8 +72,9 @@ pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &Exp
 /// Up to four tokens: norm, choice and first products in one kernel.
 pub(crate) fn gate_up_inline(gpu: &Gpu, format: Format, params: &ExpertParams) -> Result<()> {
     let held = (params.route.tokens as usize).next_power_of_two();
-    let shared =
-        format.ring_bytes() + held * image_bytes(params.experts.hidden_padded as usize) + partial_bytes(1);
+    let shared = format.ring_bytes()
+        + held * format.image_bytes(params.experts.hidden_padded as usize)
+        + partial_bytes(1);
     gpu.launch(
         &format!("gate_up_{}_{held}", format.name()),
         launch(gpu, shared),
@@ -84,7 +85,7 @@ pub(crate) fn gate_up_inline(gpu: &Gpu, format: Format, params: &ExpertParams) -
 /// Up to four tokens: second products and weighted sum, in two halves of the slots.
 pub(crate) fn down_sum(gpu: &Gpu, format: Format, params: &ExpertParams) -> Result<()> {
     let shared = format.ring_bytes()
-        + HALF_SLOTS * image_bytes(params.experts.inter_padded as usize)
+        + HALF_SLOTS * format.image_bytes(params.experts.inter_padded as usize)
         + partial_bytes(1);
     let mut launch = launch(gpu, shared);
     launch.grid.0 = launch.grid.0 / 2 * 2;

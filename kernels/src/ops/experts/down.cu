@@ -7,32 +7,33 @@
 template <int F> struct DownRuns {
     const Experts *experts;
     const Group *groups;
-    int unit, end, units_per_group, r, first, count;
-    __device__ bool operator()(Run &run) {
-        if (unit >= end) return false;
-        const int group = unit / units_per_group, tile = unit % units_per_group * (DOWN_ROWS / TILE_ROWS) + r;
-        unit++;
-        const int stages = experts->inter_padded / Layout<F>::K;
+    int group, c, left, units_per_group, r, first, count;
+    __device__ __forceinline__ bool operator()(Run &run) {
+        if (left == 0) return false;
+        left--;
+        const int tile = c * (DOWN_ROWS / TILE_ROWS) + r, stages = experts->inter_padded / Layout<F>::K;
         run.stages = 0;
-        if (tile * TILE_ROWS < experts->hidden && count > 0) {
+        if (tile * TILE_ROWS < experts->hidden) {
             run.from = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset +
                        (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
             run.stages = count;
         }
+        if (++c == units_per_group) c = 0, group++;
         return true;
     }
 };
 
 template <int F, int NT, class Queue>
-DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, int r, uint32_t x, uint32_t sums,
+DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, int r, uint32_t x, uint32_t tails,
                       uint32_t token_bytes, int first, int count, float *partial) {
     constexpr int HELD = 4 * NT;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const bool mine = (c * (DOWN_ROWS / TILE_ROWS) + r) * TILE_ROWS < p.experts.hidden;
     float acc[NT][4];
-    multiply_run<F, NT>(queue, x, sums, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
+    multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
     store_partials<NT>(partial, warp, lane, acc);
     __syncthreads();
+#pragma unroll 1
     for (int e = threadIdx.x; e < group.rows * DOWN_ROWS; e += GEMV_THREADS) {
         const int row = e % DOWN_ROWS, i = e / DOWN_ROWS, column = c * DOWN_ROWS + row;
         if (column < p.experts.hidden)
@@ -44,20 +45,16 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
 template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
-    __shared__ uint64_t image_barrier;
-    constexpr int NT_MAX = 2, HELD = 4 * NT_MAX;
+    constexpr int NT_MAX = 2;
+    constexpr bool BYTES = INT4<F>;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
-    const uint32_t bytes = image_bytes(padded);
-    uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
-    uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;
-    float *partial = reinterpret_cast<float *>(image + HELD * bytes);
+    const uint32_t bytes = image_bytes<BYTES>(padded);
+    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    float *partial = reinterpret_cast<float *>(image + 4 * NT_MAX * bytes);
     Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
-    if (threadIdx.x == 0) {
-        barrier_init(&image_barrier, 1);
-        barrier_init_fence();
-    }
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
     // the last one's tail still runs.
     const int count = __ldcg(p.groups.count);
@@ -68,37 +65,31 @@ template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     const int units_per_group = ceil_div(p.experts.hidden, DOWN_ROWS);
     const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
     const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
-    int first, run;
+    int first, run, g = begin / units_per_group, c = begin % units_per_group;
     split_stages(stages, RUNS, s, first, run);
-    DownRuns<F> runs{&p.experts, listed, begin, end, units_per_group, r, first, run};
+    DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
     StageQueue<F, DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
     wait_for_inputs();
     allow_next_kernel();
 
-    const uint32_t x = shared_address(image);
+    const uint32_t x = shared_address(image), tails = x + padded * 2;
     int loaded = -1, buffer = 0;
-    uint32_t parity = 0;
+#pragma unroll 1
     for (int unit = begin; unit < end; unit++) {
-        const int g = unit / units_per_group, c = unit % units_per_group;
         const Group group = listed[g];
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
         if (g != loaded) {
-            if (threadIdx.x == 0) {
-                barrier_expect(&image_barrier, group.rows * bytes);
-                bulk_copy(image, p.images + static_cast<size_t>(group.first) * bytes, group.rows * bytes,
-                          &image_barrier);
-            }
-            barrier_wait(&image_barrier, parity);
-            parity ^= 1;
+            const float *from = p.x + static_cast<size_t>(group.first) * padded;
+            fill_images<BYTES>([&](int i) { return from + static_cast<size_t>(i) * padded; }, group.rows, padded, 0, padded, image, bytes);
             loaded = g;
         }
         if (group.rows <= 4)
-            down_unit<F, 1>(p, queue, group, c, r, x, x + padded * 4, group.rows == 1 ? 0 : bytes, first, run,
-                            sums_of_unit);
+            down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit);
         else
-            down_unit<F, NT_MAX>(p, queue, group, c, r, x, x + padded * 4, bytes, first, run, sums_of_unit);
+            down_unit<F, NT_MAX>(p, queue, group, c, r, x, tails, bytes, first, run, sums_of_unit);
         buffer ^= 1;
+        if (++c == units_per_group) c = 0, g++;
     }
 }
 
@@ -107,7 +98,7 @@ template <int F> struct DownSumRuns {
     const ExpertParams *p;
     const uint32_t *ids;  // in shared memory
     int unit, step, units, tiles, slot, first, count;
-    __device__ bool operator()(Run &run) {
+    __device__ __forceinline__ bool operator()(Run &run) {
         if (unit >= units) return false;
         const int token = unit / tiles, tile = unit % tiles;
         unit += step;
@@ -127,22 +118,18 @@ constexpr int HALF_SLOTS = GEMV_WARPS / RUNS;
 
 template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
+    constexpr bool BYTES = INT4<F>;
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
-    __shared__ uint64_t image_barrier;
     __shared__ uint32_t ids[INLINE_TOKENS * 2 * HALF_SLOTS];
     __shared__ float weights[INLINE_TOKENS * 2 * HALF_SLOTS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, k = p.route.k;
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int half = blockIdx.x & 1, slots = half ? k / 2 : k - k / 2, slot0 = half ? k - k / 2 : 0;
     const int in_half = warp / RUNS, slot = in_half < slots ? slot0 + in_half : -1, s = warp % RUNS;
-    const uint32_t bytes = image_bytes(padded);
-    uint8_t *ring = shared + warp * DEPTH * Layout<F>::BYTES;
-    uint8_t *image = shared + GEMV_WARPS * DEPTH * Layout<F>::BYTES;  // one a slot
+    const uint32_t bytes = image_bytes<BYTES>(padded);
+    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;  // one image a slot
     float *partial = reinterpret_cast<float *>(image + HALF_SLOTS * bytes);
-    if (threadIdx.x == 0) {
-        barrier_init(&image_barrier, 1);
-        barrier_init_fence();
-    }
     // The logits come from the kernel before last: the choice is made again, and the first weights requested, while
     // the last one still runs.
     BlockRoute &route = *reinterpret_cast<BlockRoute *>(partial);  // free until the first unit ends
@@ -168,21 +155,16 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     const uint32_t x = shared_address(image) + in_half * bytes;
     float *out = p.halves + static_cast<size_t>(half) * p.route.tokens * p.experts.hidden;
     int loaded = -1, buffer = 0;
-    uint32_t parity = 0;
+#pragma unroll 1
     for (int unit = blockIdx.x / 2; unit < units; unit += gridDim.x / 2) {
         const int token = unit / tiles, tile = unit % tiles;
         if (token != loaded && slots > 0) {
-            if (threadIdx.x == 0) {
-                barrier_expect(&image_barrier, slots * bytes);
-                bulk_copy(image, p.images + static_cast<size_t>(token * k + slot0) * bytes, slots * bytes,
-                          &image_barrier);
-            }
-            barrier_wait(&image_barrier, parity);
-            parity ^= 1;
+            const float *from = p.x + static_cast<size_t>(token * k + slot0) * padded;
+            fill_images<BYTES>([&](int i) { return from + static_cast<size_t>(i) * padded; }, slots, padded, 0, padded, image, bytes);
             loaded = token;
         }
         float acc[1][4];
-        multiply_run<F, 1>(queue, x, x + padded * 4, 0, first, slot >= 0 ? run : 0, lane, p.experts.bf16_scales, acc);
+        multiply_run<F, 1>(queue, x, x + padded * 2, 0, first, slot >= 0 ? run : 0, lane, p.experts.bf16_scales, acc);
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<1>;
         store_partials<1>(sums_of_unit, warp, lane, acc);
         __syncthreads();
@@ -204,7 +186,7 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
         down_##NAME##_groups(const __grid_constant__ ExpertParams p) { down_groups<FORMAT, DEPTH>(p); }
 
-DOWN(int4_g128, INT4_G128, 4)
-DOWN(int4_g32, INT4_G32, 3)
+DOWN(int4_g128, INT4_G128, 2)
+DOWN(int4_g32, INT4_G32, 2)
 DOWN(fp8, FP8, 2)
 DOWN(bf16, BF16, 2)

@@ -19,9 +19,9 @@ constexpr int UP_CHANNELS = 32, DOWN_ROWS = 64, RUNS = 4;
 struct ExpertParams {
     Experts experts;
     Groups groups;
-    const uint8_t *images;  // gate/up: one per token; down: one per sorted row
-    uint8_t *acted;         // gate/up: images of silu(gate) * up, one per sorted row
-    float *y;               // down: [token * k + slot, hidden]
+    const float *x;  // gate/up: [tokens, hidden]; down: [sorted rows, inter_padded]
+    float *acted;    // gate/up: silu(gate) * up, [sorted rows, inter_padded]
+    float *y;        // down: [token * k + slot, hidden]
     // Up to four tokens, all experts local: every block makes the choice itself, from the gate's logits.
     NormInput input;
     RouteParams route;

@@ -1,4 +1,4 @@
-//! Launches of `rmsnorm.cu`: rows of the residual stream to images and to F32, and the weighted sum over experts.
+//! Launches of `rmsnorm.cu`: rows of the residual stream to F32 and to planes, and the weighted sum over experts.
 
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
@@ -27,7 +27,6 @@ pub(crate) struct NormInput {
 pub(crate) struct NormRows {
     pub(crate) input: NormInput,
     pub(crate) rows: u64,
-    pub(crate) image: u64,
     pub(crate) normed: u64,
     pub(crate) plane: u64,
     pub(crate) padded: i32,

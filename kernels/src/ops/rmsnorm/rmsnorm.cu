@@ -1,5 +1,5 @@
-// From the residual stream to the next linear's input: h = x0 + the parts x1, y = h / rms(h) * weight, as images (few tokens), as
-// a plane (many) and as F32.
+// From the residual stream to the next linear's input: h = x0 + the parts x1, y = h / rms(h) * weight, as F32 (few tokens) and
+// as a plane (many).
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
 #include "../../cuda/gemv.cuh"
 #include "../../cuda/plane.cuh"
@@ -7,7 +7,6 @@
 struct NormRows {
     NormInput input;       // weight null: no norm, y = h
     const uint32_t *rows;  // input row of output row r; null: r
-    uint8_t *image;        // [rows][image_bytes(padded)] or null
     float *normed;         // [rows, k] or null
     uint8_t *plane;        // or null
     int padded, plane_blocks;
@@ -33,8 +32,6 @@ template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const fl
         }
         if (p.plane && k < p.padded)
             *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
-        if (p.image)
-            image_store_pair(p.image + static_cast<size_t>(row) * image_bytes(p.padded), p.padded, k, y.x, y.y, k < p.padded);
     }
 }
 
@@ -64,7 +61,7 @@ template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
 // hidden[t] += sum over j of weights[t, j] * y[t * k + j], in the order of the slots; then, if there is a place for it,
 // the norm of the new hidden.
 struct CombineRows {
-    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; image, normed and plane null: no norm
+    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; normed and plane null: no norm
     const float *y;     // [tokens * slots, k], or null:
     const __nv_bfloat16 *sorted;  // the same values, row row_of_slot[token * slots + j]
     const uint32_t *row_of_slot;
@@ -102,7 +99,7 @@ template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
         v[i].x += sum.x, v[i].y += sum.y;
         *reinterpret_cast<float2 *>(p.norm.input.sum_out + from + k) = v[i];
     }
-    if (p.norm.image || p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, scratch);
+    if (p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, scratch);
 }
 
 #define ROWS(PAIRS)                                                                                                    \
