@@ -76,6 +76,8 @@ pub fn router(
     };
     config.skip_tokenizer_init = engine.skip_tokenizer_init;
     config.chat_template = engine.chat_template.clone();
+    config.tool_call_parser = engine.tool_call_parser.clone();
+    config.reasoning_parser = engine.reasoning_parser.clone();
     config.use_generation_config = engine.generation_config == GenerationConfig::Auto;
     config.transport = cluster.transport.name().into();
     config.max_model_len = engine.max_model_len;

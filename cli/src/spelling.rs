@@ -1,7 +1,8 @@
 //! Spellings that vLLM's and SGLang's users have in their hands, brought to ours before the command line is parsed.
 //!
-//! Underscores in flag names become dashes, multi-letter short flags become long ones, `--no-x` becomes `--x=false`, and a flag that has no
-//! counterpart is refused with the reason. Flags whose value is mapped are ordinary arguments of `settings`.
+//! Underscores in flag names become dashes, multi-letter short flags become long ones, `--no-x` becomes `--x=false`,
+//! and a flag that has no counterpart is refused with the reason. Flags whose value is mapped are ordinary arguments
+//! of `settings`.
 
 /// Short flags of vLLM.
 const SHORT: &[(&str, &str)] = &[

@@ -62,6 +62,15 @@ pub struct EngineSettings {
     /// A Jinja file instead of the checkpoint's chat template.
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// How tool calls are read; without it, chosen by the checkpoint.
+    #[arg(long, value_name = "NAME")]
+    pub tool_call_parser: Option<String>,
+    /// How reasoning is read; without it, chosen by the checkpoint.
+    #[arg(long, value_name = "NAME")]
+    pub reasoning_parser: Option<String>,
+    /// Accepted for vLLM's sake: tools are always served where the checkpoint's template takes them.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = tools_always)]
+    pub enable_auto_tool_choice: bool,
     /// Threads for tokenizing, templates and grammars; 0 takes half the cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub text_threads: usize,
@@ -118,5 +127,12 @@ fn only_true(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" => Ok(true),
         _ => Err("prefill is always chunked, by --max-num-batched-tokens".into()),
+    }
+}
+
+fn tools_always(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        _ => Err("a request that wants no tools says tool_choice none".into()),
     }
 }

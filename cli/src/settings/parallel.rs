@@ -10,7 +10,7 @@ use clap::builder::BoolishValueParser;
 #[command(next_help_heading = "Workers")]
 pub struct ParallelSettings {
     /// Local worker processes; without it, one per GPU, or 2 on a CPU.
-    #[arg(long, value_name = "N", visible_aliases = ["ep-size", "ep"], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", visible_aliases = ["ep-size", "ep", "moe-expert-parallel-size"], value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub workers: Option<u32>,
     /// vLLM's name for a number of workers (also -tp, --tp, --tp-size).
     #[arg(long, value_name = "N", visible_aliases = ["tp", "tp-size"], value_parser = clap::value_parser!(u32).range(1..=4096))]
