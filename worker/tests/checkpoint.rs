@@ -1,5 +1,7 @@
 //! Corrupt, lying and incomplete checkpoints: each refused with the file and the tensor.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::fs;

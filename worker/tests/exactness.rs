@@ -1,5 +1,7 @@
 //! What must not change a bit: who else is in the batch, where experts are, how pages lie, which ranks hold what.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::sync::Arc;

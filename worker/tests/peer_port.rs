@@ -1,5 +1,7 @@
 //! What strangers and broken peers can do at the port for peers: nothing that lasts.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};

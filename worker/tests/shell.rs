@@ -1,5 +1,7 @@
 //! A real worker against a scripted router: every turn of the cluster protocol.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::time::{Duration, Instant};

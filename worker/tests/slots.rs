@@ -1,5 +1,7 @@
 //! Step messages against the slots: what is refused and why, and what the sampler is told.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use conclave_kernels::backend::Sampled;
 use conclave_proto::cluster::v1 as wire;
 use conclave_worker::slots::{Prepared, SlotLimits, Slots};

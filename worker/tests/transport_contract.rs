@@ -3,6 +3,8 @@
 //! An implementation brings a [`Fabric`], which connects the ranks of an epoch, and a line in `mod` at the end. The
 //! "experts" here are plain arithmetic on the host, so that the only thing under test is where rows go.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -366,14 +368,15 @@ fn empty_steps_pass(fabric: &dyn Fabric, ranks: u32) {
     });
 }
 
+/// Right before which call of a layer it happens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    BeforeDispatch,
-    BeforeWork,
-    BeforeCombine,
+    Dispatch,
+    Work,
+    Combine,
 }
 
-const PHASES: [Phase; 3] = [Phase::BeforeDispatch, Phase::BeforeWork, Phase::BeforeCombine];
+const PHASES: [Phase; 3] = [Phase::Dispatch, Phase::Work, Phase::Combine];
 
 /// Runs layers until something fails; rank 0 does `stop` at `phase` of the second step. How the others end.
 fn until(member: &mut Rank, rank: u32, phase: Phase, stop: &dyn Fn()) -> Result<(), TransportError> {
@@ -383,17 +386,17 @@ fn until(member: &mut Rank, rank: u32, phase: Phase, stop: &dyn Fn()) -> Result<
         for layer in 0..LAYERS {
             let stops = |at: Phase| rank == 0 && step == 1 && at == phase;
             let load = Load::random(&mut random, 4, 8);
-            if stops(Phase::BeforeDispatch) {
+            if stops(Phase::Dispatch) {
                 stop();
                 return Ok(());
             }
             member.dispatch(layer, &load)?;
-            if stops(Phase::BeforeWork) {
+            if stops(Phase::Work) {
                 stop();
                 return Ok(());
             }
             member.work(layer)?;
-            if stops(Phase::BeforeCombine) {
+            if stops(Phase::Combine) {
                 stop();
                 return Ok(());
             }

@@ -92,7 +92,7 @@ impl World {
         // Connecting takes all peers: one that is gone keeps the others from getting ready.
         let group = &self.groups[&epoch];
         if group.workers.iter().all(|peer| self.nodes.contains_key(peer)) {
-            self.from_worker(worker, Event::WorkerReady { worker, epoch });
+            self.hear_worker(worker, Event::WorkerReady { worker, epoch });
         }
     }
 
@@ -163,7 +163,7 @@ impl World {
                 };
                 let mut result = node.model.run(&plan);
                 result.busy_us = 1;
-                self.from_worker(
+                self.hear_worker(
                     worker,
                     Event::StepDone {
                         worker,
@@ -208,7 +208,7 @@ impl World {
             step,
             suspect,
         };
-        self.from_worker(worker, failed);
+        self.hear_worker(worker, failed);
     }
 
     pub(crate) fn remove_node(&mut self, worker: WorkerId) {

@@ -43,7 +43,7 @@ pub(crate) fn sample(context: u64, position: u32, choice: &Choice<'_>) -> u32 {
             .is_some_and(|mask| mask[token as usize / 8] & (1 << (token % 8)) == 0)
     };
     let allowed =
-        |token: &u32| !masked_out(*token) && !(choice.suppress && choice.stop_tokens.contains(token));
+        |token: &u32| !(masked_out(*token) || choice.suppress && choice.stop_tokens.contains(token));
     let tokens: Vec<u32> = (0..VOCAB).filter(allowed).collect();
     tokens[(state % tokens.len() as u64) as usize]
 }

@@ -221,7 +221,7 @@ impl World {
                     return Ok(());
                 };
                 let deadline = Micros(self.now + within.0);
-                self.from_worker(worker, Event::Notice { worker, deadline });
+                self.hear_worker(worker, Event::Notice { worker, deadline });
                 self.at(deadline.0, Action::Crash(Victim::This(worker)));
             }
             Action::Calm => self.network = Network::calm(),
@@ -278,7 +278,7 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn from_worker(&mut self, worker: WorkerId, event: Event) {
+    pub(crate) fn hear_worker(&mut self, worker: WorkerId, event: Event) {
         let time = self.in_order(worker, false);
         let repeats = !matches!(event, Event::WorkerLost { .. } | Event::WorkerAttached { .. });
         if repeats && self.random.chance(self.network.duplicate) {
@@ -326,7 +326,7 @@ impl World {
         let Some(worker) = self.find(victim) else { return };
         self.remove_node(worker);
         // What it sent before still arrives; then its stream breaks.
-        self.from_worker(worker, Event::WorkerLost { worker });
+        self.hear_worker(worker, Event::WorkerLost { worker });
     }
 
     fn find(&self, victim: Victim) -> Option<WorkerId> {

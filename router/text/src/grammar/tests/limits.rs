@@ -276,7 +276,8 @@ fn every_limit_of_the_library_is_reached() {
         r#"{"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z]{1,20}$"}, "b": {"type": "array", "items": {"type": "integer"}}}}"#,
     );
     let ambiguous = grammar("start: e\ne: e e | e e e | \"a\" | \"b\" | \"ab\"");
-    let lower: [(&str, &Constraint, fn(&mut ParserLimits)); 6] = [
+    type Lower = fn(&mut ParserLimits);
+    let lower: [(&str, &Constraint, Lower); 6] = [
         ("initial_lexer_fuel", &schema, |limits| {
             limits.initial_lexer_fuel = 10
         }),
