@@ -12,7 +12,7 @@ mod schema_bounds;
 mod tools;
 mod vocabulary;
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use llguidance::{
     Matcher, ParserFactory,
@@ -21,6 +21,7 @@ use llguidance::{
 };
 
 use crate::{
+    clock::processor_time,
     error::{Result, TextError},
     tokenizer::Tokenizer,
 };
@@ -85,9 +86,19 @@ impl GrammarCompiler {
     /// Compiles a constraint. With `reasoning_end` the output begins with free reasoning that this token ends.
     /// An error names the request's field and says what is wrong with it.
     pub fn compile(&self, constraint: &Constraint, reasoning_end: Option<u32>) -> Result<Grammar> {
+        self.compile_timed(constraint, reasoning_end, &mut Duration::ZERO)
+    }
+
+    /// Adds the processor time of the compiling thread to `time`.
+    fn compile_timed(
+        &self,
+        constraint: &Constraint,
+        reasoning_end: Option<u32>,
+        time: &mut Duration,
+    ) -> Result<Grammar> {
         let field = constraint.field();
         let grammar = constraint.to_grammar(reasoning_end.is_some())?;
-        let mut matcher = self.build(grammar);
+        let mut matcher = self.build(grammar, time);
         let wrong = |error: &str| {
             // How the library says that not even the first byte can be written.
             let empty = error.starts_with("NoExtension");
@@ -119,10 +130,11 @@ impl GrammarCompiler {
 impl GrammarCompiler {
     /// Runs the library on a thread with a stack as deep as `bounds` allows it to recurse. The library has been
     /// seen to panic on odd input; a client's grammar must not end the process.
-    fn build(&self, grammar: TopLevelGrammar) -> Matcher {
+    fn build(&self, grammar: TopLevelGrammar, time: &mut Duration) -> Matcher {
         let compile = || {
             let parser = AssertUnwindSafe(|| self.factory.create_parser(grammar));
-            Matcher::new(catch_unwind(parser))
+            let matcher = Matcher::new(catch_unwind(parser));
+            (matcher, processor_time())
         };
         let lost = |what: &str| Matcher::new(Err(anyhow::anyhow!("compiling failed: {what}")));
         std::thread::scope(|scope| {
@@ -131,7 +143,10 @@ impl GrammarCompiler {
                 .stack_size(bounds::STACK_BYTES)
                 .spawn_scoped(scope, compile);
             match thread.map(std::thread::ScopedJoinHandle::join) {
-                Ok(Ok(matcher)) => matcher,
+                Ok(Ok((matcher, used))) => {
+                    *time += used;
+                    matcher
+                }
                 Ok(Err(_)) => lost("the compiler panicked"),
                 Err(error) => lost(&error.to_string()),
             }

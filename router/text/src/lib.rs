@@ -8,6 +8,7 @@
 //! a client can cause has a bound; the result of parsing output never depends on how it was cut.
 
 pub mod chat;
+mod clock;
 pub mod detokenize;
 mod error;
 pub mod generation_config;

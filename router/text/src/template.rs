@@ -16,16 +16,16 @@ use std::{io, path::Path, time::Duration};
 use minijinja::{Environment, Value};
 
 use crate::{
+    clock::processor_time,
     error::{Result, TextError},
     json::Json,
     tokenizer::TokenizerConfig,
 };
 
 pub use source::load_source;
-pub use value::MAX_JSON_BYTES;
 
-/// Longest template source, in bytes.
-pub const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// Longest template source, in bytes. Sources come from the checkpoint, never from a request.
+pub const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// Longest rendered prompt, in bytes.
 pub const MAX_RESULT_BYTES: usize = 32 << 20;
 /// Processor time of one rendering; larger inputs get `TIME_PER_MIB` more.
@@ -241,15 +241,6 @@ impl BoundedOutput {
             exceeded: None,
         }
     }
-}
-
-/// Processor time of the calling thread.
-fn processor_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(
-        u64::try_from(now.tv_sec).unwrap_or(0),
-        u32::try_from(now.tv_nsec).unwrap_or(0),
-    )
 }
 
 impl io::Write for BoundedOutput {

@@ -4,6 +4,7 @@
 
 mod alarm;
 mod clients;
+mod crashes;
 mod group;
 mod model;
 mod random;

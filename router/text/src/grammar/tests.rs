@@ -3,7 +3,7 @@
 mod limits;
 mod tools;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 

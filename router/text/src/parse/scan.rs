@@ -18,6 +18,9 @@ impl Marker {
     }
 }
 
+/// Longest piece of text in one event, in bytes. Who gives a part of it back has it scanned again.
+const MAX_TEXT_BYTES: usize = 1024;
+
 /// What stands next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -51,6 +54,10 @@ impl Scanner {
         let rest = &self.text[self.at..];
         let start = self.at;
         for (offset, byte) in rest.bytes().enumerate() {
+            if offset >= MAX_TEXT_BYTES && rest.is_char_boundary(offset) {
+                self.at += offset;
+                return Some(Event::Text(&self.text[start..self.at]));
+            }
             let tail = &rest.as_bytes()[offset..];
             let mut partial = false;
             for (index, marker) in markers.iter().enumerate() {

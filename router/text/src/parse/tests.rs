@@ -306,6 +306,20 @@ fn a_value_may_hold_the_formats_own_tags() {
 }
 
 #[test]
+fn a_name_without_end_is_no_name() {
+    let long = "é".repeat(700);
+    let minimax = format("minimax_m2", "minimax_m2");
+    let text =
+        format!("<minimax:tool_call><invoke name=\"{long}<invoke name=\"g\"></invoke></minimax:tool_call>");
+    assert_eq!(calls(&run(&minimax, &text)), [("g", "{}")]);
+    let deepseek = format("deepseek_v31", "none");
+    let text = format!(
+        "<｜tool▁call▁begin｜>{long}<｜tool▁sep｜>{{}}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>{{}}"
+    );
+    assert_eq!(calls(&run(&deepseek, &text)), [("g", "{}")]);
+}
+
+#[test]
 fn repeated_parameters_and_self_closing_calls() {
     let format = format("minimax_m2", "minimax_m2");
     let parsed = run(

@@ -133,7 +133,7 @@ impl XmlCalls {
         calls.value(text, out);
     }
 
-    /// A marker in place of a name's end: there is no name, and the marker counts.
+    /// Something in place of a name's end: there is no name, and what stands there counts.
     fn no_name(&mut self, item: Item) -> Step {
         self.name.clear();
         self.state = if self.state == State::Name {
@@ -190,15 +190,16 @@ impl ToolSyntax for XmlCalls {
                 text: text.to_owned(),
             }),
             State::Name | State::Key => {
-                self.name.push_str(text);
-                if self.name.len() > MAX_NAME_BYTES {
-                    self.name.clear();
-                    self.state = if self.state == State::Name {
-                        State::Block
-                    } else {
-                        State::Invoke
-                    };
-                }
+                // The first character that is too much ends the attempt, wherever pieces are cut.
+                let too_much = |(at, c): &(usize, char)| self.name.len() + at + c.len_utf8() > MAX_NAME_BYTES;
+                let Some((at, _)) = text.char_indices().find(too_much) else {
+                    self.name.push_str(text);
+                    return Step::Inside;
+                };
+                return self.no_name(Item {
+                    id: None,
+                    text: text[at..].to_owned(),
+                });
             }
         }
         Step::Inside

@@ -13,9 +13,6 @@ use minijinja::{
 use super::shadow;
 use crate::json::{Json, MAX_DEPTH};
 
-/// Longest text `tojson` makes, in bytes.
-pub const MAX_JSON_BYTES: usize = 32 << 20;
-
 /// A number that keeps its digits.
 #[derive(Debug)]
 pub struct RawNumber(Box<str>);
@@ -172,9 +169,6 @@ impl Writer<'_, '_, '_> {
     fn pay(&mut self) -> Result<(), Error> {
         /// The engine's price for data is one fuel for so many bytes.
         const BYTES_PER_FUEL: usize = 64;
-        if self.out.len() > MAX_JSON_BYTES {
-            return Err(invalid(format!("tojson: more than {MAX_JSON_BYTES} bytes")));
-        }
         let units = (self.out.len() - self.paid) / BYTES_PER_FUEL;
         self.paid += units * BYTES_PER_FUEL;
         self.state.consume_fuel(units as u64)
