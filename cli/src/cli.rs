@@ -18,6 +18,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one value, made once")]
 pub enum Command {
     /// Router, gateway and local workers: a whole cluster from one command
     Serve(ServeSettings),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, Result, bail};
-use conclave_gateway::{GatewayConfig, Limits};
+use conclave_gateway::{GatewayConfig, KeyLimits, Limits, TlsFiles};
 use conclave_kernels::backend::KvDtype;
 use conclave_router::RouterConfig;
 use conclave_worker::{LoadFormat as WorkerLoadFormat, WorkerConfig};
@@ -100,6 +100,20 @@ pub fn gateway(http: &HttpSettings, drain: &DrainSettings, routers: Vec<String>)
     let mut config = GatewayConfig::new(listen, routers);
     config.api_keys = http.api_key.clone();
     config.api_key_file = http.api_key_file.clone();
+    config.key_limits = KeyLimits {
+        requests_per_minute: http.key_requests_per_minute,
+        tokens_per_minute: http.key_tokens_per_minute,
+        concurrent: http.key_concurrent,
+    };
+    config.tls = match (&http.tls_cert, &http.tls_key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        (None, None) => None,
+        (Some(_), None) => bail!("tls_key is missing: tls_cert needs the certificate's private key"),
+        (None, Some(_)) => bail!("tls_cert is missing: tls_key needs the certificate it belongs to"),
+    };
     config.cors_origins = http.allowed_origins.clone();
     config.drain_timeout = drain.drain_timeout;
     config.limits = Limits {

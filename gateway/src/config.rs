@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::http::quota::KeyLimits;
+
 /// Everything a gateway needs to know. Built with [`GatewayConfig::new`], then field by field.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -13,10 +15,15 @@ pub struct GatewayConfig {
     pub routers: Vec<String>,
     /// Keys that clients may present. With none here and none in the file, the gateway is open.
     pub api_keys: Vec<String>,
-    /// A file with one key a line (`#` starts a comment), read again whenever it changes.
+    /// A file with one key a line (`#` starts a comment), read again whenever it changes. A key's own limits may
+    /// follow it: `rpm=60 tpm=100000 concurrent=8`.
     pub api_key_file: Option<PathBuf>,
+    /// What each key may use, where its line in the file says nothing else. Without keys, all clients together.
+    pub key_limits: KeyLimits,
     /// Origins that browsers may call from; `*` allows any. Empty: no CORS headers.
     pub cors_origins: Vec<String>,
+    /// Serves HTTPS instead of HTTP.
+    pub tls: Option<TlsFiles>,
     /// How long running requests may go on after shutdown was asked for.
     pub drain_timeout: Duration,
     /// Bounds on what clients may cost.
@@ -31,11 +38,22 @@ impl GatewayConfig {
             routers,
             api_keys: Vec::new(),
             api_key_file: None,
+            key_limits: KeyLimits::default(),
             cors_origins: Vec::new(),
+            tls: None,
             drain_timeout: Duration::from_secs(30),
             limits: Limits::default(),
         }
     }
+}
+
+/// A certificate chain and its private key, as PEM files. Both are read again when one of them changes.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
 }
 
 /// Bounds on what one client, and all of them, may cost. Every one has a test that reaches it.

@@ -9,6 +9,9 @@
 
 mod anthropic;
 mod config;
+mod docs;
+#[cfg(test)]
+mod fuzz;
 mod generate;
 mod http;
 mod metrics;
@@ -21,6 +24,7 @@ mod routes;
 mod server;
 mod upstream;
 
-pub use config::{GatewayConfig, Limits};
+pub use config::{GatewayConfig, Limits, TlsFiles};
+pub use http::quota::KeyLimits;
 pub use routes::{Access, RouteInfo, routes};
 pub use server::{Gateway, run};

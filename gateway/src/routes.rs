@@ -12,7 +12,7 @@ use crate::http::context::RequestContext;
 use crate::http::edge;
 use crate::http::error::ApiError;
 use crate::server::App;
-use crate::{anthropic, openai, ops, responses};
+use crate::{anthropic, docs, openai, ops, responses};
 
 /// Who may call a route when keys are configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Access {
     Public,
     /// A key is needed.
     Key,
+    /// A key is needed, and the request counts against its limits.
+    Metered,
 }
 
 /// A served route, as tests and documentation see it.
@@ -52,15 +54,21 @@ const fn route(
 }
 
 static ROUTES: &[Route] = &[
-    route("POST", "/v1/chat/completions", Access::Key, || post(openai::chat)),
-    route("POST", "/v1/completions", Access::Key, || {
+    route("POST", "/v1/chat/completions", Access::Metered, || {
+        post(openai::chat)
+    }),
+    route("POST", "/v1/completions", Access::Metered, || {
         post(openai::completions)
     }),
-    route("POST", "/v1/messages", Access::Key, || post(anthropic::messages)),
+    route("POST", "/v1/messages", Access::Metered, || {
+        post(anthropic::messages)
+    }),
     route("POST", "/v1/messages/count_tokens", Access::Key, || {
         post(anthropic::count_tokens)
     }),
-    route("POST", "/v1/responses", Access::Key, || post(responses::create)),
+    route("POST", "/v1/responses", Access::Metered, || {
+        post(responses::create)
+    }),
     route("GET", "/v1/responses/{id}", Access::Key, || {
         get(responses::retrieve)
     }),
@@ -76,6 +84,8 @@ static ROUTES: &[Route] = &[
     route("GET", "/ready", Access::Public, || get(ops::ready)),
     route("GET", "/version", Access::Public, || get(ops::version)),
     route("GET", "/metrics", Access::Public, || get(ops::metrics)),
+    route("GET", "/openapi.json", Access::Public, || get(docs::openapi)),
+    route("GET", "/docs", Access::Public, || get(docs::page)),
 ];
 
 /// Every route that a gateway serves.

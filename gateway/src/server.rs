@@ -14,7 +14,7 @@ use crate::config::GatewayConfig;
 use crate::http::auth::{self, Keys};
 use crate::http::body::BodyBudget;
 use crate::metrics::Metrics;
-use crate::net::{Connections, accept_loop};
+use crate::net::{self, Connections, Tls, accept_loop};
 use crate::responses::Store;
 use crate::routes;
 use crate::upstream::Upstream;
@@ -39,6 +39,7 @@ pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
+    tls: Option<Arc<Tls>>,
     draining: watch::Sender<bool>,
     /// True when running requests must end.
     cut: watch::Sender<bool>,
@@ -54,11 +55,15 @@ impl Gateway {
         let (draining, draining_seen) = watch::channel(false);
         let (cut, cut_seen) = watch::channel(false);
         let upstream = Arc::new(Upstream::new(&config.routers, metrics.clone(), cut_seen)?);
-        let keys = Keys::new(&config.api_keys, config.api_key_file.clone())?;
+        let keys = Keys::new(&config.api_keys, config.api_key_file.clone(), config.key_limits)?;
         for origin in &config.cors_origins {
             http::HeaderValue::from_str(origin)
                 .with_context(|| format!("cors origin {origin:?}: not valid"))?;
         }
+        let tls = match &config.tls {
+            None => None,
+            Some(files) => Some(Arc::new(Tls::new(files.clone())?)),
+        };
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("listen {}: cannot take this address", config.listen))?;
@@ -80,6 +85,7 @@ impl Gateway {
             listener,
             address,
             app,
+            tls,
             draining,
             cut,
         })
@@ -99,15 +105,20 @@ impl Gateway {
             listener,
             address,
             app,
+            tls,
             draining,
             cut,
         } = self;
         let mut background = JoinSet::new();
         background.spawn(watch_keys(app.clone()));
+        if let Some(tls) = tls.clone() {
+            background.spawn(watch_tls(tls));
+        }
         app.upstream.spawn_watch(&mut background);
         let connections = Arc::new(Connections {
             service: routes::service(app.clone()),
             limits: app.config.limits.clone(),
+            tls,
             metrics: app.metrics.clone(),
         });
         tracing::info!(%address, routers = ?app.config.routers, keys = !app.keys.open(), "gateway serves HTTP");
@@ -150,7 +161,17 @@ async fn watch_keys(app: Arc<App>) {
         tokio::time::sleep(auth::RELOAD_INTERVAL).await;
         if let Err(error) = app.keys.reload() {
             // The keys in force stay: a file that is being replaced must not lock everybody out.
-            tracing::warn!(%error, "api keys not reloaded");
+            tracing::warn!(error = format!("{error:#}"), "api keys not reloaded");
+        }
+    }
+}
+
+async fn watch_tls(tls: Arc<Tls>) {
+    loop {
+        tokio::time::sleep(net::RELOAD_INTERVAL).await;
+        if let Err(error) = tls.reload() {
+            // The certificate in force stays: the two files are seldom replaced at one instant.
+            tracing::warn!(error = format!("{error:#}"), "certificate not reloaded");
         }
     }
 }

@@ -10,9 +10,10 @@ pub async fn run(settings: &GatewaySettings) -> Result<()> {
     let shutdown = signals::shutdown()?;
     let routers = settings.router.iter().map(|router| with_scheme(router)).collect();
     let config = parts::gateway(&settings.http, &settings.drain, routers)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let gateway = Gateway::bind(config).await?;
     println!("conclave gateway");
-    println!("  HTTP  http://{}", gateway.local_addr());
+    println!("  HTTP  {scheme}://{}", gateway.local_addr());
     gateway.serve(async move { shutdown.asked().await }).await
 }
 

@@ -65,7 +65,7 @@ async fn parent_gone() {
 async fn show_progress(progress: Arc<Progress>, is_child: bool) {
     let mut ticks = interval(PROGRESS_INTERVAL);
     let mut shown = LoadLine::default();
-    let mut bar = LoadBar::start();
+    let mut bar = LoadBar::default();
     loop {
         ticks.tick().await;
         let (bytes_done, bytes_total) = progress.get();

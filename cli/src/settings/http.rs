@@ -22,6 +22,21 @@ pub struct HttpSettings {
     /// A file with one key a line, read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// Requests a minute of each key, where its line in the file says nothing else; without keys, of all clients together.
+    #[arg(long, value_name = "N")]
+    pub key_requests_per_minute: Option<u32>,
+    /// Tokens a minute of each key, of prompts and answers.
+    #[arg(long, value_name = "N")]
+    pub key_tokens_per_minute: Option<u32>,
+    /// Requests of each key at one time.
+    #[arg(long, value_name = "N")]
+    pub key_concurrent: Option<u32>,
+    /// Certificate chain (PEM): HTTPS instead of HTTP. Read again when it changes.
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-certfile")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM).
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-keyfile")]
+    pub tls_key: Option<PathBuf>,
     /// Origins that browsers may call from; * for any.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub allowed_origins: Vec<String>,

@@ -85,7 +85,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     Ok(reply::json(&limits, &whole(&answer, &job)))
 }
 
-fn translate(request: &mut Request, context: &RequestContext) -> ApiResult<v1::GenerateRequest> {
+pub(super) fn translate(request: &mut Request, context: &RequestContext) -> ApiResult<v1::GenerateRequest> {
     if request.container.is_some() {
         return Err(ApiError::unsupported(
             "container",

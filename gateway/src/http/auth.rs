@@ -4,8 +4,8 @@
 //! nor its first characters show in the time an answer takes.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use http::{HeaderMap, HeaderName, StatusCode, header};
@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::error::{ApiError, ApiResult};
+use super::keyring;
+use super::quota::{KeyLimits, Quota};
 
 /// Anthropic's clients send their key here.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -32,12 +34,22 @@ pub(crate) enum Caller {
     Key(KeyDigest),
 }
 
+/// A key and what it has used.
+struct Known {
+    key: KeyDigest,
+    quota: Arc<Quota>,
+}
+
 /// The keys in force.
 pub(crate) struct Keys {
-    fixed: Vec<KeyDigest>,
+    fixed: Vec<Known>,
     file: Option<PathBuf>,
+    /// Limits of keys that have none of their own.
+    limits: KeyLimits,
+    /// Without keys all clients share one quota.
+    anyone: Arc<Quota>,
     /// With the stamp of the file they came from.
-    loaded: RwLock<(Option<Stamp>, Arc<[KeyDigest]>)>,
+    loaded: RwLock<(Option<Stamp>, Arc<[Known]>)>,
 }
 
 type Stamp = (SystemTime, u64);
@@ -45,14 +57,21 @@ type Stamp = (SystemTime, u64);
 impl Keys {
     /// # Errors
     /// An empty key, and a key file that cannot be read: an open gateway must be asked for, not fallen into.
-    pub(crate) fn new(fixed: &[String], file: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub(crate) fn new(fixed: &[String], file: Option<PathBuf>, limits: KeyLimits) -> anyhow::Result<Self> {
         anyhow::ensure!(
             fixed.iter().all(|key| !key.trim().is_empty()),
             "api key: must not be empty"
         );
+        let now = Instant::now();
+        let known = |key: &String| Known {
+            key: digest(key.trim()),
+            quota: Arc::new(Quota::new(limits, now)),
+        };
         let keys = Self {
-            fixed: fixed.iter().map(|key| digest(key.trim())).collect(),
+            fixed: fixed.iter().map(known).collect(),
             file,
+            limits,
+            anyone: Arc::new(Quota::new(limits, now)),
             loaded: RwLock::new((None, Arc::from([]))),
         };
         keys.reload()?;
@@ -64,26 +83,31 @@ impl Keys {
         self.fixed.is_empty() && self.file.is_none()
     }
 
-    /// Reads the key file if it changed since.
+    /// Reads the key file if it changed since. A key that stays keeps what it has used.
     pub(crate) fn reload(&self) -> anyhow::Result<()> {
         let Some(path) = &self.file else { return Ok(()) };
         let stamp = stamp(path)?;
         if self.loaded.read().is_ok_and(|loaded| loaded.0 == Some(stamp)) {
             return Ok(());
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("api key file {}: cannot be read", path.display()))?;
-        let keys: Arc<[KeyDigest]> = text
-            .lines()
-            .map(|line| line.split('#').next().unwrap_or_default().trim())
-            .filter(|key| !key.is_empty())
-            .map(digest)
-            .collect();
+        let of = || format!("api key file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(of)?;
+        let parsed = keyring::parse(&text, self.limits).with_context(of)?;
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let known = |(key, limits): &(&str, KeyLimits)| {
+            let key = digest(key);
+            let same = loaded
+                .1
+                .iter()
+                .find(|old| old.key == key && old.quota.limits() == *limits);
+            let quota = same.map_or_else(
+                || Arc::new(Quota::new(*limits, Instant::now())),
+                |old| old.quota.clone(),
+            );
+            Known { key, quota }
+        };
+        let keys: Arc<[Known]> = parsed.iter().map(known).collect();
         tracing::info!(file = %path.display(), keys = keys.len(), "api keys loaded");
-        let mut loaded = self
-            .loaded
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
         *loaded = (Some(stamp), keys);
         Ok(())
     }
@@ -92,26 +116,28 @@ impl Keys {
     ///
     /// # Errors
     /// 401 in every case but a known key, presented once.
-    pub(crate) fn check(&self, headers: &HeaderMap) -> ApiResult<Caller> {
+    pub(crate) fn check(&self, headers: &HeaderMap) -> ApiResult<(Caller, Arc<Quota>)> {
         if self.open() {
-            return Ok(Caller::Anyone);
+            return Ok((Caller::Anyone, self.anyone.clone()));
         }
         let presented = presented(headers)?;
         let given = digest(presented);
         let loaded = self
             .loaded
             .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .1
             .clone();
-        let mut known = subtle::Choice::from(0);
-        for key in self.fixed.iter().chain(loaded.iter()) {
-            known |= key.ct_eq(&given);
+        let mut found = None;
+        for known in self.fixed.iter().chain(loaded.iter()) {
+            // Every key is compared, also after the right one.
+            if bool::from(known.key.ct_eq(&given)) {
+                found = Some(known.quota.clone());
+            }
         }
-        if bool::from(known) {
-            Ok(Caller::Key(given))
-        } else {
-            Err(denied("the API key is not known"))
+        match found {
+            Some(quota) => Ok((Caller::Key(given), quota)),
+            None => Err(denied("the API key is not known")),
         }
     }
 }
@@ -175,7 +201,12 @@ mod tests {
 
     #[test]
     fn only_a_known_key_presented_once_gets_in() {
-        let keys = Keys::new(&[String::from("secret"), String::from("other")], None).unwrap();
+        let keys = Keys::new(
+            &[String::from("secret"), String::from("other")],
+            None,
+            KeyLimits::default(),
+        )
+        .unwrap();
         let bearer = |value| with(&[(header::AUTHORIZATION, value)]);
         for good in [
             bearer("Bearer secret"),
@@ -201,7 +232,7 @@ mod tests {
             ]),
             with(&[(header::AUTHORIZATION, "Bearer wrong"), (X_API_KEY, "secret")]),
         ] {
-            let error = keys.check(&bad).unwrap_err();
+            let error = keys.check(&bad).err().unwrap();
             assert_eq!(error.status, StatusCode::UNAUTHORIZED, "{bad:?}");
         }
     }
@@ -210,12 +241,15 @@ mod tests {
     fn a_key_file_is_read_again_and_never_opens_the_gateway() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
-        assert!(Keys::new(&[], Some(path.clone())).is_err());
+        assert!(Keys::new(&[], Some(path.clone()), KeyLimits::default()).is_err());
         std::fs::write(&path, "# team a\none # the first\n\n").unwrap();
-        let keys = Keys::new(&[], Some(path.clone())).unwrap();
+        let keys = Keys::new(&[], Some(path.clone()), KeyLimits::default()).unwrap();
         let key = |key: &str| keys.check(&with(&[(X_API_KEY, key)])).is_ok();
         assert!(key("one") && !key("two") && !key(""));
-        std::fs::write(&path, "two\nthree\n").unwrap();
+        std::fs::write(&path, "two rpm=x\n").unwrap();
+        assert!(keys.reload().is_err());
+        assert!(key("one") && !key("two"));
+        std::fs::write(&path, "two\nthree rpm=5\n").unwrap();
         keys.reload().unwrap();
         assert!(!key("one") && key("two") && key("three"));
         std::fs::write(&path, "").unwrap();

@@ -1,9 +1,12 @@
 //! What belongs to one HTTP request on all its way: its id and its place in a distributed trace.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::auth::Caller;
+use super::quota::Admission;
 use super::trace::Trace;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -17,6 +20,8 @@ pub(crate) struct RequestContext {
     pub(crate) deadline: Option<Instant>,
     pub(crate) trace: Trace,
     pub(crate) caller: Caller,
+    /// Held as long as any part of the request runs.
+    pub(crate) admission: Option<Arc<Admission>>,
 }
 
 impl RequestContext {
@@ -31,6 +36,7 @@ impl RequestContext {
             deadline,
             trace: Trace::of(headers),
             caller: Caller::default(),
+            admission: None,
         }
     }
 

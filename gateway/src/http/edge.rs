@@ -6,12 +6,13 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
-use super::auth::Caller;
 use super::context::{REQUEST_ID, RequestContext};
+use super::error::ApiResult;
+use super::quota::Quota;
 use crate::metrics::{RequestLabels, RouteLabels};
 use crate::routes::{self, Access};
 use crate::server::App;
@@ -35,18 +36,16 @@ pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, ne
         status = tracing::field::Empty,
     );
     context.trace.adopt(&span);
-    let is_public = route.is_some_and(|route| route.access == Access::Public);
-    let allowed = if is_public {
-        Ok(Caller::Anyone)
-    } else {
-        app.keys.check(request.headers())
-    };
-    let allowed = allowed.map(|caller| context.caller = caller);
+    let access = route.map_or(Access::Key, |route| route.access);
+    let (admitted, quota) = admit(&app, access, &mut context, request.headers());
     request.extensions_mut().insert(context);
-    let mut response = match allowed {
+    let mut response = match admitted {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(error) => routes::refuse(&request, error),
     };
+    if let Some(quota) = quota {
+        quota.write_headers(response.headers_mut());
+    }
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
@@ -66,6 +65,31 @@ pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, ne
         .get_or_create(&RouteLabels { route })
         .observe(started.elapsed().as_secs_f64());
     response
+}
+
+/// Checks the key and, for what generates, what the key may still use. The quota is for the answer's headers.
+fn admit(
+    app: &App,
+    access: Access,
+    context: &mut RequestContext,
+    headers: &HeaderMap,
+) -> (ApiResult<()>, Option<Arc<Quota>>) {
+    if access == Access::Public {
+        return (Ok(()), None);
+    }
+    let (caller, quota) = match app.keys.check(headers) {
+        Ok(known) => known,
+        Err(error) => return (Err(error), None),
+    };
+    context.caller = caller;
+    if access == Access::Key {
+        return (Ok(()), None);
+    }
+    let admitted = quota.admit(Instant::now());
+    (
+        admitted.map(|admission| context.admission = Some(Arc::new(admission))),
+        Some(quota),
+    )
 }
 
 /// Metrics and spans name only methods that exist.

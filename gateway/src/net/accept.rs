@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::guarded::Guarded;
+use super::tls::Tls;
 use crate::config::Limits;
 
 /// What every HTTP/2 connection with prior knowledge begins with.
@@ -37,6 +38,7 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nr
 pub(crate) struct Connections {
     pub(crate) service: axum::Router,
     pub(crate) limits: Limits,
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) metrics: Arc<crate::metrics::Metrics>,
 }
 
@@ -85,18 +87,27 @@ async fn serve(stream: TcpStream, shared: Arc<Connections>, watcher: Watcher, sl
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    if let Err(error) = serve_http(stream, &shared, watcher).await {
+    let served = match &shared.tls {
+        None => serve_http(stream, &shared, watcher).await,
+        Some(tls) => serve_tls(stream, tls, &shared, watcher).await,
+    };
+    if let Err(error) = served {
         tracing::debug!(error = error.as_ref(), "connection ended");
     }
     shared.metrics.connections.dec();
     drop(slot);
 }
 
-async fn serve_http<T>(
-    mut stream: T,
-    shared: &Connections,
-    watcher: Watcher,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// The handshake has the time that headers have.
+async fn serve_tls(stream: TcpStream, tls: &Tls, shared: &Connections, watcher: Watcher) -> Ended {
+    let handshake = tls.acceptor().accept(stream);
+    let stream = tokio::time::timeout(shared.limits.header_read_timeout, handshake).await??;
+    serve_http(stream, shared, watcher).await
+}
+
+async fn serve_http<T>(mut stream: T, shared: &Connections, watcher: Watcher) -> Ended
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -5,5 +5,7 @@
 mod accept;
 mod guarded;
 mod head_scan;
+mod tls;
 
 pub(crate) use accept::{Connections, accept_loop};
+pub(crate) use tls::{RELOAD_INTERVAL, Tls};

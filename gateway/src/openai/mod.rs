@@ -20,9 +20,13 @@ mod structured;
 mod tokenize;
 mod tools;
 mod translate;
+#[cfg(test)]
+mod tried;
 mod words;
 
 pub(crate) use self::chat::chat;
 pub(crate) use self::completions::completions;
 pub(crate) use self::models::{model, models};
 pub(crate) use self::tokenize::{detokenize, tokenize};
+#[cfg(test)]
+pub(crate) use self::tried::{chat_events, completion_events, try_chat, try_completion};

@@ -32,48 +32,50 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: HttpRequest) ->
         .unwrap_or_else(IntoResponse::into_response)
 }
 
-/// What becomes of a response once it is made.
+/// What becomes of a response once it is made. Without a place to keep it, nothing.
 pub(super) struct Keep {
-    app: Arc<App>,
-    caller: Caller,
+    place: Option<(Arc<App>, Caller)>,
     earlier: Option<Arc<Turn>>,
     /// The request's own messages, without instructions: those hold for one response only.
     input: Vec<v1::ChatMessage>,
-    is_wanted: bool,
 }
 
 impl Keep {
     pub(super) fn store(self, id: &str, blocks: &[Block], json: Bytes) {
-        if self.is_wanted {
+        if let Some((app, caller)) = self.place {
             let messages = [self.input, items::messages(blocks)].concat();
-            self.app
-                .responses
-                .put(id.to_owned(), self.caller, self.earlier, messages, json);
+            app.responses
+                .put(id.to_owned(), caller, self.earlier, messages, json);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn nothing() -> Self {
+        Self {
+            place: None,
+            earlier: None,
+            input: Vec::new(),
         }
     }
 }
 
 async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     let (context, mut request) = receive::<Request>(&app, request).await?;
-    refuse(&request)?;
     let limits = app.config.limits.clone();
     let is_stream = request.stream.unwrap_or(false);
     let earlier = match &request.previous_response_id {
         None => None,
         Some(id) => Some(earlier(&app, id, context.caller)?),
     };
-    let input = request
-        .input
-        .take()
-        .ok_or_else(|| ApiError::field("input", "input: missing").code("invalid_value"))?;
-    let input = conversation::messages(input)?;
-    let call = translate(&mut request, &context, earlier.as_deref(), &input)?;
+    let (input, call) = prepare(&mut request, &context, earlier.as_deref())?;
+    let place = request
+        .store
+        .unwrap_or(true)
+        .then(|| (app.clone(), context.caller));
     let keep = Keep {
-        app: app.clone(),
-        caller: context.caller,
+        place,
         earlier,
         input,
-        is_wanted: request.store.unwrap_or(true),
     };
     let frame = Frame {
         id: format!("resp_{}", context.id),
@@ -118,6 +120,19 @@ fn earlier(app: &App, id: &str, caller: Caller) -> ApiResult<Arc<Turn>> {
         return Err(ApiError::field(param, message).code("invalid_value"));
     }
     Ok(turn)
+}
+
+/// The request's own messages, and the call that answers it.
+pub(super) fn prepare(
+    request: &mut Request,
+    context: &RequestContext,
+    earlier: Option<&Turn>,
+) -> ApiResult<(Vec<v1::ChatMessage>, v1::GenerateRequest)> {
+    refuse(request)?;
+    let missing = || ApiError::field("input", "input: missing").code("invalid_value");
+    let input = conversation::messages(request.input.take().ok_or_else(missing)?)?;
+    let call = translate(request, context, earlier, &input)?;
+    Ok((input, call))
 }
 
 fn translate(

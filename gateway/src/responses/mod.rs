@@ -19,3 +19,30 @@ mod stream;
 pub(crate) use self::create::create;
 pub(crate) use self::store::Store;
 pub(crate) use self::stored::{delete, retrieve};
+
+/// For fuzzing: everything between a body and the router.
+#[cfg(test)]
+pub(crate) fn try_body(bytes: &[u8]) -> crate::http::error::ApiResult<()> {
+    let mut request: request::Request = crate::http::json::decode(bytes)?;
+    let context = crate::http::context::RequestContext::new(&http::HeaderMap::new(), None);
+    create::prepare(&mut request, &context, None).map(drop)
+}
+
+/// For fuzzing: a stream of these events.
+#[cfg(test)]
+pub(crate) fn events(events: crate::generate::CallEvents) -> axum::response::Response {
+    let request: request::Request = serde_json::from_str("{}").unwrap();
+    let frame = object::Frame {
+        id: String::from("resp_x"),
+        bare_id: String::from("x"),
+        created_at: 0,
+        echo: echo::Echo::of(request),
+        seals: true,
+    };
+    stream::respond(
+        &crate::config::Limits::default(),
+        events,
+        frame,
+        create::Keep::nothing(),
+    )
+}

@@ -11,6 +11,10 @@ pub(super) const REQUEST_BYTES: f64 = 4096.0;
 /// Work done is forgotten by halves over this time.
 const HALF_LIFE: Duration = Duration::from_secs(60);
 
+/// How much load counts beside new work. Below one, so that a conversation moves only away from a router that
+/// did clearly more than the others, and not at every small difference.
+const LOAD_WEIGHT: f64 = 0.25;
+
 /// How likely a router is to serve at once; lower is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tier {
@@ -41,7 +45,7 @@ pub(super) fn order(candidates: &[Candidate], prompt_bytes: u64, turn: usize) ->
         .map(|candidate| candidate.load)
         .fold(f64::INFINITY, f64::min);
     let cost = |candidate: &Candidate| {
-        candidate.load - least + prompt_bytes.saturating_sub(candidate.matched) as f64
+        LOAD_WEIGHT * (candidate.load - least) + prompt_bytes.saturating_sub(candidate.matched) as f64
     };
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.rotate_left(turn % candidates.len().max(1));
@@ -94,8 +98,8 @@ mod tests {
             ]
         };
         assert_eq!(order(&of(100.0), 9000, 0), [0, 1]);
-        assert_eq!(order(&of(8000.0), 9000, 0), [0, 1]);
-        assert_eq!(order(&of(8200.0), 9000, 0), [1, 0]);
+        assert_eq!(order(&of(8000.0 / LOAD_WEIGHT), 9000, 0), [0, 1]);
+        assert_eq!(order(&of(8200.0 / LOAD_WEIGHT), 9000, 0), [1, 0]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct GenerateStream {
     deadline: Option<Pin<Box<Sleep>>>,
     cut: watch::Receiver<bool>,
     has_started: bool,
+    /// Tokens that the call used so far.
+    spent: u64,
     /// The router's last word came.
     is_whole: bool,
 }
@@ -54,6 +56,7 @@ impl GenerateStream {
             deadline,
             cut,
             has_started: false,
+            spent: 0,
             is_whole: false,
         }
     }
@@ -161,9 +164,17 @@ impl GenerateStream {
         self.upstream.metrics.events.inc();
         match &event {
             Event::Started(_) if std::mem::replace(&mut self.has_started, true) => return None,
-            Event::Delta(_) | Event::Finished(_) => self.request = None,
-            Event::Usage(_) => self.is_whole = true,
-            Event::Started(_) | Event::KeepAlive(_) => {}
+            Event::Started(started) => self.spent += started.prompt_token_ids.len() as u64,
+            Event::Delta(delta) => {
+                self.request = None;
+                self.spent += delta.token_ids.len() as u64;
+            }
+            Event::Finished(_) => self.request = None,
+            Event::Usage(usage) => {
+                self.is_whole = true;
+                self.spent = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
+            }
+            Event::KeepAlive(_) => {}
         }
         Some(event)
     }
@@ -172,6 +183,9 @@ impl GenerateStream {
 impl Drop for GenerateStream {
     fn drop(&mut self) {
         self.upstream.metrics.calls.dec();
+        if let Some(admission) = &self.context.admission {
+            admission.charge(self.spent);
+        }
     }
 }
 

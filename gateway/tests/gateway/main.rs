@@ -14,4 +14,5 @@ mod ops;
 mod responses;
 mod router;
 mod routers;
+mod tls;
 mod wire;

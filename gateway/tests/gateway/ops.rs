@@ -18,6 +18,28 @@ async fn models_are_listed_and_found_by_name() {
             "root": "demo", "parent": null, "max_model_len": 4096,
         })
     );
+    let version = [("anthropic-version", "2023-06-01")];
+    let list = setup.client.send("GET", "/v1/models", &version, b"").await.json();
+    assert_eq!(
+        (
+            &list["data"][0]["type"],
+            &list["data"][0]["created_at"],
+            &list["last_id"],
+            &list["has_more"]
+        ),
+        (
+            &json!("model"),
+            &json!("2023-11-14T22:13:20Z"),
+            &json!("org/alias"),
+            &json!(false)
+        )
+    );
+    let one = setup
+        .client
+        .send("GET", "/v1/models/demo", &version, b"")
+        .await
+        .json();
+    assert_eq!(one["display_name"], "demo");
     for (path, status) in [
         ("/v1/models/demo", 200),
         ("/v1/models/org/alias", 200),

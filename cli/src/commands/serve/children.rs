@@ -227,7 +227,7 @@ async fn read_progress(stdout: ChildStdout, rank: usize, progress: mpsc::Sender<
 
 async fn draw_progress(mut progress: mpsc::Receiver<(usize, LoadLine)>, workers: usize) {
     let mut latest = vec![LoadLine::default(); workers];
-    let mut bar = LoadBar::start();
+    let mut bar = LoadBar::default();
     while let Some((rank, line)) = progress.recv().await {
         latest[rank] = line;
         let sum = latest.iter().fold(LoadLine::default(), |sum, line| LoadLine {

@@ -119,6 +119,7 @@ impl Cluster {
             seconds: self.started.elapsed().as_secs_f64(),
             http: self.http,
             grpc: self.router.client_address(),
+            tls: settings.http.tls_cert.is_some(),
             needs_key: !settings.http.api_key.is_empty() || settings.http.api_key_file.is_some(),
             needs_ids: settings.engine.skip_tokenizer_init,
         });

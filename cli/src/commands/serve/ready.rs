@@ -9,6 +9,7 @@ pub struct Ready<'a> {
     pub http: SocketAddr,
     pub grpc: SocketAddr,
     pub needs_key: bool,
+    pub tls: bool,
     /// No tokenizer: prompts are token ids.
     pub needs_ids: bool,
 }
@@ -50,10 +51,11 @@ fn render(ready: &Ready<'_>) -> String {
     };
     format!(
         "conclave {version} serves {model} on {workers} {plural}, ready after {seconds:.1} s\n\
-         \x20 HTTP  http://{http}\n\
+         \x20 HTTP  {scheme}://{http}\n\
          \x20 gRPC  http://{grpc}\n\
-         \x20 try   curl http://{http}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'{generate}",
+         \x20 try   curl {scheme}://{http}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'{generate}",
         version = env!("CARGO_PKG_VERSION"),
+        scheme = if ready.tls { "https" } else { "http" },
     )
 }
 
@@ -71,6 +73,7 @@ mod tests {
             http: address(8000),
             grpc: address(50051),
             needs_key: true,
+            tls: false,
             needs_ids: false,
         };
         let text = render(&ready);
@@ -85,5 +88,7 @@ mod tests {
         );
         ready.needs_ids = true;
         assert!(render(&ready).contains("/v1/completions"));
+        ready.tls = true;
+        assert!(render(&ready).contains("curl https://127.0.0.1:8000"));
     }
 }
