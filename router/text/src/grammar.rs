@@ -86,7 +86,8 @@ impl GrammarCompiler {
     /// Compiles a constraint. With `reasoning_end` the output begins with free reasoning that this token ends.
     /// An error names the request's field and says what is wrong with it.
     pub fn compile(&self, constraint: &Constraint, reasoning_end: Option<u32>) -> Result<Grammar> {
-        self.compile_timed(constraint, reasoning_end, &mut Duration::ZERO)
+        let mut compiling = Duration::ZERO;
+        self.compile_timed(constraint, reasoning_end, &mut compiling)
     }
 
     /// Adds the processor time of the compiling thread to `time`.
