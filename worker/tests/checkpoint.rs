@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{repository, tiny};
+use common::{repository, sharded, tiny};
 use conclave_worker::checkpoint::{Checkpoint, header};
 use conclave_worker::weights::{Part, Progress, WeightSource};
 use serde_json::{Value, json};
@@ -28,6 +28,13 @@ impl Copy {
                 fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
             }
         }
+        Copy { directory }
+    }
+
+    /// The tiny BF16 checkpoint, in three files.
+    fn in_parts() -> Copy {
+        let directory = tempfile::tempdir().unwrap();
+        sharded::write(directory.path());
         Copy { directory }
     }
 
@@ -136,7 +143,7 @@ fn every_checkpoint_of_the_tests_loads_whole() {
     for name in ["bf16", "fp8", "awq", "gptq", "ct-int4"] {
         load(&repository().join("tests/data/minimax-m2/tiny-hd64").join(name)).unwrap();
     }
-    load(&repository().join("tests/data/minimax-m2/tiny-sharded")).unwrap();
+    load(Copy::in_parts().directory.path()).unwrap();
 }
 
 #[test]
@@ -245,21 +252,21 @@ fn overlaps_holes_and_tensors_listed_twice_are_refused() {
 
 #[test]
 fn a_sharded_checkpoint_must_be_complete_and_agree_with_its_index() {
-    let second = "model-00002-of-00003.safetensors";
-    let copy = Copy::of("tiny-sharded");
+    let second = &sharded::part(2);
+    let copy = Copy::in_parts();
     fs::remove_file(copy.path(second)).unwrap();
     assert_says(&copy.open_error(), &[second, "No such file"]);
 
-    let copy = Copy::of("tiny-sharded");
-    fs::copy(copy.path("model-00001-of-00003.safetensors"), copy.path(second)).unwrap();
+    let copy = Copy::in_parts();
+    fs::copy(copy.path(&sharded::part(1)), copy.path(second)).unwrap();
     assert_says(&copy.open_error(), &[second, "the file does not hold it"]);
 
-    let copy = Copy::of("tiny-sharded");
+    let copy = Copy::in_parts();
     fs::remove_file(copy.path("model.safetensors.index.json")).unwrap();
     assert_says(&copy.open_error(), &["model.safetensors.index.json", "in parts"]);
 
     let edit = |edit: fn(&mut Value)| {
-        let copy = Copy::of("tiny-sharded");
+        let copy = Copy::in_parts();
         let path = copy.path("model.safetensors.index.json");
         let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         edit(&mut index["weight_map"]);
@@ -280,7 +287,7 @@ fn a_sharded_checkpoint_must_be_complete_and_agree_with_its_index() {
         "model.bin",
         "",
     ] {
-        let copy = Copy::of("tiny-sharded");
+        let copy = Copy::in_parts();
         let path = copy.path("model.safetensors.index.json");
         fs::write(&path, json!({"weight_map": {"a": name}}).to_string()).unwrap();
         assert_says(&copy.open_error(), &["no plain file name"]);
@@ -485,7 +492,7 @@ fn the_identity_is_of_config_and_table_and_not_of_the_layout() {
         |path: &Path, overrides: Option<&Value>| Checkpoint::open(path, overrides).unwrap().id().to_owned();
     let data = repository().join("tests/data/minimax-m2");
     let whole = id(&tiny(), None);
-    assert_eq!(whole, id(&data.join("tiny-sharded"), None));
+    assert_eq!(whole, id(Copy::in_parts().directory.path(), None));
     assert_ne!(whole, id(&data.join("tiny-hd64/fp8"), None));
     assert_ne!(whole, id(&tiny(), Some(&json!({"num_hidden_layers": 2}))));
     let copy = Copy::of("tiny-hd64/bf16");

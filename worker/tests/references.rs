@@ -1,13 +1,14 @@
 //! Every reference checkpoint: logits, greedy ids and router logits, with any number of workers.
 
-use std::path::{Path, PathBuf};
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod common;
+
+use std::path::PathBuf;
+
+use common::repository;
 use conclave_kernels::backend::KvDtype;
 use conclave_worker::verify::{Comparison, VerifyConfig, verify};
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// Checkpoint directory and reference file.
 fn checkpoints() -> Vec<(PathBuf, PathBuf)> {
@@ -21,7 +22,6 @@ fn checkpoints() -> Vec<(PathBuf, PathBuf)> {
         "tiny-hd128/bf16",
         "tiny-hd128/fp8",
         "tiny-hd128/awq",
-        "tiny-sharded",
     ];
     let tiny = names.map(|name| (tiny.join(name), tiny.join(name).join("reference.safetensors")));
     let demo = (
@@ -74,6 +74,18 @@ fn one_worker_agrees_with_every_reference() {
     for checkpoint in checkpoints() {
         check(&checkpoint, &verified(&checkpoint, 1, None));
     }
+}
+
+#[test]
+fn a_checkpoint_in_parts_agrees_with_the_reference_of_the_whole() {
+    let parts = tempfile::tempdir().unwrap();
+    common::sharded::write(parts.path());
+    let checkpoint = (
+        parts.path().to_owned(),
+        common::tiny().join("reference.safetensors"),
+    );
+    check(&checkpoint, &verified(&checkpoint, 1, None));
+    check(&checkpoint, &verified(&checkpoint, 3, None));
 }
 
 fn same_bits(name: &str, a: &Comparison, b: &Comparison) {
