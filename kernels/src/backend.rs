@@ -218,6 +218,13 @@ pub trait Backend: Send + fmt::Debug {
         dtype: KvDtype,
     ) -> Result<KvId>;
 
+    /// Before `begin`, on a device that exchanges experts itself: the most tokens that any rank of the group has in this
+    /// step. Every rank must be told the same: it decides how the step is cut and which kernels exchange it.
+    fn begin_group(&mut self, largest: usize) -> Result<()> {
+        let _ = largest;
+        Ok(())
+    }
+
     /// Takes over a step's batch (ids, positions, page tables); later ops of the step refer to it.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
 

@@ -9,6 +9,7 @@
 mod backend;
 mod driver;
 mod dummy;
+pub mod exchange;
 mod experts;
 pub(crate) mod format;
 mod forward;

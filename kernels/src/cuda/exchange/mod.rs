@@ -1,0 +1,165 @@
+//! The exchange of experts between devices: every token's row to the ranks that own its experts, the results back.
+//!
+//! All of it is kernels on the backend's stream, so a layer with its exchange can be recorded in a graph; the host only
+//! sets it up, reads its status and may abort it. `ipc` (this folder) writes straight into peers' memory; NCCL's
+//! implementation of [`Exchange`] shares the grouping, the sums and the status.
+//!
+//! Contract. All ranks of an epoch call `dispatch_*` and `combine_*` once per layer and piece, in the same order and of the
+//! same family, also with no tokens. Which family and how many pieces follows from the largest number of tokens that any
+//! rank has in the step, which the sequencer tells every rank ([`crate::backend::Backend::begin_group`]).
+//!
+//! - A row travels once per destination rank, with the (local expert, weight) of each of its slots; a slot whose expert
+//!   is elsewhere is marked absent. Capacity is per rank pair and counts only say how many of the places of a pair are
+//!   used: a count beyond the capacity is a fault of the peer, so overflow is impossible.
+//! - few (up to `few_tokens` a rank; decode): rows are F32 or BF16 inside 16-byte units of 12 bytes and a stamp; a unit is
+//!   one 16-byte store, so its reader needs no flag and no fence: it polls until the stamp is the exchange's own.
+//!   Received rows come out as F32 rows with `Groups`, as `route_groups` makes them, for the few-row expert kernels.
+//! - many (prefill): rows are BF16 (in the order of planes, so nothing is lost: planes are BF16), or FP8 with a scale per
+//!   128 values; a stamp per rank pair is stored with release after a system-wide fence. Received rows stay where
+//!   they are; `sort` gathers them into the plane of sorted rows.
+//! - Fast mode: a rank adds its slots of a token, in the order of slots, and sends one row back per (token, rank); the owner
+//!   adds those in the order of ranks. Deterministic mode: F32 both ways, one row back per slot, and the owner adds them
+//!   in the order of slots: bits do not depend on the placement or the number of ranks.
+//!
+//! One set of receive buffers is enough, without a barrier. Exchange s of a rank starts (wait_for_inputs) when its
+//! combine s-1 has ended, hence after every peer has signalled in combine s-1, which each does in a kernel behind its expert
+//! kernels of s-1, the last readers of what dispatch s-1 brought. So dispatch s overwrites nothing that is still read.
+//! Likewise combine s starts after every peer has signalled in dispatch s, in a kernel behind its combine s-1, the last
+//! reader of what combine s-1 brought. Hence every rank signals every rank in both phases, with rows or without.
+//! Stamps count exchanges on the device and never repeat within an epoch; buffers are zeroed between epochs.
+//!
+//! Waiting. Every poll ends at its deadline (globaltimer) or when the host's abort word (pinned) is set; the first that
+//! gives up writes a status that the host can read without the device, and a device word that makes all later kernels of
+//! the exchange pass: no rows, no waiting, nothing sent. The graph ends, the device is usable, results are void.
+//! Kernels that wait let the next kernel in only afterwards, and ranks that share a device wait with few blocks: so
+//! waiting blocks never keep a peer's kernels off the device. Ranks of one device are threads of one process or
+//! processes under MPS; without MPS they are time-sliced, milliseconds an exchange (`IpcExchange::describe` says).
+
+#![allow(dead_code, reason = "the contract stands before its implementations")]
+
+use crate::backend::Result;
+use crate::cuda::Gpu;
+use crate::ops::rmsnorm::cuda::NormRows;
+use crate::ops::route::cuda::Groups;
+
+/// Most ranks of an epoch, and most ranks that hold the same expert.
+pub const MAX_RANKS: usize = 64;
+pub const MAX_REPLICAS: usize = 4;
+
+/// How rows of the many-token family travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Wire {
+    #[default]
+    Bf16,
+    /// E4M3 with an F32 scale per 128 values; dispatch only, results are BF16.
+    Fp8,
+}
+
+/// Sizes that all ranks of an epoch agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExchangeShape {
+    pub ranks: usize,
+    pub hidden: usize,
+    pub top_k: usize,
+    /// Tokens of one rank in one exchange of the few-token family: at most 128.
+    pub few_tokens: usize,
+    /// The same for many tokens: a multiple of 128.
+    pub many_tokens: usize,
+    pub deterministic: bool,
+    pub wire: Wire,
+}
+
+/// This rank's tokens of one exchange.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tokens {
+    /// Index of the layer's placement.
+    pub(crate) layer: usize,
+    pub(crate) count: usize,
+    /// U32 `[count, top_k]`: experts, counted over the whole model's.
+    pub(crate) ids: u64,
+    /// F32 `[count, top_k]`.
+    pub(crate) weights: u64,
+}
+
+/// What came, for the expert kernels of few rows.
+#[derive(Clone, Copy)]
+pub(crate) struct FewRows {
+    /// F32 `[ranks * few_tokens, hidden]`; `groups.row_token` points into it, `groups.row_slot` is row * top_k + slot.
+    pub(crate) x: u64,
+    pub(crate) groups: Groups,
+    /// Most groups that there can be.
+    pub(crate) most_groups: usize,
+}
+
+/// What came, for `sort` and the expert kernels of many rows.
+#[derive(Clone, Copy)]
+pub(crate) struct ManyRows {
+    /// `[ranks][many_tokens]` rows of `row_bytes` as `wire` says.
+    pub(crate) rows: u64,
+    pub(crate) row_bytes: usize,
+    pub(crate) wire: Wire,
+    /// U32 `[ranks][many_tokens, top_k]`: local expert or 0xffffffff.
+    pub(crate) ids: u64,
+    /// I32 `[ranks]`: rows of each rank.
+    pub(crate) counts: u64,
+}
+
+/// Where the results of `few` rows are and where their sums go.
+#[derive(Clone, Copy)]
+pub(crate) struct FewResults {
+    /// F32 `[ranks * few_tokens * top_k, hidden]`, at `groups.row_slot`.
+    pub(crate) y: u64,
+    /// As for `combine_rows`: `input.x0` and `input.sum_out` are the hidden state.
+    pub(crate) norm: NormRows,
+}
+
+/// Where the results of `many` rows are and where their sums go.
+#[derive(Clone, Copy)]
+pub(crate) struct ManyResults {
+    /// BF16 `[sorted rows, hidden]`, and U32 `[ranks][many_tokens, top_k]`: the sorted row of each slot or 0xffffffff.
+    pub(crate) sorted: u64,
+    pub(crate) row_of_slot: u64,
+    /// F32 `[count, hidden]`, added to.
+    pub(crate) hidden: u64,
+}
+
+/// Why an exchange ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub reason: FaultReason,
+    /// The rank that was waited for, and how many exchanges of the epoch had been begun.
+    pub peer: u32,
+    pub exchange: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultReason {
+    /// The peer did not signal in time, in dispatch or in combine.
+    DispatchDeadline,
+    CombineDeadline,
+    Aborted,
+    /// The peer's count exceeds the capacity of the pair.
+    Count,
+}
+
+/// See the head of this file. Calls queue kernels on `gpu`'s stream and never wait; they may be captured.
+pub(crate) trait Exchange: Send {
+    /// For the log: kind, ranks, which of them share this device and how.
+    fn describe(&self) -> String;
+
+    fn shape(&self) -> &ExchangeShape;
+
+    /// `normed`: F32 `[count, hidden]`.
+    fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows>;
+
+    /// hidden += the weighted results of this rank's tokens, then the norm as in `combine_rows`.
+    fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()>;
+
+    /// `plane`: of the tokens, `blocks` blocks of 8 rows.
+    fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows>;
+
+    fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()>;
+
+    /// The first fault of the epoch; reads host memory only.
+    fn fault(&self) -> Option<Fault>;
+}
