@@ -20,8 +20,8 @@ fn main() {
     }
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
-    let (mut sources, mut headers) = (Vec::new(), vec![root.join("build.rs")]);
-    find(&root.join("src"), &mut sources, &mut headers);
+    let mut sources = Vec::new();
+    find(&root.join("src"), &mut sources);
     sources.sort();
     let nvcc = match nvcc() {
         Some(nvcc) => nvcc,
@@ -31,7 +31,7 @@ fn main() {
              into an active virtual environment",
         ),
     };
-    let headers = newest(&headers);
+    let script = root.join("build.rs");
     let jobs = env::var("NUM_JOBS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -42,7 +42,9 @@ fn main() {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = next(&queue) {
-                    if let Err(error) = compile(&nvcc, source, headers, &out) {
+                    let mut read = vec![script.clone()];
+                    includes(source, &mut read);
+                    if let Err(error) = compile(&nvcc, source, newest(&read), &out) {
                         push(&errors, error);
                     }
                 }
@@ -88,14 +90,30 @@ fn newest(files: &[PathBuf]) -> Option<SystemTime> {
         .max()
 }
 
-/// All `.cu` files and headers under `folder`.
-fn find(folder: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) {
+/// The files that `source` includes by `#include "..."`, and those that they include.
+fn includes(source: &Path, found: &mut Vec<PathBuf>) {
+    let text = fs::read_to_string(source).unwrap_or_default();
+    let names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+    for name in names {
+        let Ok(path) = source.with_file_name(name).canonicalize() else {
+            continue;
+        };
+        if !found.contains(&path) {
+            found.push(path.clone());
+            includes(&path, found);
+        }
+    }
+}
+
+/// All `.cu` files under `folder`.
+fn find(folder: &Path, sources: &mut Vec<PathBuf>) {
     println!("cargo::rerun-if-changed={}", folder.display());
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         match path.extension().and_then(|e| e.to_str()) {
-            _ if path.is_dir() => find(&path, sources, headers),
-            Some("cuh") => headers.push(path),
+            _ if path.is_dir() => find(&path, sources),
             Some("cu") => sources.push(path),
             _ => {}
         }
