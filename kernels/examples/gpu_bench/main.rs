@@ -1,7 +1,11 @@
 //! Speed of whole steps at MiniMax-M2.7's shapes with random weights, against the floor measured on the spot:
 //!
 //! `gpu_bench [--format int4|ct|fp8|bf16] [--layers 62] [--kv bf16|e4m3] [--decode BATCH:CONTEXT,..] [--prefill TOKENS,..]
-//!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--json FILE]`
+//!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--deterministic on|off] [--one on|off|cold]
+//!  [--trace CONTEXT,..] [--json FILE]`
+//!
+//! `--one`: a lone token as one kernel, by six kernels a layer, or as one kernel that asks for nothing ahead of its layer.
+//! `--trace`: where that kernel's blocks spend their cycles.
 //!
 //! Floor of a decode step: the bytes that a checkpoint of this format holds of every weight touched, plus keys and
 //! values, over the measured read bandwidth.
@@ -26,6 +30,9 @@ pub struct Arguments {
     pub profile: Vec<(usize, usize)>,
     pub profile_prefill: Vec<usize>,
     pub zipf: f32,
+    pub deterministic: bool,
+    pub one: String,
+    pub trace: Vec<usize>,
     pub json: Option<String>,
 }
 
@@ -52,6 +59,9 @@ fn arguments() -> Arguments {
         profile: Vec::new(),
         profile_prefill: Vec::new(),
         zipf: 0.0,
+        deterministic: false,
+        one: "on".into(),
+        trace: Vec::new(),
         json: None,
     };
     let mut list = std::env::args().skip(1);
@@ -73,6 +83,9 @@ fn arguments() -> Arguments {
             "--profile" => found.profile = pairs(&value),
             "--profile-prefill" => found.profile_prefill = numbers(&value),
             "--zipf" => found.zipf = value.parse().unwrap(),
+            "--deterministic" => found.deterministic = value == "on",
+            "--one" => found.one = value,
+            "--trace" => found.trace = numbers(&value),
             "--json" => found.json = Some(value),
             other => panic!("unknown argument {other}"),
         }
@@ -103,6 +116,9 @@ fn main() {
     println!("case                      tok/s    ms/step  floor ms  ratio   GB read  experts/layer");
     for &(batch, context) in &arguments.decode {
         lines.push(run::decode(&mut setup, batch, context, arguments.steps));
+    }
+    for &context in &arguments.trace {
+        run::trace(&mut setup, context, arguments.one != "cold");
     }
     for &tokens in &arguments.prefill {
         lines.push(run::prefill(&mut setup, tokens));

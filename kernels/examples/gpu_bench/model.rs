@@ -128,7 +128,8 @@ fn spec(layers: usize) -> ModelSpec {
 impl Setup {
     pub fn new(arguments: &Arguments) -> Setup {
         let steps = arguments.steps + 16;
-        let decode = arguments.decode.iter().chain(&arguments.profile);
+        let traced: Vec<_> = arguments.trace.iter().map(|context| (1, *context)).collect();
+        let decode = arguments.decode.iter().chain(&arguments.profile).chain(&traced);
         let needed = |batch: usize, context: usize| batch * (context + steps).div_ceil(PAGE);
         let longest = |context: usize| (context + steps).div_ceil(PAGE);
         let prompts = arguments
@@ -159,6 +160,9 @@ impl Setup {
             page_tokens: PAGE,
         };
         let mut backend = CudaBackend::new(limits, 0).unwrap();
+        if arguments.deterministic {
+            assert!(backend.set_deterministic(true).unwrap());
+        }
         let bandwidth = backend.read_bandwidth(8 << 30, 8).unwrap();
         let before = backend.memory().unwrap().0;
         let (kinds, b) = (arguments.kinds, &mut backend);
@@ -231,6 +235,8 @@ impl Setup {
             layers,
         };
         assert!(b.set_forward(model).unwrap());
+        b.set_one(arguments.one != "off", false, arguments.one != "cold")
+            .unwrap();
         b.synchronize().unwrap();
         Setup {
             kinds,

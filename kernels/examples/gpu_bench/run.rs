@@ -205,6 +205,49 @@ pub fn profile_decode(setup: &mut Setup, batch: usize, context: usize) {
     );
 }
 
+/// Where the blocks of the one kernel spend a step of one token: microseconds a layer, at the clock that the whole adds up
+/// to.
+pub fn trace(setup: &mut Setup, context: usize, prefetch: bool) {
+    const OPS: [&str; 6] = ["qkv", "attention", "output", "gate", "gate and up", "down"];
+    if !setup.backend.set_one(true, true, prefetch).unwrap() {
+        return;
+    }
+    for i in 0..4 {
+        step(setup, 1, context + i, i == 0);
+        setup.backend.sampled().unwrap();
+    }
+    let seconds = replay(setup);
+    let cycles = setup.backend.one_trace().unwrap();
+    setup.backend.set_one(true, false, prefetch).unwrap();
+    let blocks: Vec<&[u64]> = cycles.chunks(4 * OPS.len()).collect();
+    let layers = setup.layers as f64;
+    // The step without the head is what the blocks' cycles add up to.
+    let whole = blocks[0].iter().sum::<u64>() as f64;
+    println!(
+        "-- one kernel, context {context}: {:.0} cycles a layer, {:.3} ms the step; cycles a layer: mean of blocks (least to most)",
+        whole / layers,
+        seconds * 1e3
+    );
+    println!(
+        "{:12} {:>22} {:>22} {:>22} {:>22}",
+        "op", "waits", "input", "product", "arrives"
+    );
+    for (op, name) in OPS.iter().enumerate() {
+        print!("{name:12}");
+        for what in 0..4 {
+            let of = |block: &&[u64]| block[op * 4 + what] as f64 / layers;
+            let all: Vec<f64> = blocks.iter().map(of).collect();
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let (least, most) = (
+                all.iter().copied().fold(f64::MAX, f64::min),
+                all.iter().copied().fold(0.0, f64::max),
+            );
+            print!(" {:>22}", format!("{mean:.0} ({least:.0} to {most:.0})"));
+        }
+        println!();
+    }
+}
+
 pub fn profile_prefill(setup: &mut Setup, tokens: usize) {
     let list = prompt(tokens);
     setup.backend.begin(&list).unwrap();

@@ -1,5 +1,5 @@
 //! Every op of the CUDA backend against the CPU backend, whole steps against op by op, and the tiny reference
-//! checkpoints: `gpu_check [--data tests/data/minimax-m2]`. Needs a GPU; exit status 1 if anything differs.
+//! checkpoints: `gpu_check [--data tests/data/minimax-m2] [--only PART]`. Needs a GPU; exit status 1 if anything differs.
 //!
 //! Inputs are random, outputs are filled with NaN before each op, sizes are odd. Errors are relative 2-norms.
 
@@ -7,6 +7,7 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod divergence;
 mod forward;
 mod host;
 mod ops;
@@ -31,7 +32,7 @@ fn main() {
     let mut report = Report::default();
     let wanted = |name: &str| only.as_deref().is_none_or(|only| name.contains(only));
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 11] = [
         ("head", ops::head),
         ("linear_add", ops::linear_add),
         ("qkv_attention", ops::qkv_attention),
@@ -40,7 +41,9 @@ fn main() {
         ("combine", ops::combine),
         ("sample", ops::sample),
         ("forward", forward::forward),
+        ("alone", forward::alone),
         ("pipeline", forward::pipeline),
+        ("divergence", divergence::check),
     ];
     for (name, check) in checks {
         if wanted(name) {

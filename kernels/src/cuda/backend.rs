@@ -212,11 +212,9 @@ impl Backend for CudaBackend {
                     .queue_plan(&self.gpu, blocks, first, FEW_TOKENS.min(tokens - first))?;
                 let rows = (first * spec.q_width() * 4) as u64;
                 let params = attention::AttentionParams {
-                    positions: base.positions + first as u64 * 4,
-                    token_run: base.token_run + first as u64 * 4,
                     q: q + rows,
                     out: out + rows,
-                    ..base
+                    ..base.at(&self.step, first)
                 };
                 attention::decode(&self.gpu, cache, &params)?;
             }
@@ -541,9 +539,13 @@ impl Backend for CudaBackend {
     }
 
     fn set_deterministic(&mut self, on: bool) -> Result<bool> {
-        if on {
-            self.step.fix_splits();
+        if on != self.deterministic && self.forward.is_some() {
+            // Its workspace and its recorded steps are the other mode's.
+            return Err(KernelError::Unsupported(
+                "set_deterministic comes before set_forward".into(),
+            ));
         }
+        self.step.fix_splits(on);
         self.deterministic = on;
         Ok(on)
     }
@@ -573,7 +575,7 @@ impl CudaBackend {
             .get(kv.0 as usize)
             .ok_or_else(|| shape(op, "kv cache", kv.0, "an allocated one"))?;
         if (cache.kv_heads, cache.head_dim) != (spec.kv_heads, spec.head_dim)
-            || spec.heads % spec.kv_heads != 0
+            || !spec.heads.is_multiple_of(spec.kv_heads)
         {
             let found = format!(
                 "{} of {} and {} heads",

@@ -58,7 +58,7 @@ impl Format {
     }
 
     /// Stages that one copy brings in the few-token kernels.
-    fn span(self) -> usize {
+    pub(crate) fn span(self) -> usize {
         if self.is_int4() { 2 } else { 1 }
     }
 

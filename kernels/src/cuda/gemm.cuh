@@ -39,28 +39,55 @@ struct GemmRing {
     }
 };
 
-// The producer's share of one tile: one warp, all lanes.
-template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int lane) {
-    constexpr int STAGES = STEP_STAGES<F>, BYTES = STAGES * Layout<F>::BYTES;
-    const size_t tile_bytes = static_cast<size_t>(tile.tile_steps) * BYTES;
-    const uint32_t plane_bytes = tile.columns * 128;
-    int held = 0;
-    for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) held += tile.sets_tiles[s];
-    // Lane i < 16 copies tile i of the 256 rows, lanes 16 and 17 the two chunks of the plane.
-    const int set = lane / 4, in_set = lane % 4;
-    const bool has_tile = lane < GEMM_TILES && in_set < tile.sets_tiles[set & 3];
-    for (int step = 0; step < tile.steps; step++) {
-        barrier_wait(&ring.empty[ring.slot], ring.parity ^ 1);
-        uint8_t *slot = ring.slots + ring.slot * STEP_BYTES<F>;
-        uint64_t *full = &ring.full[ring.slot];
+// The producer's share of one tile: one warp. Lane i < 16 copies tile i of the 256 rows, lanes 16 and 17 the two chunks of
+// the plane.
+template <int F> struct Producer {
+    static constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
+    const GemmTile &tile;
+    uint32_t plane_bytes;
+    int held, lane;
+    bool has_tile;
+
+    __device__ __forceinline__ Producer(const GemmTile &t, int l) : tile(t), plane_bytes(t.columns * 128), held(0), lane(l) {
+        for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) held += t.sets_tiles[s];
+        has_tile = l < GEMM_TILES && l % 4 < t.sets_tiles[l / 4 & 3];
+    }
+
+    __device__ __forceinline__ void weights(uint8_t *slot, uint64_t *full, int step) const {
         if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS * plane_bytes);
         __syncwarp();
+        const size_t tile_bytes = static_cast<size_t>(tile.tile_steps) * BYTES;
         if (has_tile)
-            bulk_copy(slot + lane * BYTES, tile.set[set] + in_set * tile_bytes + static_cast<size_t>(step) * BYTES, BYTES, full);
-        else if (lane == GEMM_TILES || lane == GEMM_TILES + 1)
-            bulk_copy(slot + STEP_BYTES<F> - STEP_PLANE + (lane - GEMM_TILES) * plane_bytes,
-                      tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS + (lane - GEMM_TILES)) * tile.chunk_bytes,
-                      plane_bytes, full);
+            bulk_copy(slot + lane * BYTES, tile.set[lane / 4] + lane % 4 * tile_bytes + static_cast<size_t>(step) * BYTES, BYTES, full);
+    }
+
+    __device__ __forceinline__ void plane(uint8_t *slot, uint64_t *full, int step) const {
+        const int chunk = lane - GEMM_TILES;
+        if (chunk == 0 || chunk == 1)
+            bulk_copy(slot + STEP_BYTES<F> - STEP_PLANE + chunk * plane_bytes,
+                      tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS + chunk) * tile.chunk_bytes, plane_bytes, full);
+    }
+};
+
+// Asks for the weights of a block's first steps, before the plane is there: into a ring that nobody has used. How many.
+template <int F> DEVICE int produce_weights(const GemmTile &tile, GemmRing &ring, int lane) {
+    const Producer<F> producer(tile, lane);
+    const int ready = min(tile.steps, GEMM_DEPTH<F>);
+    for (int step = 0; step < ready; step++) producer.weights(ring.slots + step * STEP_BYTES<F>, &ring.full[step], step);
+    return ready;
+}
+
+// All steps of a tile; the weights of the first `ready` have been asked for.
+template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int lane, int ready = 0) {
+    const Producer<F> producer(tile, lane);
+    for (int step = 0; step < tile.steps; step++) {
+        uint8_t *slot = ring.slots + ring.slot * STEP_BYTES<F>;
+        uint64_t *full = &ring.full[ring.slot];
+        if (step >= ready) {
+            barrier_wait(&ring.empty[ring.slot], ring.parity ^ 1);
+            producer.weights(slot, full, step);
+        }
+        producer.plane(slot, full, step);
         ring.template advance<F>();
     }
 }

@@ -246,9 +246,10 @@ impl Step {
     }
 
     /// Splits of one length whatever the batch, so that the order of summation only depends on the position.
-    pub(crate) fn fix_splits(&mut self) {
+    pub(crate) fn fix_splits(&mut self, on: bool) {
         let longest = self.stride * self.page_tokens;
-        self.fixed_split = longest.div_ceil(FIXED_SPLITS).next_multiple_of(64).max(256) as i32;
+        self.fixed_split =
+            i32::from(on) * longest.div_ceil(FIXED_SPLITS).next_multiple_of(64).max(256) as i32;
     }
 
     fn list(&self, index: usize) -> u64 {

@@ -46,6 +46,12 @@ pub(crate) enum Slot {
     AttendedPlane,
     SortedPlane,
     ActedPlane,
+    /// One token through all layers: table of layers, barrier, attention splits and their sums, cycles of each op.
+    OneLayers,
+    OneBarrier,
+    OnePartial,
+    OneSums,
+    OneTrace,
     Sort,
 }
 

@@ -10,3 +10,5 @@ pub(crate) mod qkv;
 pub(crate) mod rmsnorm;
 pub(crate) mod route;
 pub(crate) mod sample;
+#[cfg(feature = "cuda")]
+pub(crate) mod whole;

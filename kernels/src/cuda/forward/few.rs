@@ -172,6 +172,18 @@ impl Piece<'_> {
             self.tokens,
             self.hidden(),
         )?;
+        if let Some(one) = forward
+            .one
+            .as_ref()
+            .filter(|_| inline && self.tokens == 1 && forward.use_one)
+        {
+            one.queue(gpu)?;
+            return Ok(Stream {
+                x0: one.params.after,
+                x1: one.params.after + (sizes.hidden * 4) as u64,
+                more: 1,
+            });
+        }
         let kv_heads = sizes.kv_width / (sizes.q_width / sizes.heads);
         step.queue_plan(gpu, head_blocks(sizes.heads, kv_heads), self.first, self.tokens)?;
         let mut stream = Stream {
@@ -309,7 +321,7 @@ impl Piece<'_> {
             q_norm: layer.q_norm,
             k_norm: layer.k_norm,
             leave_splits: 1,
-            ..layer.attention
+            ..layer.attention.at(&backend.step, self.first)
         };
         let cache = cache(backend, layer);
         attention::decode(gpu, cache, &params)?;
@@ -400,13 +412,11 @@ impl Piece<'_> {
         };
         rope_kv(gpu, cache, &params)?;
         let params = AttentionParams {
-            positions: params.positions,
-            token_run: params.token_run,
             q: places.queries,
             out: if self.products { 0 } else { places.attended },
             plane: if self.products { places.attended_plane } else { 0 },
             plane_blocks: plane_blocks(FEW_TOKENS) as i32,
-            ..layer.attention
+            ..layer.attention.at(step, self.first)
         };
         attention::decode(gpu, cache, &params)?;
 

@@ -170,7 +170,7 @@ fn attend(
             q: places.queries,
             plane: places.attended_plane,
             plane_blocks,
-            ..layer.attention
+            ..layer.attention.at(step, 0)
         };
         attention::decode(gpu, cache, &params)?;
     }

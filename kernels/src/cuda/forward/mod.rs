@@ -5,6 +5,7 @@
 
 mod few;
 mod many;
+mod one;
 
 use std::collections::HashMap;
 
@@ -22,6 +23,7 @@ use crate::ops::experts::many::{SortArea, sorted_rows};
 use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
 use crate::ops::route::cuda::{Groups, RouteParams};
 use crate::ops::sample::cuda as sample;
+use crate::ops::whole::cuda::One;
 
 /// Tokens that `many` takes through attention at a time, and through the experts.
 const ATTENTION_CHUNK: usize = 4096;
@@ -90,6 +92,9 @@ pub(super) struct Forward {
     layers: Vec<Layer>,
     sizes: Sizes,
     places: Places,
+    /// One token as one kernel, where that serves the model, and whether it is wanted (`set_one`).
+    one: Option<One>,
+    use_one: bool,
     graphs: HashMap<(usize, usize, bool, u64), Graph>,
     generation: u64,
 }
@@ -162,12 +167,15 @@ impl CudaBackend {
                 },
             });
         }
+        let one = self.prepare_one(&model, &layers, &sizes, &places)?;
         let generation = self.workspace.generation;
         self.forward = Some(Forward {
             model,
             layers,
             sizes,
             places,
+            one,
+            use_one: false,
             graphs: HashMap::new(),
             generation,
         });
@@ -289,8 +297,10 @@ impl Forward {
     fn inline(&self, tokens: usize) -> bool {
         let sizes = &self.sizes;
         let spec = &self.model.spec.layers[0].attention;
-        let whole = spec.qk_norm != QkNorm::PerHead && sizes.q_width % 32 == 0 && sizes.kv_width % 32 == 0;
-        let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden % 2 == 0;
+        let whole = spec.qk_norm != QkNorm::PerHead
+            && sizes.q_width.is_multiple_of(32)
+            && sizes.kv_width.is_multiple_of(32);
+        let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden.is_multiple_of(2);
         let sigmoid = self.model.spec.layers[0].moe.scoring == Scoring::Sigmoid;
         tokens <= INLINE_TOKENS && sigmoid && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
     }

@@ -96,7 +96,19 @@ pub(crate) fn scale(head_dim: usize) -> f32 {
     std::f32::consts::LOG2_E / (head_dim as f32).sqrt()
 }
 
-/// The parameters that only depend on the cache and the step; the rest is zero.
+impl AttentionParams {
+    /// For the tokens of this step from `first` on. A step's lists lie at other places when it is longer than 128
+    /// tokens, so nothing that outlives the step may keep their addresses.
+    pub(crate) fn at(self, step: &Step, first: usize) -> AttentionParams {
+        AttentionParams {
+            positions: step.positions() + first as u64 * 4,
+            token_run: step.token_run() + first as u64 * 4,
+            ..self
+        }
+    }
+}
+
+/// The parameters that only depend on the cache and the sizes; the rest is zero, the lists of the step (`at`) among it.
 pub(crate) fn params(
     gpu: &Gpu,
     workspace: &mut Workspace,
@@ -109,8 +121,6 @@ pub(crate) fn params(
     let (items, item_count) = step.items();
     Ok(AttentionParams {
         pages: Pages::new(cache, step),
-        positions: step.positions(),
-        token_run: step.token_run(),
         items,
         item_count,
         scale: scale(cache.head_dim),

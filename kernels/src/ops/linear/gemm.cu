@@ -72,14 +72,19 @@ template <int F> DEVICE void linear_gemm(const GemmParams &p) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
     const int m_tiles = ceil_div(p.tiles, GEMM_TILES), columns = ceil_div(p.tokens, GEMM_COLUMNS);
     const int tiles = m_tiles * columns, work = tiles * p.parts;
-    wait_for_inputs();
-    allow_next_kernel();
     if (warpgroup == GEMM_CONSUMERS) {
         give_registers();
+        const auto tile = [&](int w) { return tile_of<F>(p, w % m_tiles, w % tiles / m_tiles, w / tiles); };
+        int ready = 0;
+        if (warp % 4 == 0 && static_cast<int>(blockIdx.x) < work) ready = produce_weights<F>(tile(blockIdx.x), ring, lane);
+        wait_for_inputs();
+        allow_next_kernel();
         if (warp % 4 == 0)
-            for (int w = blockIdx.x; w < work; w += gridDim.x) produce<F>(tile_of<F>(p, w % m_tiles, w % tiles / m_tiles, w / tiles), ring, lane);
+            for (int w = blockIdx.x; w < work; w += gridDim.x, ready = 0) produce<F>(tile(w), ring, lane, ready);
     } else {
         take_registers();
+        wait_for_inputs();
+        allow_next_kernel();
         for (int w = blockIdx.x; w < work; w += gridDim.x) {
             const int m = w % m_tiles, n = w % tiles / m_tiles, part = w / tiles;
             const GemmTile tile = tile_of<F>(p, m, n, part);

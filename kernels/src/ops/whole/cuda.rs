@@ -1,0 +1,218 @@
+//! Launch of `one.cu`: which models it serves, its table of layers and its parameters.
+
+use crate::backend::{KvDtype, Result};
+use crate::cuda::workspace::{Slot, Workspace};
+use crate::cuda::{Format, Gpu, Launch, as_bytes};
+use crate::ops::attention::cuda::kv_name;
+use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
+
+const THREADS: u32 = 512;
+const WARPS: usize = 16;
+/// Bytes of `OneShared` at most, behind the rings.
+const SHARED: usize = 59_392;
+/// Bytes of an op's whole input in shared memory, and of the gate's part.
+const IMAGE: usize = 24_576;
+const GATE_IMAGE: usize = 2048;
+const HEAD_DIM: usize = 128;
+const HEADS_HELD: usize = 8;
+const MAX_WIDTH: usize = 4096;
+const MAX_SPLITS: usize = 32;
+const MAX_OUTPUT_PARTS: usize = 4;
+const HALF_SLOTS: usize = 4;
+/// Ops of a layer, and what is measured of each: waiting, input, product, arrival.
+pub(crate) const TRACE: (usize, usize) = (6, 4);
+
+/// Mirrors `OneLayer`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct OneLayer {
+    /// q, k, v, o, gate, experts.
+    pub(crate) streams: [u64; 6],
+    /// norm, q_norm, k_norm, moe_norm, bias.
+    pub(crate) vectors: [u64; 5],
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    /// Of q, k, v, o.
+    pub(crate) bf16_scales: [i32; 4],
+    pub(crate) expert_bf16_scales: i32,
+    pub(crate) unused: i32,
+}
+
+/// Mirrors `OneParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct OneParams {
+    pub(crate) layer: u64,
+    pub(crate) hidden: u64,
+    pub(crate) position: u64,
+    pub(crate) token_run: u64,
+    pub(crate) tables: u64,
+    pub(crate) turns: u64,
+    pub(crate) before: u64,
+    pub(crate) middle: u64,
+    pub(crate) attended: u64,
+    pub(crate) after: u64,
+    pub(crate) projection: u64,
+    pub(crate) squares: u64,
+    pub(crate) partial: u64,
+    pub(crate) partial_sums: u64,
+    pub(crate) logits: u64,
+    pub(crate) acted: u64,
+    pub(crate) arrived: u64,
+    pub(crate) base: u64,
+    pub(crate) trace: u64,
+    pub(crate) expert_bytes: u64,
+    pub(crate) up_offset: u64,
+    pub(crate) down_offset: u64,
+    pub(crate) layers: i32,
+    pub(crate) width: i32,
+    pub(crate) q_width: i32,
+    pub(crate) kv_width: i32,
+    pub(crate) inter: i32,
+    pub(crate) experts: i32,
+    pub(crate) k: i32,
+    pub(crate) rotary: i32,
+    pub(crate) table_stride: i32,
+    pub(crate) page_tokens: i32,
+    pub(crate) parts: i32,
+    pub(crate) renormalize: i32,
+    pub(crate) eps: f32,
+    pub(crate) scale: f32,
+    pub(crate) prefetch: i32,
+    pub(crate) unused: i32,
+}
+
+/// What decides whether the kernel serves a model.
+pub(crate) struct OneShape {
+    pub(crate) dense: Format,
+    pub(crate) gate: Format,
+    pub(crate) experts: Format,
+    pub(crate) kv: KvDtype,
+    pub(crate) head_dim: usize,
+    pub(crate) width: usize,
+    pub(crate) q_width: usize,
+    pub(crate) kv_width: usize,
+    pub(crate) inter: usize,
+    pub(crate) expert_count: usize,
+    pub(crate) top_k: usize,
+    pub(crate) rotary: usize,
+}
+
+/// A step of one token, ready to be queued.
+pub(crate) struct One {
+    pub(crate) params: OneParams,
+    kernel: String,
+    shared: u32,
+}
+
+impl OneShape {
+    /// Cuts of the output projection's inputs: each is at most one head a warp.
+    fn parts(&self) -> usize {
+        (self.q_width / HEAD_DIM).div_ceil(WARPS)
+    }
+
+    /// Whether the kernel serves this model on a device of so many multiprocessors.
+    pub(crate) fn fits(&self, blocks: usize) -> bool {
+        let whole = [self.width, self.q_width, self.kv_width, self.inter];
+        let slice = (self.width / 128).div_ceil(GATE_PARTS) * 128;
+        self.head_dim == HEAD_DIM
+            && whole.iter().all(|n| *n > 0 && n.is_multiple_of(128))
+            && self.width <= MAX_WIDTH
+            && self.q_width.is_multiple_of(self.kv_width)
+            && self.q_width / self.kv_width <= HEADS_HELD
+            && self.kv_width / HEAD_DIM <= blocks
+            && self.parts() <= MAX_OUTPUT_PARTS
+            && self.gate == Format::F32
+            && Format::Bf16.image_bytes(slice) <= GATE_IMAGE
+            && self.dense.image_bytes(self.width) <= IMAGE
+            && self.experts.image_bytes(self.width) <= IMAGE
+            && HALF_SLOTS * self.experts.image_bytes(self.inter) <= IMAGE
+            && self.expert_count.is_multiple_of(16)
+            && self.expert_count <= MAX_EXPERTS
+            && self.expert_count / 16 * GATE_PARTS <= blocks
+            && self.top_k <= 2 * HALF_SLOTS
+            && self.rotary <= HEAD_DIM
+            && self.rotary.is_multiple_of(2)
+            && self.compiled()
+    }
+
+    /// The pairs of formats of `one.cu`.
+    fn compiled(&self) -> bool {
+        let pair = (self.dense, self.experts);
+        let pairs = [
+            (Format::Int4G128, Format::Int4G128),
+            (Format::Fp8, Format::Fp8),
+            (Format::Bf16, Format::Int4G32),
+            (Format::Bf16, Format::Bf16),
+        ];
+        pairs.contains(&pair) && matches!(self.kv, KvDtype::Bf16 | KvDtype::Fp8E4m3)
+    }
+
+    /// Shared memory of a block: the rings, as `OneShape` of `one.cuh` sizes them, and what stands behind.
+    fn shared_bytes(&self) -> usize {
+        let copy = |format: Format| format.span() * format.stage_bytes();
+        let slot = copy(self.dense).max(copy(self.experts));
+        let depth = if slot > 2200 { 4 } else { 5 };
+        WARPS * depth * slot + SHARED
+    }
+}
+
+impl One {
+    /// `params` holds addresses and sizes of the step; the rest is filled in here.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        workspace: &mut Workspace,
+        shape: &OneShape,
+        layers: &[OneLayer],
+        params: OneParams,
+    ) -> Result<One> {
+        let bytes = std::mem::size_of_val(layers);
+        let table = workspace.get(gpu, Slot::OneLayers, bytes)?;
+        if let Some(memory) = workspace.memory(Slot::OneLayers) {
+            gpu.write(memory, 0, as_bytes(layers))?;
+        }
+        let kv_heads = shape.kv_width / HEAD_DIM;
+        let rows = kv_heads * MAX_SPLITS * HEADS_HELD;
+        let barrier = workspace.get(gpu, Slot::OneBarrier, 256)?;
+        let params = OneParams {
+            layer: table,
+            layers: layers.len() as i32,
+            partial: workspace.get(gpu, Slot::OnePartial, rows * HEAD_DIM * 4)?,
+            partial_sums: workspace.get(gpu, Slot::OneSums, rows * 8)?,
+            // A line of its own for what all blocks spin on.
+            arrived: barrier,
+            base: barrier + 128,
+            width: shape.width as i32,
+            q_width: shape.q_width as i32,
+            kv_width: shape.kv_width as i32,
+            inter: shape.inter as i32,
+            experts: shape.expert_count as i32,
+            k: shape.top_k as i32,
+            rotary: shape.rotary as i32,
+            parts: shape.parts() as i32,
+            ..params
+        };
+        let name = |format: Format| format.name();
+        Ok(One {
+            params,
+            kernel: format!(
+                "decode_one_{}_{}_{}",
+                name(shape.dense),
+                name(shape.experts),
+                kv_name(shape.kv)?
+            ),
+            shared: shape.shared_bytes() as u32,
+        })
+    }
+
+    pub(crate) fn queue(&self, gpu: &Gpu) -> Result<()> {
+        // One block a multiprocessor: all of them are on the device together, as the barrier needs.
+        let launch = Launch {
+            grid: (gpu.blocks(), 1),
+            threads: THREADS,
+            shared: self.shared,
+            overlap: true,
+        };
+        gpu.launch(&self.kernel, launch, &self.params)
+    }
+}
