@@ -287,3 +287,86 @@ async fn a_notice_moves_sequences_before_the_worker_leaves() {
     let answer = Answer::read(cluster.generate(request(&[11], 10)).await.unwrap()).await;
     assert_eq!(answer.tokens, [expected(&[11], 10)]);
 }
+
+/// A scripted worker on a GPU of its own.
+fn gpu(id: &str) -> Script {
+    Script::new(id).with(|h| {
+        h.transports = ["local", "tcp", "nccl"].map(String::from).to_vec();
+        h.device_uuid = format!("GPU-{id}");
+    })
+}
+
+#[tokio::test]
+async fn the_id_of_a_communicator_goes_from_rank_0_to_the_other_ranks_once() {
+    let mut three = config();
+    three.expected_workers = 3;
+    let cluster = Cluster::start(three).await;
+    let (say, mut heard) = support::worker::connect(
+        cluster.cluster_address(),
+        gpu("zero").with(|h| h.rank = Some(0)).hello,
+    )
+    .await
+    .unwrap();
+    let mut others = [cluster.attach(gpu("one")).await, cluster.attach(gpu("two")).await];
+    let epoch = loop {
+        let message = heard.message().await.unwrap().unwrap().message.unwrap();
+        if let pb::to_worker::Message::EpochStart(start) = message {
+            assert_eq!((start.rank, start.transport.as_str()), (0, "nccl"));
+            break start.epoch;
+        }
+    };
+    let id = |epoch: u64, byte: u8| {
+        support::worker::message(Said::CommunicatorId(pb::CommunicatorId {
+            epoch,
+            id: vec![byte; 128].into(),
+        }))
+    };
+    // Of no epoch, of this one, and once more: only the second is passed on.
+    for message in [id(epoch + 1, 1), id(epoch, 2), id(epoch, 3)] {
+        say.send(message).await.unwrap();
+    }
+    for worker in &mut others {
+        let seen = worker.until(|seen| !seen.communicator_ids.is_empty()).await;
+        assert_eq!(seen.communicator_ids[0].epoch, epoch);
+        assert_eq!(seen.communicator_ids[0].id, vec![2; 128]);
+    }
+    // A message with the wrong length breaks the protocol; by then nothing else has been passed on.
+    let short = pb::CommunicatorId {
+        epoch,
+        id: vec![4; 127].into(),
+    };
+    say.send(support::worker::message(Said::CommunicatorId(short)))
+        .await
+        .unwrap();
+    let status = loop {
+        match heard.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("closed without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status.message().contains("communicator_id.id: 127 bytes"),
+        "{status:?}"
+    );
+    for worker in &mut others {
+        assert_eq!(worker.seen.borrow().communicator_ids.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_a_common_transport_is_refused_with_every_reason() {
+    let mut two = config();
+    two.expected_workers = 2;
+    let cluster = Cluster::start(two).await;
+    let _first = cluster.attach(gpu("first")).await;
+    let status = refusal(&cluster, Script::new("second")).await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    for part in ["nccl: worker second has only local, tcp", "--transport tcp"] {
+        assert!(status.message().contains(part), "{status:?}");
+    }
+    let same_gpu = gpu("third").with(|h| h.device_uuid = "GPU-first".into());
+    let status = refusal(&cluster, same_gpu).await;
+    assert!(status.message().contains("share GPU GPU-first"), "{status:?}");
+}

@@ -94,6 +94,8 @@ impl Registry {
             worker_id: hello.worker_id.as_str().into(),
             peer_address: hello.peer_address.as_str().into(),
             transports: hello.transports.clone().into(),
+            host_id: hello.host_id.as_str().into(),
+            device_uuid: hello.device_uuid.as_str().into(),
         };
 
         let mut members = self.lock();
@@ -244,7 +246,13 @@ fn check_fields(hello: &Hello) -> Result<(), Status> {
             )));
         }
     }
-    for (field, value) in [("device", &hello.device), ("device_name", &hello.device_name)] {
+    let optional = [
+        ("device", &hello.device),
+        ("device_name", &hello.device_name),
+        ("host_id", &hello.host_id),
+        ("device_uuid", &hello.device_uuid),
+    ];
+    for (field, value) in optional {
         if value.len() > MAX_FIELD_BYTES {
             return Err(Status::invalid_argument(format!(
                 "{field}: {} bytes, at most {MAX_FIELD_BYTES}",

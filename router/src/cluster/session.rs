@@ -123,12 +123,12 @@ async fn listen(
                 "more than {MAX_MESSAGES_PER_SECOND} messages in a second"
             )));
         }
-        let event = match event(shared, membership.worker, message, &bounds) {
-            Ok(Some(event)) => event,
+        let input = match input(shared, membership.worker, message, &bounds) {
+            Ok(Some(input)) => input,
             Ok(None) => continue,
             Err(violation) => return Some(Status::invalid_argument(violation)),
         };
-        if shared.inputs.send(Input::Event(event)).await.is_err() {
+        if shared.inputs.send(input).await.is_err() {
             return None;
         }
     }
@@ -160,17 +160,24 @@ async fn next(
     }
 }
 
-fn event(
+fn input(
     shared: &Shared,
     worker: WorkerId,
     message: pb::FromWorker,
     bounds: &Bounds,
-) -> Result<Option<Event>, translate::Violation> {
+) -> Result<Option<Input>, translate::Violation> {
     let Some(message) = message.message else {
         return Err("a message without content".into());
     };
-    Ok(Some(match message {
+    Ok(Some(Input::Event(match message {
         Message::Hello(_) => return Err("a second Hello on one stream".into()),
+        Message::CommunicatorId(message) => {
+            return Ok(Some(Input::CommunicatorId {
+                worker,
+                epoch: Epoch(message.epoch),
+                id: translate::communicator_id(message.id)?,
+            }));
+        }
         Message::Heartbeat(_) => return Ok(None),
         Message::LoadProgress(progress) => {
             shared
@@ -222,7 +229,7 @@ fn event(
                 deadline: shared.clock.deadline(after),
             }
         }
-    }))
+    })))
 }
 
 fn millis(duration: Duration) -> u64 {

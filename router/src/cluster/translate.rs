@@ -1,6 +1,7 @@
 //! What workers say, as events of the core. A worker is trusted no further than the bounds it declared: any number
 //! outside of them ends its session.
 
+use bytes::Bytes;
 use conclave_proto::cluster::v1 as wire;
 use conclave_router_core::api::{Logprobs, PromptLogprobs, Sample, Slot, StepResult};
 
@@ -8,6 +9,9 @@ use conclave_router_core::api::{Logprobs, PromptLogprobs, Sample, Slot, StepResu
 pub const MAX_LOGPROBS: usize = 20;
 /// Characters kept of an error text that a worker sent.
 const MAX_ERROR_CHARS: usize = 512;
+
+/// Bytes of a communicator's id.
+const COMMUNICATOR_ID_BYTES: usize = 128;
 
 /// What a worker's numbers must stay within.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,17 @@ pub fn step_result(result: wire::StepResult, bounds: &Bounds) -> Result<StepResu
         busy_us: result.busy_us,
         idle_us: result.idle_us,
     })
+}
+
+/// Checks the id of a communicator; what is in it is between the workers' libraries.
+pub fn communicator_id(id: Bytes) -> Result<Bytes, Violation> {
+    if id.len() != COMMUNICATOR_ID_BYTES {
+        return Err(format!(
+            "communicator_id.id: {} bytes, must be {COMMUNICATOR_ID_BYTES}",
+            id.len()
+        ));
+    }
+    Ok(id)
 }
 
 fn sample(sample: wire::Sample, bounds: &Bounds) -> Result<Sample, Violation> {

@@ -38,6 +38,13 @@ struct Stream {
     trace_parent: Option<Arc<str>>,
 }
 
+/// An epoch over NCCL whose id has not been drawn yet.
+struct Communicator {
+    epoch: Epoch,
+    /// In order of rank.
+    workers: Vec<WorkerId>,
+}
+
 /// What the shell adds to the core.
 pub struct Machine {
     core: Core,
@@ -51,6 +58,8 @@ pub struct Machine {
     streams: HashMap<SequenceId, Stream>,
     view: View,
     secret: (Epoch, Bytes),
+    /// Who may say the id of its communicator, and who waits for it.
+    communicator: Option<Communicator>,
     drained: Vec<oneshot::Sender<()>>,
     /// Sequences are alive, or steps on their way.
     busy: bool,
@@ -81,6 +90,7 @@ impl Machine {
             streams: HashMap::new(),
             view: View::default(),
             secret: (Epoch(0), Bytes::new()),
+            communicator: None,
             drained: Vec::new(),
             busy: false,
             pending: VecDeque::new(),
@@ -138,6 +148,7 @@ impl Machine {
                 self.handle(Event::WorkerAttached { worker, info });
             }
             Input::Event(event) => self.handle(event),
+            Input::CommunicatorId { worker, epoch, id } => self.communicator_id(worker, epoch, &id),
             Input::Inspect(reply) => {
                 let name = |(&worker, peer): (&WorkerId, &Peer)| (worker, peer.identity.worker_id.clone());
                 let inspection = Inspection {
@@ -305,6 +316,10 @@ impl Machine {
         if self.secret.0 != plan.epoch || self.secret.1.is_empty() {
             self.secret = (plan.epoch, Bytes::from(crate::random::bytes::<32>().to_vec()));
         }
+        self.communicator = (transport == "nccl").then(|| Communicator {
+            epoch: plan.epoch,
+            workers: plan.workers.clone(),
+        });
         let message = wire::epoch_start(
             plan,
             wire::EpochWire {
@@ -317,6 +332,23 @@ impl Machine {
             peer.reset_slots();
         }
         self.send(worker, message);
+    }
+
+    /// Rank 0 says it once for its epoch; from anybody else, or late, it is not passed on.
+    fn communicator_id(&mut self, worker: WorkerId, epoch: Epoch, id: &Bytes) {
+        let from_rank_0 =
+            |wanted: &mut Communicator| wanted.epoch == epoch && wanted.workers.first() == Some(&worker);
+        let Some(wanted) = self.communicator.take_if(from_rank_0) else {
+            return tracing::debug!(worker = worker.0, epoch = epoch.0, "an id that nobody waits for");
+        };
+        for worker in &wanted.workers[1..] {
+            let message = Message::CommunicatorId(pb::CommunicatorId {
+                epoch: epoch.0,
+                id: id.clone(),
+            });
+            self.send(*worker, wire::to_worker(message));
+        }
+        self.settle();
     }
 
     fn send(&mut self, worker: WorkerId, message: pb::ToWorker) {

@@ -11,6 +11,7 @@ mod wire;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use conclave_router_core::Snapshot;
 use conclave_router_core::api::{
     ClusterState, Delivered, EndReason, Epoch, Event, FinishReason, Logprobs, Rejection, SequenceId, Submit,
@@ -41,6 +42,12 @@ pub enum Input {
         open: oneshot::Sender<()>,
     },
     Event(Event),
+    /// Rank 0 of an epoch has drawn the id of its communicator.
+    CommunicatorId {
+        worker: WorkerId,
+        epoch: Epoch,
+        id: Bytes,
+    },
     /// The session of a worker ended. With a status, the worker is told why.
     Lost {
         worker: WorkerId,

@@ -19,6 +19,10 @@ pub struct PeerIdentity {
     pub peer_address: Arc<str>,
     /// local, tcp, ipc, nccl.
     pub transports: Arc<[String]>,
+    /// Equal for workers whose devices can map each other's memory; empty: none.
+    pub host_id: Arc<str>,
+    /// Equal for workers that share a GPU; empty: not a GPU.
+    pub device_uuid: Arc<str>,
 }
 
 /// An attached worker.

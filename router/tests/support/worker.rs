@@ -62,6 +62,8 @@ impl Script {
                 kv_cache_dtype: "bf16".into(),
                 max_slots: 8,
                 max_batched_tokens: 256,
+                host_id: "host".into(),
+                device_uuid: String::new(),
             },
             step: Duration::ZERO,
             silent_after: None,
@@ -96,6 +98,8 @@ pub struct Seen {
     pub ended: Option<Result<(), (tonic::Code, String)>>,
     pub peers: usize,
     pub transport: String,
+    pub rank: u32,
+    pub communicator_ids: Vec<pb::CommunicatorId>,
 }
 
 pub struct ScriptedWorker {
@@ -190,6 +194,7 @@ async fn run(
                     seen.epochs += 1;
                     seen.peers = start.peers.len();
                     seen.transport = start.transport.clone();
+                    seen.rank = start.rank;
                 });
                 assert_eq!(start.peer_secret.len(), 32);
                 let ready = pb::EpochReady {
@@ -211,6 +216,7 @@ async fn run(
                     seen.trace_parents.extend(step.trace_parents);
                 });
             }
+            Heard::CommunicatorId(id) => seen.send_modify(|seen| seen.communicator_ids.push(id)),
             Heard::Shutdown(_) => seen.send_modify(|seen| seen.shutdown = true),
             Heard::EpochAbort(_) => slots.clear(),
             Heard::Welcome(_) => panic!("a second Welcome"),
