@@ -7,7 +7,8 @@ use conclave_plan::placement::Placement;
 use conclave_proto::cluster::v1 as wire;
 use tokio::sync::mpsc;
 
-use crate::transport::Abort;
+use crate::transport::nccl::CommunicatorId;
+use crate::transport::{Abort, TransportKind};
 
 /// Commands that may wait for the device thread: the steps in flight, and a few around an epoch's change. A router
 /// that sends more has lost count, and is hung up on.
@@ -20,8 +21,7 @@ pub enum Command {
     /// All ranks are connected: answer `EpochReady`.
     Join {
         epoch: u64,
-        /// By rank; empty for a group of one.
-        streams: Vec<Option<TcpStream>>,
+        links: Links,
     },
     Step(Box<wire::Step>),
     /// Hang up on the peers of this epoch.
@@ -30,12 +30,22 @@ pub enum Command {
     },
 }
 
+/// What connects the ranks of an epoch.
+#[derive(Debug)]
+pub struct Links {
+    /// By rank, each proved to be the peer; none at this rank's own place.
+    pub streams: Vec<Option<TcpStream>>,
+    /// For an epoch over NCCL.
+    pub communicator: Option<CommunicatorId>,
+}
+
 /// A checked `EpochStart`.
 #[derive(Clone, Debug)]
 pub struct EpochPlan {
     pub epoch: u64,
     pub rank: u32,
     pub ranks: u32,
+    pub transport: TransportKind,
     pub placement: Placement,
     pub collective_deadline: Duration,
     pub abort: Abort,

@@ -12,7 +12,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 
 pub use backend::DeviceKind;
-pub use command::{Command, EpochPlan, MAX_QUEUED_COMMANDS, Outbox};
+pub use command::{Command, EpochPlan, Links, MAX_QUEUED_COMMANDS, Outbox};
 pub use rank::{Rank, RankError};
 pub use status::Status;
 

@@ -11,7 +11,7 @@ use conclave_proto::cluster::v1 as wire;
 use conclave_proto::cluster::v1::from_worker::Message;
 use crossbeam_channel::Receiver;
 
-use super::command::{Command, EpochPlan};
+use super::command::{Command, EpochPlan, Links};
 use super::status::Status;
 use super::{Rank, RankError};
 use crate::error::{Result, WorkerError};
@@ -54,7 +54,7 @@ impl Device {
         for command in commands {
             match command {
                 Command::Load(plan) => self.load(*plan)?,
-                Command::Join { epoch, streams } => self.join(epoch, streams)?,
+                Command::Join { epoch, links } => self.join(epoch, links)?,
                 Command::Step(step) => self.step(*step)?,
                 Command::Leave { epoch } => self.leave(epoch),
             }
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    fn join(&mut self, epoch: u64, streams: Vec<Option<std::net::TcpStream>>) -> Result<()> {
+    fn join(&mut self, epoch: u64, links: Links) -> Result<()> {
         let Some(loaded) = self.loaded.take_if(|loaded| loaded.plan.epoch == epoch) else {
             return Ok(());
         };
@@ -117,7 +117,7 @@ impl Device {
             let transport = TcpTransport::new(
                 routes,
                 capacity,
-                streams,
+                links.streams,
                 plan.collective_deadline,
                 plan.abort.clone(),
             );

@@ -226,6 +226,7 @@ impl Session<'_> {
                 self.epochs
                     .start(start, self.model, listener, device, &self.outbox)?;
             }
+            Some(to_worker::Message::CommunicatorId(id)) => self.epochs.communicator_id(&id),
             Some(to_worker::Message::EpochAbort(abort)) => self.epochs.abort(&abort, device)?,
             Some(to_worker::Message::Shutdown(shutdown)) => {
                 tracing::info!(reason = shutdown.reason, "the router ends this worker");

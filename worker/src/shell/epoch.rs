@@ -1,7 +1,6 @@
 //! The epoch that this worker is in, as the shell sees it: how to end it, and the connecting of its ranks.
 
 use std::future::pending;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +8,14 @@ use conclave_plan::model::ModelSpec;
 use conclave_proto::cluster::v1 as wire;
 use conclave_proto::cluster::v1::from_worker::Message;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::placement;
-use crate::device::{Command, DeviceHandle, EpochPlan, Outbox, QueueFull};
-use crate::transport::Abort;
+use super::{communicator, placement};
+use crate::device::{Command, DeviceHandle, EpochPlan, Links, Outbox, QueueFull};
+use crate::transport::nccl::CommunicatorId;
 use crate::transport::tcp::{self, ConnectError};
+use crate::transport::{Abort, TransportKind};
 
 /// Peers are told of an epoch at the same time; their connections stand within milliseconds.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,10 +38,12 @@ struct Current {
     abort: Abort,
     /// Until it is done.
     connecting: Option<JoinHandle<Connected>>,
+    /// Where the id of the epoch's communicator goes, until it has come.
+    communicator: Option<oneshot::Sender<CommunicatorId>>,
 }
 
-/// Connections by rank.
-pub(super) type Connected = Result<Vec<Option<TcpStream>>, ConnectError>;
+/// What connects the ranks, or why nothing does.
+pub(super) type Connected = Result<Links, ConnectError>;
 
 impl Drop for Current {
     fn drop(&mut self) {
@@ -77,17 +80,35 @@ impl Epochs {
             epoch,
             rank,
             ranks: request.ranks,
+            transport: request.transport,
             placement: request.placement,
             collective_deadline: request.collective_deadline,
             abort: abort.clone(),
             outbox: outbox.clone(),
         })))?;
-        let (listener, group) = (Arc::clone(listener), request.group);
-        let connecting = tokio::spawn(async move { tcp::connect(&listener, &group, CONNECT_DEADLINE).await });
+        let (listener, group, outbox) = (Arc::clone(listener), request.group, outbox.clone());
+        let (tell, told) = oneshot::channel();
+        let needs_communicator = request.transport == TransportKind::Nccl && request.ranks > 1;
+        let connecting = tokio::spawn(async move {
+            let streams = tcp::connect(&listener, &group, CONNECT_DEADLINE);
+            if !needs_communicator {
+                return Ok(Links {
+                    streams: streams.await?,
+                    communicator: None,
+                });
+            }
+            let id = communicator::agree((epoch, rank), told, &outbox, CONNECT_DEADLINE);
+            let (streams, id) = tokio::try_join!(streams, id)?;
+            Ok(Links {
+                streams,
+                communicator: Some(id),
+            })
+        });
         self.current = Some(Current {
             epoch,
             abort,
             connecting: Some(connecting),
+            communicator: Some(tell),
         });
         Ok(())
     }
@@ -111,6 +132,21 @@ impl Epochs {
         }
         tracing::info!(epoch = abort.epoch, reason = abort.reason, "epoch aborted");
         self.leave(device)
+    }
+
+    /// The router passes on the id that rank 0 has drawn. What is not of this epoch, or no id, concerns nobody: the
+    /// wait for it ends at its deadline.
+    pub(super) fn communicator_id(&mut self, message: &wire::CommunicatorId) {
+        let current = self
+            .current
+            .as_mut()
+            .filter(|current| current.epoch == message.epoch);
+        if let (Some(current), Ok(id)) = (current, <[u8; _]>::try_from(&message.id[..]))
+            && let Some(tell) = current.communicator.take()
+        {
+            // Nobody waits for it in an epoch over something else.
+            let _ = tell.send(CommunicatorId(id));
+        }
     }
 
     /// Resolves when the ranks are connected or cannot be; never, if there is nothing to wait for.
@@ -140,7 +176,7 @@ impl Epochs {
         current.connecting = None;
         let epoch = current.epoch;
         match result {
-            Ok(streams) => device.send(Command::Join { epoch, streams }),
+            Ok(links) => device.send(Command::Join { epoch, links }),
             Err(error) => {
                 tracing::warn!(epoch, %error, "ranks could not be connected");
                 outbox.send(failed(epoch, error.to_string(), error.suspect()));

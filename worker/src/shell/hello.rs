@@ -63,6 +63,8 @@ impl Identity {
                 .into(),
                 max_slots: layout.slots.max_slots as u32,
                 max_batched_tokens: layout.slots.max_tokens as u32,
+                host_id: host_id(),
+                device_uuid: String::new(),
             },
         })
     }
@@ -77,6 +79,16 @@ impl Identity {
 
     pub(super) fn peer_address(&self) -> &str {
         &self.hello.peer_address
+    }
+}
+
+/// The same in processes whose GPUs can map each other's memory: one kernel, and no namespace between them.
+fn host_id() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
+    match (boot.trim(), space("ipc"), space("pid")) {
+        (boot, Ok(ipc), Ok(pid)) if !boot.is_empty() => format!("{boot} {} {}", ipc.display(), pid.display()),
+        _ => String::new(),
     }
 }
 

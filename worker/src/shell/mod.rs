@@ -5,6 +5,7 @@
 //! device call.
 
 mod attach;
+mod communicator;
 mod epoch;
 mod heartbeat;
 mod hello;

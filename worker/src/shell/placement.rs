@@ -7,6 +7,7 @@ use conclave_plan::model::ModelSpec;
 use conclave_plan::placement::{LayerPlacement, Placement};
 use conclave_proto::cluster::v1 as wire;
 
+use crate::transport::TransportKind;
 use crate::transport::tcp::{Group, PeerAddress};
 
 /// Longest wait for peers that a router may ask for.
@@ -17,6 +18,7 @@ const MAX_ADDRESS_BYTES: usize = 512;
 /// What an `EpochStart` asks for, checked.
 pub(super) struct EpochRequest {
     pub(super) ranks: u32,
+    pub(super) transport: TransportKind,
     pub(super) placement: Placement,
     pub(super) collective_deadline: Duration,
     pub(super) group: Group,
@@ -47,13 +49,15 @@ pub(super) fn check(
     if named as u32 != count - 1 {
         return Err("peers: a rank is named twice".into());
     }
-    if !transports.contains(&start.transport) {
+    let offered = TransportKind::named(&start.transport)
+        .filter(|kind| transports.iter().any(|name| name == kind.name()));
+    let Some(transport) = offered else {
         return Err(format!(
             "transport: {:?}, this worker has {transports:?}",
             shortened(&start.transport)
         ));
-    }
-    if start.transport == "local" && count > 1 {
+    };
+    if transport == TransportKind::Local && count > 1 {
         return Err(format!("transport: local is for one rank, there are {count}"));
     }
     if !(1..=MAX_COLLECTIVE_DEADLINE_MS).contains(&start.collective_deadline_ms) {
@@ -79,6 +83,7 @@ pub(super) fn check(
     let peers = start.peers.into_iter().filter(|peer| peer.rank != start.rank);
     Ok(EpochRequest {
         ranks: count,
+        transport,
         placement,
         collective_deadline: Duration::from_millis(start.collective_deadline_ms),
         group: Group {

@@ -13,6 +13,7 @@
 mod abort;
 mod error;
 mod local;
+pub mod nccl;
 pub mod routing;
 pub mod tcp;
 
@@ -21,6 +22,37 @@ use conclave_kernels::backend::{Backend, Buffer, ExpertRow};
 pub use abort::Abort;
 pub use error::{Result, TransportError};
 pub use local::LocalTransport;
+
+/// What ranks exchange over; the router chooses for an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportKind {
+    Local,
+    Tcp,
+    Ipc,
+    Nccl,
+}
+
+impl TransportKind {
+    pub const ALL: [TransportKind; 4] = [
+        TransportKind::Local,
+        TransportKind::Tcp,
+        TransportKind::Ipc,
+        TransportKind::Nccl,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            TransportKind::Local => "local",
+            TransportKind::Tcp => "tcp",
+            TransportKind::Ipc => "ipc",
+            TransportKind::Nccl => "nccl",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<TransportKind> {
+        TransportKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
 
 /// This rank's tokens in one layer.
 #[derive(Clone, Copy, Debug)]

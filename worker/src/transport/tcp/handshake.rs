@@ -46,6 +46,10 @@ pub enum ConnectError {
     Missing { missing: Vec<u32>, milliseconds: u128 },
     #[error("the peers' listener failed: {0}")]
     Listener(io::Error),
+    #[error("rank 0 did not give the id of the communicator within {milliseconds} ms")]
+    NoCommunicator { milliseconds: u128 },
+    #[error("no id for a communicator: {0}")]
+    Communicator(String),
 }
 
 impl ConnectError {
@@ -54,7 +58,8 @@ impl ConnectError {
         match self {
             ConnectError::Unreachable { rank, .. } => Some(*rank),
             ConnectError::Missing { missing, .. } => missing.first().copied(),
-            ConnectError::Listener(_) => None,
+            ConnectError::NoCommunicator { .. } => Some(0),
+            ConnectError::Listener(_) | ConnectError::Communicator(_) => None,
         }
     }
 }
