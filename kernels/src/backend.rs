@@ -87,6 +87,9 @@ pub enum KernelError {
     Unsupported(String),
     #[error("{device}: {what}")]
     Device { device: String, what: String },
+    /// The epoch is over; the device is well. `peer`: the rank that was waited for.
+    #[error("exchange of experts: {what}")]
+    Exchange { peer: u32, what: String },
 }
 
 pub type Result<T> = std::result::Result<T, KernelError>;

@@ -112,6 +112,11 @@ impl Backend for CudaBackend {
         Ok(KvId(self.caches.len() as u32 - 1))
     }
 
+    fn begin_group(&mut self, largest: usize) -> Result<()> {
+        self.set_group_tokens(largest);
+        Ok(())
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.gpu.device.enter()?;
         self.step.begin(&self.gpu, batch)
@@ -517,6 +522,7 @@ impl Backend for CudaBackend {
         if let Some(memory) = self.workspace.memory(Slot::Tokens) {
             self.gpu.read(memory, 0, &mut tokens)?;
         }
+        self.check_exchange()?;
         let mut sampled = Vec::with_capacity(rows.len());
         for (i, (row, token)) in rows.iter().zip(tokens.as_chunks::<4>().0).enumerate() {
             sampled.push(match sample::on_device(row) {

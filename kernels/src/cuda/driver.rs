@@ -103,6 +103,11 @@ impl Device {
         })
     }
 
+    /// The driver's number of the device.
+    pub(crate) fn raw(&self) -> sys::CUdevice {
+        self.device
+    }
+
     /// Makes the context current on this thread.
     pub(crate) fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
@@ -339,6 +344,15 @@ impl Memory {
             )
         })?;
         stream.wait(device)
+    }
+
+    /// Zeros in the first bytes.
+    pub(crate) fn clear(&self, device: &Device, stream: &Stream, bytes: usize) -> Result<()> {
+        self.bounds(device, 0, bytes)?;
+        // SAFETY: bounds checked.
+        device.check("memset", unsafe {
+            sys::cuMemsetD8Async(self.address, 0, bytes, stream.raw)
+        })
     }
 
     /// Starts a copy of the first bytes to page-locked memory, which must not be touched before an event after it.

@@ -39,11 +39,16 @@ pub(crate) struct Launch {
 impl Kernels {
     /// Loads all code now: no launch compiles or loads anything later.
     pub(crate) fn load(device: &Device) -> Result<Kernels> {
+        Kernels::load_some(device, |_| true)
+    }
+
+    /// The same for the files whose name (`folder_file`) is `wanted`.
+    pub(crate) fn load_some(device: &Device, wanted: impl Fn(&str) -> bool) -> Result<Kernels> {
         let mut kernels = Kernels {
             modules: Vec::new(),
             functions: HashMap::new(),
         };
-        for (name, fatbin) in FATBINS {
+        for (name, fatbin) in FATBINS.iter().filter(|(name, _)| wanted(name)) {
             let mut module = std::ptr::null_mut();
             // SAFETY: a whole fatbin, as the compiler wrote it.
             let code = unsafe { sys::cuModuleLoadData(&mut module, fatbin.as_ptr().cast()) };

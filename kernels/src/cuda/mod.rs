@@ -106,6 +106,7 @@ pub struct CudaBackend {
     loader: Loader,
     forward: Option<Forward>,
     sampling: Sampling,
+    group: exchange::group::Group,
     /// Every sum in one order, whatever the batch.
     deterministic: bool,
     /// Width of the hidden state, from the last `route`.
@@ -144,6 +145,7 @@ impl CudaBackend {
             loader: Loader::new(&gpu)?,
             forward: None,
             sampling: Sampling::new(&gpu, &limits)?,
+            group: exchange::group::Group::default(),
             deterministic: false,
             width: 0,
             limits,

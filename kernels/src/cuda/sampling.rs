@@ -106,6 +106,7 @@ impl CudaBackend {
         let (slot, rows) = pending.ok_or_else(|| shape("sampled", "queued steps", 0, "1 or more"))?;
         let (host, event) = &self.sampling.slots[slot];
         event.wait(&self.gpu.device)?;
+        self.check_exchange()?;
         let words = host.slice()[..rows * 4].as_chunks::<4>().0;
         Ok(words
             .iter()

@@ -88,7 +88,7 @@ pub fn tensor_f32(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
     }
 }
 
-fn linear(file: &SafeTensors<'_>, name: &str) -> HostLinear {
+pub fn linear(file: &SafeTensors<'_>, name: &str) -> HostLinear {
     let bytes = |name: &str| Arc::new(file.tensor(name).unwrap().data().to_vec());
     if let Ok(packed) = file.tensor(&format!("{name}.weight_packed")) {
         let scales = tensor_f32(file, &format!("{name}.weight_scale"));

@@ -35,10 +35,19 @@
 //! waiting blocks never keep a peer's kernels off the device. Ranks of one device are threads of one process or
 //! processes under MPS; without MPS they are time-sliced, milliseconds an exchange (`IpcExchange::describe` says).
 
+pub mod control;
+pub(crate) mod group;
+pub mod ipc;
+mod launch;
+mod layout;
 pub mod nccl;
+pub mod peer;
+mod places;
+pub mod station;
 
-use crate::backend::Result;
+use crate::backend::{KernelError, Result};
 use crate::cuda::Gpu;
+use crate::ops::experts::many::SortParams;
 use crate::ops::rmsnorm::cuda::NormRows;
 use crate::ops::route::cuda::Groups;
 
@@ -46,12 +55,12 @@ use crate::ops::route::cuda::Groups;
 pub const MAX_RANKS: usize = 64;
 pub const MAX_REPLICAS: usize = 4;
 
-/// How rows of the many-token family travel.
+/// How rows of the many-token family travel; results are BF16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Wire {
     #[default]
     Bf16,
-    /// E4M3 with an F32 scale per 128 values; dispatch only, results are BF16.
+    /// E4M3 with an F32 scale per 128 values.
     Fp8,
 }
 
@@ -65,6 +74,9 @@ pub struct ExchangeShape {
     pub few_tokens: usize,
     /// The same for many tokens: a multiple of 128.
     pub many_tokens: usize,
+    /// Rows and results of the few-token family travel as F32, not BF16.
+    pub exact: bool,
+    /// Results travel per slot; only with `exact`, and only in the few-token family.
     pub deterministic: bool,
     pub wire: Wire,
 }
@@ -102,6 +114,32 @@ pub(crate) struct ManyRows {
     pub(crate) ids: u64,
     /// I32 `[ranks]`: rows of each rank.
     pub(crate) counts: u64,
+    /// I32: where the sort says how many expert rows there are; the next exchange tells the others.
+    pub(crate) total: u64,
+}
+
+impl ManyRows {
+    /// What `sort` is told about these rows, beside the places of its results in `to`.
+    pub(crate) fn sort_params(
+        &self,
+        shape: &ExchangeShape,
+        local_experts: usize,
+        to: SortParams,
+    ) -> SortParams {
+        SortParams {
+            ids: self.ids,
+            plane: 0,
+            tokens: shape.many_rows() as i32,
+            experts: local_experts as i32,
+            region_counts: self.counts,
+            rows: self.rows,
+            region: shape.many_tokens as i32,
+            row_bytes: self.row_bytes as i32,
+            fp8: i32::from(self.wire == Wire::Fp8),
+            sorted_rows: self.total,
+            ..to
+        }
+    }
 }
 
 /// Where the results of `few` rows are and where their sums go.
@@ -142,12 +180,34 @@ pub enum FaultReason {
     Count,
 }
 
+impl Fault {
+    pub(crate) fn error(&self) -> KernelError {
+        let (peer, exchange) = (self.peer, self.exchange);
+        let what = match self.reason {
+            FaultReason::DispatchDeadline => {
+                format!("rank {peer} did not send in time in exchange {exchange}")
+            }
+            FaultReason::CombineDeadline => {
+                format!("rank {peer} did not send its results in time in exchange {exchange}")
+            }
+            FaultReason::Aborted => format!("aborted while waiting for rank {peer} in exchange {exchange}"),
+            FaultReason::Count => {
+                format!("rank {peer} announced more tokens than its capacity in exchange {exchange}")
+            }
+        };
+        KernelError::Exchange { peer, what }
+    }
+}
+
 /// See the head of this file. Calls queue kernels on `gpu`'s stream and never wait; they may be captured.
 pub(crate) trait Exchange: Send {
     /// For the log: kind, ranks, which of them share this device and how.
     fn describe(&self) -> String;
 
-    fn shape(&self) -> &ExchangeShape;
+    fn shape(&self) -> Result<&ExchangeShape>;
+
+    /// Experts of a layer that this rank holds, at most.
+    fn local_experts(&self) -> Result<usize>;
 
     /// `normed`: F32 `[count, hidden]`.
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows>;

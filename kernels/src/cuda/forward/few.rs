@@ -6,6 +6,7 @@
 
 use super::{Forward, Layer, cache};
 use crate::backend::Result;
+use crate::cuda::exchange::{Exchange, FewResults, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, MAX_PARTS, linear_gemm, parts_for, plane_blocks};
 use crate::cuda::step::FEW_TOKENS;
@@ -49,21 +50,25 @@ pub(super) fn parts_bytes(tokens: usize, width: usize) -> usize {
     MAX_PARTS * tokens * width * 4
 }
 
-pub(super) fn queue(
-    backend: &CudaBackend,
-    forward: &Forward,
-    tokens: usize,
-    rows: usize,
-    inline: bool,
-    logits: u64,
-) -> Result<()> {
+/// How a step is cut.
+pub(super) struct Pieces {
+    pub(super) tokens: usize,
+    /// Tokens of a piece but the last; in a group some pieces of a rank may be empty.
+    pub(super) each: usize,
+    pub(super) count: usize,
+    pub(super) rows: usize,
+    pub(super) inline: bool,
+}
+
+pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, logits: u64) -> Result<()> {
     let mut stream = Stream {
         x0: forward.places.hidden,
         x1: 0,
         more: 0,
     };
-    for first in (0..tokens).step_by(FEW_TOKENS) {
-        let count = FEW_TOKENS.min(tokens - first);
+    for index in 0..pieces.count {
+        let first = (index * pieces.each).min(pieces.tokens);
+        let count = pieces.each.min(pieces.tokens - first);
         let products = count >= PRODUCT_TOKENS && !backend.deterministic;
         let piece = Piece {
             backend,
@@ -73,10 +78,14 @@ pub(super) fn queue(
             tokens: count,
             products,
         };
-        stream = piece.layers(inline)?;
+        if count == 0 {
+            piece.serve_others()?;
+            continue;
+        }
+        stream = piece.layers(pieces.inline)?;
     }
     // After several pieces `stream` is the whole hidden state, which holds all of them.
-    head(backend, forward, stream, rows, logits)
+    head(backend, forward, stream, pieces.rows, logits)
 }
 
 /// The final norm of the wanted rows, and their logits.
@@ -207,7 +216,7 @@ impl Piece<'_> {
             if index == 0 {
                 self.norm(stream, layer.norm, 0, false)?;
             }
-            self.grouped_layer(layer, next)?;
+            self.grouped_layer(index, layer, next)?;
         }
         Ok(Stream {
             x0: places.hidden,
@@ -382,7 +391,7 @@ impl Piece<'_> {
 
     /// One layer for more tokens: `hidden` holds the residual stream, rows or plane its norm; afterwards those of the
     /// next layer.
-    fn grouped_layer(&self, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
+    fn grouped_layer(&self, index: usize, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
         const OP: &str = "forward";
         let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
         let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
@@ -449,26 +458,22 @@ impl Piece<'_> {
             arrived: places.route_arrived,
             ..RouteTokens::default()
         };
-        route::route_groups(gpu, &params)?;
-        let params = ExpertParams {
-            experts: layer.experts,
-            groups: places.groups,
-            x: places.normed,
-            acted: places.acted,
-            y: places.expert_out,
-            ..ExpertParams::default()
-        };
-        let groups = max_groups(tokens * sizes.top_k, sizes.experts);
-        experts::gate_up_groups(gpu, layer.format, groups, &params)?;
-        experts::down_groups(
-            gpu,
-            layer.format,
-            groups,
-            &ExpertParams {
-                x: places.acted,
-                ..params
-            },
-        )?;
+        let exchange = backend.exchange();
+        if let Some(exchange) = exchange {
+            route::route(gpu, &params)?;
+            self.received_experts(exchange, index, layer)?;
+        } else {
+            route::route_groups(gpu, &params)?;
+            let params = ExpertParams {
+                experts: layer.experts,
+                groups: places.groups,
+                x: places.normed,
+                acted: places.acted,
+                y: places.expert_out,
+                ..ExpertParams::default()
+            };
+            self.expert_groups(layer, max_groups(tokens * sizes.top_k, sizes.experts), &params)?;
+        }
 
         let stream = Stream {
             x0: self.hidden(),
@@ -485,6 +490,10 @@ impl Piece<'_> {
             padded: padded(sizes.hidden) as i32,
             ..NormRows::default()
         };
+        if let Some(exchange) = exchange {
+            let y = places.expert_out;
+            return exchange.combine_few(gpu, &self.exchanged(index), &FewResults { y, norm });
+        }
         let (y, weights, slots) = (places.expert_out, places.weights, sizes.top_k as i32);
         combine_rows(
             gpu,
@@ -497,5 +506,62 @@ impl Piece<'_> {
                 ..CombineRows::default()
             },
         )
+    }
+
+    fn exchanged(&self, layer: usize) -> Tokens {
+        let places = &self.forward.places;
+        Tokens {
+            layer,
+            count: self.tokens,
+            ids: places.ids,
+            weights: places.weights,
+        }
+    }
+
+    /// Both products of the rows that came from all ranks, this one included.
+    fn received_experts(&self, exchange: &dyn Exchange, index: usize, layer: &Layer) -> Result<()> {
+        let places = &self.forward.places;
+        let rows = exchange.dispatch_few(self.gpu, &self.exchanged(index), places.normed)?;
+        let params = ExpertParams {
+            experts: layer.experts,
+            groups: rows.groups,
+            x: rows.x,
+            acted: places.acted,
+            y: places.expert_out,
+            ..ExpertParams::default()
+        };
+        self.expert_groups(layer, rows.most_groups, &params)
+    }
+
+    fn expert_groups(&self, layer: &Layer, most: usize, params: &ExpertParams) -> Result<()> {
+        experts::gate_up_groups(self.gpu, layer.format, most, params)?;
+        let down = ExpertParams {
+            x: params.acted,
+            ..*params
+        };
+        experts::down_groups(self.gpu, layer.format, most, &down)
+    }
+
+    /// A piece in which this rank has no tokens: its experts work for the others.
+    fn serve_others(&self) -> Result<()> {
+        let Some(exchange) = self.backend.exchange() else {
+            return Ok(());
+        };
+        let places = &self.forward.places;
+        let stream = Stream {
+            x0: places.hidden,
+            x1: 0,
+            more: 0,
+        };
+        let norm = NormRows {
+            input: self.forward.norm_input(stream, 0, 0, places.hidden),
+            ..NormRows::default()
+        };
+        for (index, layer) in self.forward.layers.iter().enumerate() {
+            self.received_experts(exchange, index, layer)?;
+            let y = places.expert_out;
+            exchange.combine_few(self.gpu, &self.exchanged(index), &FewResults { y, norm })?;
+        }
+        Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! A step of more than 128 tokens: matrix products over planes; attention in chunks of tokens, experts in larger ones.
 
-use super::{ATTENTION_CHUNK, EXPERTS_CHUNK, Forward, Layer, cache};
+use super::{ATTENTION_CHUNK, Forward, Layer, cache};
 use crate::backend::Result;
+use crate::cuda::exchange::{ManyResults, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, linear_gemm};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
-use crate::cuda::{CudaBackend, shape};
+use crate::cuda::{CudaBackend, Gpu, shape};
 use crate::ops::attention::cuda::{
     self as attention, AttentionParams, Pages, PrefillPlan, PrefillPlans, PrefillRows, head_blocks,
 };
@@ -16,10 +17,19 @@ use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormRows, combine_rows, norm_rows};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens};
 
-pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Result<()> {
+/// `chunk`: tokens of a piece of the experts' work, and how many pieces: in a group some may be empty.
+pub(super) fn queue(
+    backend: &CudaBackend,
+    forward: &Forward,
+    chunk: (usize, usize),
+    logits: u64,
+) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places, step) = (&backend.gpu, &forward.sizes, &forward.places, &backend.step);
     let tokens = step.tokens;
+    if tokens == 0 {
+        return serve_others(backend, forward, chunk);
+    }
     embed(
         gpu,
         backend.linear(OP, forward.model.embedding)?,
@@ -54,12 +64,12 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
         .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
     let per_kv = sizes.q_width / sizes.kv_width;
     let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
-    for layer in &forward.layers {
+    for (index, layer) in forward.layers.iter().enumerate() {
         for (piece, range) in pieces(ATTENTION_CHUNK).enumerate() {
             attend(backend, forward, layer, range, single, plan.piece(piece))?;
         }
-        for range in pieces(EXPERTS_CHUNK) {
-            experts(backend, forward, layer, range)?;
+        for range in ranges(tokens, chunk) {
+            experts(backend, forward, (index, layer), range)?;
         }
     }
     let rows = step.logit_count;
@@ -94,6 +104,21 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, logits: u64) -> Re
             residual: 0,
         },
     )
+}
+
+/// The pieces of `tokens` tokens: (first, end).
+fn ranges(tokens: usize, (each, pieces): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    (0..pieces).map(move |i| ((i * each).min(tokens), ((i + 1) * each).min(tokens)))
+}
+
+/// A step in which this rank has no tokens: its experts work for the others.
+fn serve_others(backend: &CudaBackend, forward: &Forward, chunk: (usize, usize)) -> Result<()> {
+    for layer in forward.layers.iter().enumerate() {
+        for range in ranges(0, chunk) {
+            experts(backend, forward, layer, range)?;
+        }
+    }
+    Ok(())
 }
 
 /// Norm, projections, attention and output projection of tokens [first, end).
@@ -198,59 +223,19 @@ fn attend(
     )
 }
 
-/// Norm, gate, sort, both products and the weighted sum of tokens [first, end).
+/// Norm, gate, exchange or sort, both products and the weighted sum of tokens [first, end).
 fn experts(
     backend: &CudaBackend,
     forward: &Forward,
-    layer: &Layer,
+    (index, layer): (usize, &Layer),
     (first, end): (usize, usize),
 ) -> Result<()> {
-    const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
-    let (count, pairs) = (end - first, (end - first) * sizes.top_k);
+    let count = end - first;
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
-    let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
-    let input = NormInput {
-        x0: hidden,
-        weight: layer.moe_norm,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-        ..NormInput::default()
-    };
-    norm_rows(
-        gpu,
-        count,
-        &NormRows {
-            input,
-            plane: places.plane,
-            plane_blocks,
-            padded: padded(sizes.hidden) as i32,
-            ..NormRows::default()
-        },
-    )?;
-    linear_gemm(
-        gpu,
-        &GemmCall {
-            weights: &[backend.linear(OP, layer.handles.gate)?],
-            plane: places.plane,
-            blocks,
-            tokens: count,
-            parts: 1,
-            y: places.gate_logits,
-            residual: 0,
-        },
-    )?;
-    let params = RouteTokens {
-        route: RouteParams {
-            tokens: count as i32,
-            parts: 1,
-            ..layer.route
-        },
-        ids: places.ids,
-        weights: places.weights,
-        ..RouteTokens::default()
-    };
-    route::route(gpu, &params)?;
+    if count > 0 {
+        choose(backend, forward, layer, count, hidden)?;
+    }
     let area = &places.sort;
     let params = SortParams {
         ids: places.ids,
@@ -260,28 +245,36 @@ fn experts(
         k: sizes.top_k as i32,
         experts: sizes.experts as i32,
         steps: (padded(sizes.hidden) / 128) as i32,
-        plane_blocks,
+        plane_blocks: places.blocks as i32,
         sorted_blocks: places.sorted_blocks as i32,
         ..SortParams::default()
     };
+    if let Some(exchange) = backend.exchange() {
+        let tokens = Tokens {
+            layer: index,
+            count,
+            ids: places.ids,
+            weights: places.weights,
+        };
+        let rows = exchange.dispatch_many(gpu, &tokens, places.plane, places.blocks)?;
+        let (shape, local) = (exchange.shape()?, exchange.local_experts()?);
+        sort(gpu, &area.fill(rows.sort_params(shape, local, params)))?;
+        let most = sorted_rows(shape.many_rows() * sizes.top_k, local);
+        both_products(gpu, forward, layer, most)?;
+        let results = ManyResults {
+            sorted: places.sorted_plane,
+            row_of_slot: area.row_of_slot,
+            hidden,
+        };
+        return exchange.combine_many(gpu, &tokens, &results);
+    }
     sort(gpu, &area.fill(params))?;
-    let up = ManyParams {
-        experts: layer.experts,
-        tiles: area.tiles,
-        tile_count: area.tile_count,
-        plane: places.sorted_plane,
-        acted: places.acted_plane,
-        y: 0,
-        blocks: places.sorted_blocks as i32,
-    };
-    // The sorted rows have been read when `down` writes: their place takes its result.
-    let down = ManyParams {
-        plane: places.acted_plane,
-        acted: 0,
-        y: places.sorted_plane,
-        ..up
-    };
-    products(gpu, layer.format, sorted_rows(pairs, sizes.experts), &up, &down)?;
+    both_products(
+        gpu,
+        forward,
+        layer,
+        sorted_rows(count * sizes.top_k, sizes.experts),
+    )?;
     let input = NormInput {
         x0: hidden,
         sum_out: hidden,
@@ -300,4 +293,73 @@ fn experts(
         ..CombineRows::default()
     };
     combine_rows(gpu, count, &params)
+}
+
+/// Norm, gate and choice of `count` tokens from `hidden` on.
+fn choose(backend: &CudaBackend, forward: &Forward, layer: &Layer, count: usize, hidden: u64) -> Result<()> {
+    const OP: &str = "forward";
+    let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
+    let input = NormInput {
+        x0: hidden,
+        weight: layer.moe_norm,
+        eps: sizes.eps,
+        k: sizes.hidden as i32,
+        ..NormInput::default()
+    };
+    norm_rows(
+        gpu,
+        count,
+        &NormRows {
+            input,
+            plane: places.plane,
+            plane_blocks: places.blocks as i32,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        },
+    )?;
+    linear_gemm(
+        gpu,
+        &GemmCall {
+            weights: &[backend.linear(OP, layer.handles.gate)?],
+            plane: places.plane,
+            blocks: places.blocks,
+            tokens: count,
+            parts: 1,
+            y: places.gate_logits,
+            residual: 0,
+        },
+    )?;
+    let params = RouteTokens {
+        route: RouteParams {
+            tokens: count as i32,
+            parts: 1,
+            ..layer.route
+        },
+        ids: places.ids,
+        weights: places.weights,
+        ..RouteTokens::default()
+    };
+    route::route(gpu, &params)
+}
+
+/// Both products of the sorted rows, of which there are `most` at most.
+fn both_products(gpu: &Gpu, forward: &Forward, layer: &Layer, most: usize) -> Result<()> {
+    let places = &forward.places;
+    let up = ManyParams {
+        experts: layer.experts,
+        tiles: places.sort.tiles,
+        tile_count: places.sort.tile_count,
+        plane: places.sorted_plane,
+        acted: places.acted_plane,
+        y: 0,
+        blocks: places.sorted_blocks as i32,
+    };
+    // The sorted rows have been read when `down` writes: their place takes its result.
+    let down = ManyParams {
+        plane: places.acted_plane,
+        acted: 0,
+        y: places.sorted_plane,
+        ..up
+    };
+    products(gpu, layer.format, most, &up, &down)
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use conclave_plan::model::{QkNorm, Scoring};
 
+use super::exchange::group::Cut;
 use super::format::padded;
 use super::plane::{plane_blocks, plane_bytes};
 use super::step::{FEW_TOKENS, Step};
@@ -89,6 +90,8 @@ struct Places {
 
 pub(super) struct Forward {
     model: ForwardModel,
+    /// Some experts are on other ranks: nothing runs without an exchange.
+    partial: bool,
     layers: Vec<Layer>,
     sizes: Sizes,
     places: Places,
@@ -136,18 +139,20 @@ impl CudaBackend {
             sizes.vocab,
         )?;
         let mut layers = Vec::with_capacity(model.layers.len());
+        let mut partial = false;
         for handles in &model.layers {
             self.cache(OP, handles.kv, &first.attention)?;
             let (q_norm, k_norm) = self.qk_norms(OP, &first.attention, &handles.attention)?;
             let block = self.expert_block(OP, handles.experts)?;
-            if (block.count, block.hidden, block.inter) != (sizes.experts, sizes.hidden, sizes.inter) {
+            if (block.hidden, block.inter) != (sizes.hidden, sizes.inter) || block.count > sizes.experts {
                 return Err(shape(
                     OP,
                     "experts",
                     format!("{} [{}, {}]", block.count, block.inter, block.hidden),
-                    "all of the layer's",
+                    "those of the layer",
                 ));
             }
+            partial |= block.count < sizes.experts;
             let (experts, format) = (block.param(), block.format);
             let cache = &self.caches[handles.kv.0 as usize];
             layers.push(Layer {
@@ -171,6 +176,7 @@ impl CudaBackend {
         let generation = self.workspace.generation;
         self.forward = Some(Forward {
             model,
+            partial,
             layers,
             sizes,
             places,
@@ -182,16 +188,30 @@ impl CudaBackend {
         Ok(true)
     }
 
+    /// After the exchange has changed: sizes, addresses and recorded graphs anew.
+    pub(super) fn reset_forward(&mut self) -> Result<()> {
+        if let Some(forward) = self.forward.take() {
+            self.prepare_forward(forward.model)?;
+        }
+        Ok(())
+    }
+
     /// Sizes the whole workspace, so that no step allocates.
     fn places(&mut self, sizes: &Sizes, turns: u64) -> Result<Places> {
         let limit = self.limits.max_tokens;
         let few = FEW_TOKENS.min(limit.max(INLINE_TOKENS));
-        let pairs = few * sizes.top_k;
+        let mut pairs = few * sizes.top_k;
         let width = sizes.q_width + 2 * sizes.kv_width;
         let many = if limit > FEW_TOKENS { limit } else { 0 };
         let (chunk, experts_chunk) = (many.min(ATTENTION_CHUNK), many.min(EXPERTS_CHUNK));
         let blocks = plane_blocks(chunk.max(experts_chunk).max(few));
-        let sorted = match experts_chunk {
+        let mut sorted_tokens = experts_chunk;
+        if let Some(exchange) = self.exchange() {
+            let shape = exchange.shape()?;
+            pairs = pairs.max(shape.few_rows() * sizes.top_k);
+            sorted_tokens = sorted_tokens.max(shape.many_rows());
+        }
+        let sorted = match sorted_tokens {
             0 => 0,
             tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
         };
@@ -204,7 +224,7 @@ impl CudaBackend {
             PrefillPlans::bytes(many, self.limits.max_runs, pieces, per_kv),
         )?;
         let groups = get(Slot::Groups, Groups::bytes(pairs, sizes.experts))?;
-        let sort = get(Slot::Sort, SortArea::bytes(experts_chunk, sizes.top_k))?;
+        let sort = get(Slot::Sort, SortArea::bytes(sorted_tokens, sizes.top_k))?;
         Ok(Places {
             normed: get(Slot::Normed, few * sizes.hidden * 4)?,
             acted: get(Slot::Acted, pairs * inter * 4)?,
@@ -234,7 +254,7 @@ impl CudaBackend {
             attended_plane: get(Slot::AttendedPlane, plane_bytes(blocks, padded(sizes.q_width)))?,
             sorted_plane: get(Slot::SortedPlane, plane_bytes(sorted / 8, hidden))?,
             acted_plane: get(Slot::ActedPlane, plane_bytes(sorted / 8, inter))?,
-            sort: SortArea::at(sort, experts_chunk, sizes.top_k),
+            sort: SortArea::at(sort, sorted_tokens, sizes.top_k),
             blocks,
             sorted_blocks: sorted / 8,
         })
@@ -248,24 +268,50 @@ impl CudaBackend {
         };
         let vocab = forward.sizes.vocab;
         let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
-        if tokens == 0 {
+        let cut = self.cut(tokens)?;
+        if cut.is_none() && forward.partial {
+            let what = "some experts are on other ranks and no exchange is connected";
+            return Err(KernelError::Unsupported(what.into()));
+        }
+        if tokens == 0 && cut.is_none() {
             return Ok(true);
         }
         for layer in &forward.layers {
             self.step
                 .check_pages(OP, self.caches[layer.handles.kv.0 as usize].pages)?;
         }
-        if tokens > FEW_TOKENS && self.deterministic {
-            few::queue(self, forward, tokens, rows, false, logits)?;
+        let (piece, pieces) = match cut {
+            Some(Cut::Many { tokens, pieces }) => {
+                many::queue(self, forward, (tokens, pieces), logits)?;
+                return Ok(true);
+            }
+            Some(Cut::Few { tokens, pieces }) => (tokens, pieces),
+            None if tokens > FEW_TOKENS && !self.deterministic => {
+                many::queue(
+                    self,
+                    forward,
+                    (EXPERTS_CHUNK, tokens.div_ceil(EXPERTS_CHUNK)),
+                    logits,
+                )?;
+                return Ok(true);
+            }
+            None => (FEW_TOKENS, tokens.div_ceil(FEW_TOKENS)),
+        };
+        let inline =
+            cut.is_none() && !self.deterministic && forward.inline(tokens) && self.step.runs.len() == tokens;
+        let pieces = few::Pieces {
+            tokens,
+            each: piece,
+            count: pieces,
+            rows,
+            inline,
+        };
+        if pieces.count > 1 {
+            few::queue(self, forward, &pieces, logits)?;
             return Ok(true);
         }
-        if tokens > FEW_TOKENS {
-            many::queue(self, forward, logits)?;
-            return Ok(true);
-        }
-        let inline = !self.deterministic && forward.inline(tokens) && self.step.runs.len() == tokens;
         if self.gpu.times.is_some() {
-            few::queue(self, forward, tokens, rows, inline, logits)?;
+            few::queue(self, forward, &pieces, logits)?;
             return Ok(true);
         }
         let key = (tokens, rows, inline, logits);
@@ -275,9 +321,10 @@ impl CudaBackend {
             graph.launch(&self.gpu.device, &self.gpu.stream)?;
             return Ok(true);
         }
-        let graph = self.gpu.stream.capture(&self.gpu.device, || {
-            few::queue(self, forward, tokens, rows, inline, logits)
-        })?;
+        let graph = self
+            .gpu
+            .stream
+            .capture(&self.gpu.device, || few::queue(self, forward, &pieces, logits))?;
         graph.launch(&self.gpu.device, &self.gpu.stream)?;
         let generation = self.workspace.generation;
         if let Some(forward) = &mut self.forward {

@@ -27,6 +27,12 @@ pub(crate) struct SortParams {
     pub(crate) steps: i32,
     pub(crate) plane_blocks: i32,
     pub(crate) sorted_blocks: i32,
+    pub(crate) region_counts: u64,
+    pub(crate) rows: u64,
+    pub(crate) region: i32,
+    pub(crate) row_bytes: i32,
+    pub(crate) fp8: i32,
+    pub(crate) sorted_rows: u64,
 }
 
 /// Mirrors `ManyParams`.

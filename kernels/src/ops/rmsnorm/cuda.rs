@@ -46,7 +46,7 @@ pub(crate) struct CombineRows {
 }
 
 /// Pairs of a row that one thread holds, as the kernels are compiled for.
-fn pairs(width: i32) -> i32 {
+pub(crate) fn pairs(width: i32) -> i32 {
     match width {
         ..=3072 => 3,
         3073..=6144 => 6,

@@ -1,0 +1,102 @@
+//! The exchange of experts between ranks, without a model: needs one GPU or more; exit status 1 if anything is wrong.
+//!
+//!     gpu_exchange check [--ranks 1,2,4] [--gpus N] [--processes]   results and faults against the host's
+//!     gpu_exchange bench [--ranks 2] [--gpus N] [--processes]       time of dispatch and combine per layer
+//!     gpu_exchange model [--ranks 2] [--gpus N] [--data DIR]         tiny checkpoints, whole steps, against one rank
+//!     gpu_exchange kill  [--ranks 4] [--gpus N] [--times N] [--timeout-ms N] [--abort]
+//!
+//! Ranks are threads of this process, or processes with `--processes` (`kill` always: it kills them), rank r on device
+//! r modulo `--gpus`. Several ranks a device as processes need MPS to be fast.
+
+#![expect(clippy::unwrap_used, reason = "a check fails where it stands")]
+
+mod bench;
+mod cases;
+mod check;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod kill;
+mod link;
+mod model;
+mod rank;
+
+use std::process::exit;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub mode: String,
+    pub ranks: Vec<usize>,
+    pub gpus: usize,
+    pub processes: bool,
+    pub times: usize,
+    pub timeout_ms: u64,
+    pub abort: bool,
+    /// Only what contains this.
+    pub only: String,
+    /// Of the tiny checkpoints.
+    pub data: String,
+    /// Of a child: its rank.
+    pub child: Option<usize>,
+}
+
+fn options() -> Options {
+    let mut arguments = std::env::args().skip(1);
+    let mut options = Options {
+        mode: arguments.next().unwrap_or_default(),
+        ranks: vec![2],
+        gpus: 1,
+        processes: false,
+        times: 10,
+        timeout_ms: 500,
+        abort: false,
+        only: String::new(),
+        data: "tests/data/minimax-m2".into(),
+        child: None,
+    };
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap();
+        match argument.as_str() {
+            "--ranks" => options.ranks = value().split(',').map(|n| n.parse().unwrap()).collect(),
+            "--gpus" => options.gpus = value().parse().unwrap(),
+            "--processes" => options.processes = true,
+            "--times" => options.times = value().parse().unwrap(),
+            "--timeout-ms" => options.timeout_ms = value().parse().unwrap(),
+            "--abort" => options.abort = true,
+            "--data" => options.data = value(),
+            "--only" => options.only = value(),
+            "--child" => options.child = Some(value().parse().unwrap()),
+            other => panic!("unknown argument {other}"),
+        }
+    }
+    options
+}
+
+fn main() {
+    let options = options();
+    let run: rank::Work = match options.mode.as_str() {
+        "check" => check::check,
+        "bench" => bench::bench,
+        "model" => model::model,
+        "kill" => match options.child {
+            Some(_) => return kill::child(&options),
+            None => exit(kill::kill(&options)),
+        },
+        other => panic!("check, bench, model or kill, not {other:?}"),
+    };
+    if options.child.is_some() {
+        exit(link::child(&options, run));
+    }
+    let mut failed = 0;
+    for &ranks in &options.ranks {
+        let how = if options.processes { "processes" } else { "threads" };
+        println!(
+            "== {} with {ranks} ranks as {how} on {} GPUs",
+            options.mode, options.gpus
+        );
+        failed += match options.processes {
+            true => link::processes(&options, ranks),
+            false => link::threads(&options, ranks, run),
+        };
+    }
+    exit(i32::from(failed > 0));
+}

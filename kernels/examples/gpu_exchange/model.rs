@@ -1,0 +1,281 @@
+//! The tiny checkpoints with their experts spread over the ranks, whole steps: logits must be those of one rank with all
+//! experts, to the bit in deterministic mode.
+
+use std::path::Path;
+use std::time::Duration;
+
+use conclave_kernels::backend::*;
+use conclave_kernels::cuda::CudaBackend;
+use conclave_kernels::cuda::exchange::ExchangeShape;
+use conclave_kernels::cuda::exchange::ipc::Epoch;
+use conclave_kernels::cuda::exchange::peer::PeerHandle;
+use conclave_plan::placement::Placement;
+use safetensors::SafeTensors;
+
+use crate::cases::{Holding, compare, placement};
+use crate::common::{linear, tensor_f32};
+use crate::rank::{Rank, handle, hex};
+
+const PAGE_TOKENS: usize = 16;
+const MAX_TOKENS: usize = 256;
+const DECODED: usize = 24;
+
+struct Model {
+    backend: CudaBackend,
+    logits: Buffer,
+    vocab: usize,
+    hidden: usize,
+    top_k: usize,
+    experts: usize,
+    layers: usize,
+}
+
+impl Model {
+    /// With the experts of `rank` of a placement, or with all.
+    fn load(dir: &Path, ordinal: i32, deterministic: bool, share: Option<(&Placement, usize)>) -> Model {
+        let limits = Limits {
+            max_tokens: MAX_TOKENS,
+            max_logit_rows: MAX_TOKENS,
+            max_runs: 4,
+            max_pages_per_run: 2 * MAX_TOKENS / PAGE_TOKENS,
+            max_expert_rows: MAX_TOKENS * 8,
+            page_tokens: PAGE_TOKENS,
+        };
+        let mut b = CudaBackend::new(limits, ordinal).unwrap();
+        b.set_deterministic(deterministic).unwrap();
+        let spec = conclave_plan::config::read(dir, None).unwrap().spec;
+        let data = std::fs::read(dir.join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&data).unwrap();
+        let mut layers = Vec::new();
+        for (l, layer) in spec.layers.iter().enumerate() {
+            let name = |rest: &str| format!("model.layers.{l}.{rest}");
+            let mut matrix = |rest: &str| b.upload_linear(&linear(&file, &name(rest))).unwrap();
+            let (q, k) = (matrix("self_attn.q_proj"), matrix("self_attn.k_proj"));
+            let (v, o) = (matrix("self_attn.v_proj"), matrix("self_attn.o_proj"));
+            let gate = matrix("block_sparse_moe.gate");
+            let mut vector = |rest: &str| b.upload_vector(&tensor_f32(&file, &name(rest))).unwrap();
+            let attention = AttentionWeights {
+                norm: vector("input_layernorm.weight"),
+                q,
+                k,
+                v,
+                o,
+                q_norm: Some(vector("self_attn.q_norm.weight")),
+                k_norm: Some(vector("self_attn.k_norm.weight")),
+            };
+            let moe_norm = vector("post_attention_layernorm.weight");
+            let bias = vector("block_sparse_moe.e_score_correction_bias");
+            let here = |e: usize| {
+                share.is_none_or(|(placement, rank)| placement.layer(l).owners[e].contains(&(rank as u32)))
+            };
+            let part =
+                |e: usize, part: &str| linear(&file, &name(&format!("block_sparse_moe.experts.{e}.{part}")));
+            let experts: Vec<HostExpert> = (0..layer.moe.experts)
+                .filter(|e| here(*e))
+                .map(|e| HostExpert {
+                    gate: part(e, "w1"),
+                    up: part(e, "w3"),
+                    down: part(e, "w2"),
+                })
+                .collect();
+            layers.push(ForwardLayer {
+                attention,
+                kv: b
+                    .alloc_kv(
+                        2 * MAX_TOKENS / PAGE_TOKENS,
+                        PAGE_TOKENS,
+                        layer.attention.kv_heads,
+                        layer.attention.head_dim,
+                        KvDtype::Bf16,
+                    )
+                    .unwrap(),
+                moe_norm,
+                gate,
+                selection_bias: Some(bias),
+                experts: b.upload_experts(&experts).unwrap(),
+            });
+        }
+        let embedding = b.upload_linear(&linear(&file, "model.embed_tokens")).unwrap();
+        let head = b.upload_linear(&linear(&file, "lm_head")).unwrap();
+        let final_norm = b.upload_vector(&tensor_f32(&file, "model.norm.weight")).unwrap();
+        let (vocab, hidden, moe) = (spec.vocab, spec.hidden, spec.layers[0].moe.clone());
+        let logits = b.alloc(MAX_TOKENS * vocab * 4, "logits").unwrap();
+        let count = layers.len();
+        let model = ForwardModel {
+            spec,
+            embedding,
+            final_norm,
+            head,
+            layers,
+        };
+        assert!(b.set_forward(model).unwrap());
+        Model {
+            backend: b,
+            logits,
+            vocab,
+            hidden,
+            top_k: moe.top_k,
+            experts: moe.experts,
+            layers: count,
+        }
+    }
+
+    /// Logits of all `ids`, which continue the sequence at `position`.
+    fn step(&mut self, ids: &[u32], position: usize, largest: usize) -> Vec<f32> {
+        let mut batch = Batch {
+            ids: ids.to_vec(),
+            positions: (position as u32..).take(ids.len()).collect(),
+            runs: Vec::new(),
+            logit_rows: (0..ids.len() as u32).collect(),
+        };
+        if !ids.is_empty() {
+            batch.runs.push(BatchRun {
+                first: 0,
+                len: ids.len() as u32,
+                pages: (0..(2 * MAX_TOKENS / PAGE_TOKENS) as u32).rev().collect(),
+                position: position as u32,
+            });
+        }
+        self.backend.begin_group(largest).unwrap();
+        self.backend.begin(&batch).unwrap();
+        assert!(self.backend.forward(&self.logits).unwrap());
+        let mut bytes = vec![0; ids.len() * self.vocab * 4];
+        if !bytes.is_empty() {
+            self.backend.read(&self.logits, 0, &mut bytes).unwrap();
+        }
+        let words = bytes.as_chunks::<4>().0.iter();
+        words.map(|word| f32::from_le_bytes(*word)).collect()
+    }
+
+    /// Prompt and greedy tokens; `fed`: the tokens that are fed instead of its own.
+    fn run(&mut self, prompt: &[u32], largest: usize, fed: Option<&[u32]>) -> (Vec<f32>, Vec<u32>) {
+        let mut all = self.step(prompt, 0, largest);
+        let mut tokens = Vec::new();
+        for i in 0..DECODED {
+            let own = best(&all[all.len().saturating_sub(self.vocab)..]);
+            tokens.push(own);
+            let next = fed.map_or(own, |fed| fed[i]);
+            let ids = if prompt.is_empty() { &[][..] } else { &[next][..] };
+            all.extend(self.step(ids, prompt.len() + i, 1));
+        }
+        (all, tokens)
+    }
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let index = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    index.unwrap_or(0) as u32
+}
+
+pub fn model(rank: &mut Rank) -> usize {
+    let mut failed = 0;
+    let ordinal = (rank.rank % rank.options.gpus) as i32;
+    for folder in [
+        "tiny-hd64/bf16",
+        "tiny-hd64/fp8",
+        "tiny-hd64/ct-int4",
+        "tiny-hd128/bf16",
+    ] {
+        if !folder.contains(&rank.options.only) {
+            continue;
+        }
+        let dir = Path::new(&rank.options.data).join(folder);
+        let bytes = std::fs::read(dir.join("reference.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let data = file.tensor("input_ids").unwrap().data().to_vec();
+        let ids: Vec<u32> = data
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|b| i64::from_le_bytes(*b) as u32)
+            .collect();
+        for (deterministic, holding, length) in [
+            (true, Holding::Even, 40),
+            (true, Holding::Replicas, 200),
+            (false, Holding::Even, 40),
+            (false, Holding::Even, 200),
+        ] {
+            // Ranks have prompts of their own, every fourth has none.
+            let mut prompt: Vec<u32> = ids
+                .iter()
+                .cycle()
+                .skip(rank.rank)
+                .step_by(1 + rank.rank)
+                .copied()
+                .take(length - 3 * rank.rank)
+                .collect();
+            if rank.rank % 4 == 3 {
+                prompt.clear();
+            }
+            let mut whole = Model::load(&dir, ordinal, deterministic, None);
+            let (expected, tokens) = match prompt.is_empty() {
+                true => (Vec::new(), vec![0; DECODED]),
+                false => whole.run(&prompt, length, None),
+            };
+            let placement = placement(holding, whole.experts, rank.ranks);
+            let mut part = Model::load(&dir, ordinal, deterministic, Some((&placement, rank.rank)));
+            let shape = ExchangeShape::new(rank.ranks, part.hidden, part.top_k, MAX_TOKENS, deterministic);
+            let own = part.backend.open_ipc(&shape).unwrap();
+            let peers: Vec<PeerHandle> = rank
+                .gather(&hex(&own.to_bytes()))
+                .iter()
+                .map(|text| handle(text))
+                .collect();
+            let epoch = Epoch {
+                number: 1,
+                rank: rank.rank,
+                shape,
+                placement: &placement,
+                layers: part.layers,
+                timeout: Duration::from_secs(5),
+            };
+            part.backend.connect_ipc(&epoch, &peers).unwrap();
+            rank.meet();
+            let (found, again) = part.run(&prompt, length, Some(&tokens));
+            let fault = part
+                .backend
+                .exchange_control()
+                .and_then(|control| control.fault());
+            let (error, different, first) = compare(&found, &expected);
+            let equal = again.iter().zip(&tokens).filter(|(a, b)| a == b).count();
+            let name = format!(
+                "{folder}, {holding:?}, prompt of {length}, {}",
+                if deterministic { "deterministic" } else { "fast" }
+            );
+            let right = fault.is_none()
+                && match deterministic {
+                    true => different == 0 && (equal == DECODED || prompt.is_empty()),
+                    false => error < 2e-2,
+                };
+            let line = format!(
+                "rank {}: error {error:.1e}, {different} of {} logits differ, {equal} of {DECODED} tokens equal, {fault:?}",
+                rank.rank,
+                expected.len()
+            );
+            if !right {
+                let at = first.min(found.len().saturating_sub(4));
+                println!(
+                    "FAILED   {name}: {line}; large from row {} value {}: {:?} for {:?}",
+                    at / part.vocab,
+                    at % part.vocab,
+                    &found[at..found.len().min(at + 4)],
+                    &expected[at..expected.len().min(at + 4)]
+                );
+            }
+            let all = rank.gather(if right { "" } else { "wrong" });
+            failed += usize::from(all.iter().any(|line| !line.is_empty()));
+            let (worst, _) = rank.worst(error);
+            rank.say(&format!(
+                "{}  {name}: worst error {worst:.1e}; {line}",
+                if all.iter().all(String::is_empty) {
+                    "ok     "
+                } else {
+                    "FAILED "
+                }
+            ));
+            // Mapped memory must not go before its mappings.
+            rank.meet();
+        }
+    }
+    if rank.rank == 0 { failed } else { 0 }
+}

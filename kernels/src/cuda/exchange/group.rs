@@ -1,0 +1,177 @@
+//! The backend's place in a group of ranks: buffers, epochs, and what a step means for all ranks together.
+
+use super::control::Control;
+use super::ipc::{Epoch, IpcExchange};
+use super::peer::PeerHandle;
+use super::{Exchange, ExchangeShape};
+use crate::backend::{KernelError, Result};
+use crate::cuda::{CudaBackend, shape};
+
+/// What a backend knows of its group.
+#[derive(Default)]
+pub(crate) struct Group {
+    ipc: Option<IpcExchange>,
+    /// Most tokens that any rank has in the step.
+    largest: usize,
+}
+
+/// How a step is exchanged, the same on every rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Pieces of so many tokens, through the few-token family.
+    Few { tokens: usize, pieces: usize },
+    /// The same through the many-token family, piece by piece within each layer.
+    Many { tokens: usize, pieces: usize },
+}
+
+impl Cut {
+    fn new(shape: &ExchangeShape, largest: usize) -> Cut {
+        let pieces = |tokens: usize| largest.div_ceil(tokens).max(1);
+        if shape.deterministic || largest <= shape.few_tokens {
+            let tokens = shape.few_tokens;
+            return Cut::Few {
+                tokens,
+                pieces: pieces(tokens),
+            };
+        }
+        let tokens = shape.many_tokens;
+        Cut::Many {
+            tokens,
+            pieces: pieces(tokens),
+        }
+    }
+}
+
+impl CudaBackend {
+    /// Receive buffers for epochs of shapes no larger than `most`, once. The handle is for authenticated peers only.
+    pub fn open_ipc(&mut self, most: &ExchangeShape) -> Result<PeerHandle> {
+        self.gpu.device.enter()?;
+        most.check()?;
+        let ipc = IpcExchange::new(&self.gpu, most.area_bytes())?;
+        let handle = ipc.handle();
+        self.group.ipc = Some(ipc);
+        Ok(handle)
+    }
+
+    /// Leaves the epoch before, if any, and enters another with `peers[rank]`; see [`IpcExchange::connect`]. No rank may
+    /// run a step before all have connected.
+    pub fn connect_ipc(&mut self, epoch: &Epoch<'_>, peers: &[PeerHandle]) -> Result<()> {
+        const OP: &str = "exchange";
+        if epoch.shape.deterministic != self.deterministic {
+            return Err(shape(
+                OP,
+                "deterministic",
+                epoch.shape.deterministic,
+                self.deterministic,
+            ));
+        }
+        if !epoch.shape.deterministic && epoch.shape.many_tokens == 0 {
+            return Err(shape(OP, "many_tokens", 0, "128 or more"));
+        }
+        let Some(ipc) = &mut self.group.ipc else {
+            return Err(KernelError::Unsupported("connect_ipc without open_ipc".into()));
+        };
+        ipc.connect(&self.gpu, epoch, peers)?;
+        self.reset_forward()
+    }
+
+    /// Status and abort, for any thread.
+    pub fn exchange_control(&self) -> Option<Control> {
+        self.group.ipc.as_ref().map(IpcExchange::control)
+    }
+
+    /// `ipc (rank 0 of 2, 1 on this device alone on its device)`.
+    pub fn describe_exchange(&self) -> Option<String> {
+        self.exchange().map(Exchange::describe)
+    }
+
+    pub(crate) fn exchange(&self) -> Option<&dyn Exchange> {
+        let ipc = self.group.ipc.as_ref()?;
+        ipc.shape().is_ok().then_some(ipc as &dyn Exchange)
+    }
+
+    pub(crate) fn set_group_tokens(&mut self, largest: usize) {
+        self.group.largest = largest;
+    }
+
+    /// `None`: no exchange.
+    pub(crate) fn cut(&self, tokens: usize) -> Result<Option<Cut>> {
+        let Some(exchange) = self.exchange() else {
+            return Ok(None);
+        };
+        let largest = self.group.largest;
+        if tokens > largest {
+            return Err(shape(
+                "begin_group",
+                "largest number of tokens",
+                largest,
+                format!("at least {tokens}"),
+            ));
+        }
+        Ok(Some(Cut::new(exchange.shape()?, largest)))
+    }
+
+    /// An error once the epoch has failed: what the device computed since is void.
+    pub(crate) fn check_exchange(&self) -> Result<()> {
+        match self.exchange().and_then(Exchange::fault) {
+            Some(fault) => Err(fault.error()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rank_cuts_a_step_alike() {
+        let fast = ExchangeShape::new(4, 3072, 8, 8192, false);
+        let exact = ExchangeShape::new(4, 3072, 8, 8192, true);
+        assert_eq!((fast.few_tokens, fast.many_tokens), (128, 2048));
+        for (shape, largest, cut) in [
+            (
+                fast,
+                0,
+                Cut::Few {
+                    tokens: 128,
+                    pieces: 1,
+                },
+            ),
+            (
+                fast,
+                128,
+                Cut::Few {
+                    tokens: 128,
+                    pieces: 1,
+                },
+            ),
+            (
+                fast,
+                129,
+                Cut::Many {
+                    tokens: 2048,
+                    pieces: 1,
+                },
+            ),
+            (
+                fast,
+                2049,
+                Cut::Many {
+                    tokens: 2048,
+                    pieces: 2,
+                },
+            ),
+            (
+                exact,
+                300,
+                Cut::Few {
+                    tokens: 128,
+                    pieces: 3,
+                },
+            ),
+        ] {
+            assert_eq!(Cut::new(&shape, largest), cut);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Memory that several processes or devices reach: a rank's area, its handle for peers, peers' areas mapped here, and
+//! pinned host words that kernels write. With `driver` and `kernels` the only file that calls the driver.
+//!
+//! Must stay true: a mapping ends before the context does; an area outlives every kernel of a live peer that may write to
+//! it (the sequencer starts an epoch only after all ranks have left the one before).
+
+use std::ffi::c_void;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use cudarc::driver::sys;
+
+use crate::backend::{KernelError, Result};
+use crate::cuda::{Device, Gpu, Memory};
+
+/// Allocations below this share their block with others, which a handle would open too.
+const OWN_BLOCK: usize = 2 << 20;
+
+/// What a rank tells its peers about its area, to be sent only to authenticated peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerHandle {
+    ipc: [u8; 64],
+    /// Names the process: within it areas are reached by address.
+    process: u64,
+    address: u64,
+    ordinal: u64,
+    pub area_bytes: u64,
+    /// The device's UUID.
+    pub device: [u8; 16],
+}
+
+impl PeerHandle {
+    pub const BYTES: usize = 112;
+
+    /// Whether two areas lie on one device.
+    pub fn shares_device(&self, other: &PeerHandle) -> bool {
+        self.device == other.device
+    }
+
+    /// Whether two ranks are threads of one process.
+    pub fn shares_process(&self, other: &PeerHandle) -> bool {
+        self.process == other.process
+    }
+
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..64].copy_from_slice(&self.ipc);
+        for (i, word) in [self.process, self.address, self.ordinal, self.area_bytes]
+            .iter()
+            .enumerate()
+        {
+            bytes[64 + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes[96..].copy_from_slice(&self.device);
+        bytes
+    }
+
+    /// `None`: not so many bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<PeerHandle> {
+        let bytes: &[u8; Self::BYTES] = bytes.try_into().ok()?;
+        let word = |i: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[64 + 8 * i..][..8]);
+            u64::from_le_bytes(word)
+        };
+        let (mut ipc, mut device) = ([0; 64], [0; 16]);
+        ipc.copy_from_slice(&bytes[..64]);
+        device.copy_from_slice(&bytes[96..]);
+        Some(PeerHandle {
+            ipc,
+            process: word(0),
+            address: word(1),
+            ordinal: word(2),
+            area_bytes: word(3),
+            device,
+        })
+    }
+}
+
+/// A number that this process alone has.
+fn process_id() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    static ID: OnceLock<u64> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let mut hasher = std::hash::RandomState::new().build_hasher();
+        hasher.write_u32(std::process::id());
+        hasher.finish()
+    })
+}
+
+/// This rank's area.
+pub(super) struct OwnArea {
+    pub(super) memory: Memory,
+    pub(super) handle: PeerHandle,
+}
+
+impl OwnArea {
+    pub(super) fn new(gpu: &Gpu, bytes: usize) -> Result<OwnArea> {
+        let memory = gpu.alloc(
+            bytes.next_multiple_of(OWN_BLOCK),
+            "receive buffers of the exchange",
+        )?;
+        let mut ipc = sys::CUipcMemHandle_st { reserved: [0; 64] };
+        // SAFETY: pointer to a local; the address is an allocation's beginning.
+        let code = unsafe { sys::cuIpcGetMemHandle(&mut ipc, memory.address) };
+        gpu.device.check("handle of the exchange's buffers", code)?;
+        let handle = PeerHandle {
+            ipc: ipc.reserved.map(|byte| byte.cast_unsigned()),
+            process: process_id(),
+            address: memory.address,
+            ordinal: gpu.device.raw() as u64,
+            area_bytes: memory.bytes as u64,
+            device: uuid(&gpu.device)?,
+        };
+        Ok(OwnArea { memory, handle })
+    }
+}
+
+/// A peer's area as mapped here.
+pub(super) struct PeerArea {
+    pub(super) handle: PeerHandle,
+    pub(super) address: u64,
+    opened: bool,
+}
+
+impl PeerArea {
+    pub(super) fn open(gpu: &Gpu, handle: &PeerHandle) -> Result<PeerArea> {
+        if handle.process == process_id() {
+            if handle.ordinal != gpu.device.raw() as u64 {
+                reach(&gpu.device, handle.ordinal as i32)?;
+            }
+            return Ok(PeerArea {
+                handle: *handle,
+                address: handle.address,
+                opened: false,
+            });
+        }
+        let ipc = sys::CUipcMemHandle_st {
+            reserved: handle.ipc.map(|byte| byte.cast_signed()),
+        };
+        let flags = sys::CUipcMem_flags_enum::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut address = 0;
+        // SAFETY: pointer to a local; a handle that is not one is refused by the driver.
+        let code = unsafe { sys::cuIpcOpenMemHandle_v2(&mut address, ipc, flags) };
+        gpu.device.check("mapping a peer's buffers", code)?;
+        Ok(PeerArea {
+            handle: *handle,
+            address,
+            opened: true,
+        })
+    }
+}
+
+impl Drop for PeerArea {
+    fn drop(&mut self) {
+        if self.opened {
+            // SAFETY: opened once, closed once, with no kernel of ours running.
+            unsafe { sys::cuIpcCloseMemHandle(self.address) };
+        }
+    }
+}
+
+/// Queues a copy between memory of any devices that are mapped here; the caller knows both ranges.
+pub(super) fn copy(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result<()> {
+    // SAFETY: both ranges are inside allocations that the caller holds or has mapped.
+    let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, gpu.stream.raw) };
+    gpu.device.check("copy to a peer", code)
+}
+
+fn uuid(device: &Device) -> Result<[u8; 16]> {
+    let mut uuid = sys::CUuuid_st { bytes: [0; 16] };
+    // SAFETY: pointer to a local.
+    let code = unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, device.raw()) };
+    device.check("the device's UUID", code)?;
+    Ok(uuid.bytes.map(|byte| byte.cast_unsigned()))
+}
+
+/// Whether contexts of several processes run on the device at once, by the multi-process service.
+pub(super) fn multi_process(device: &Device) -> Result<bool> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let mut on = 0;
+    // SAFETY: pointer to a local.
+    let code = unsafe {
+        sys::cuDeviceGetAttribute(&mut on, Attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED, device.raw())
+    };
+    device.check("attribute of the device", code)?;
+    Ok(on != 0)
+}
+
+/// Lets kernels of `device` reach the memory of device `ordinal` of this process.
+fn reach(device: &Device, ordinal: i32) -> Result<()> {
+    let (mut other, mut able, mut context) = (0, 0, std::ptr::null_mut());
+    // SAFETY: pointers to locals. The other context is retained for the rest of the process, as its rank does.
+    unsafe {
+        device.check("a peer's device", sys::cuDeviceGet(&mut other, ordinal))?;
+        let code = sys::cuDeviceCanAccessPeer(&mut able, device.raw(), other);
+        device.check("access to a peer", code)?;
+        if able == 0 {
+            return Err(KernelError::Unsupported(format!(
+                "device {} cannot reach the memory of device {ordinal}",
+                device.raw()
+            )));
+        }
+        let code = sys::cuDevicePrimaryCtxRetain(&mut context, other);
+        device.check("a peer's context", code)?;
+        match sys::cuCtxEnablePeerAccess(context, 0) {
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            code => device.check("access to a peer", code),
+        }
+    }
+}
+
+/// Pinned host memory that kernels address.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    host: *mut u8,
+    bytes: usize,
+    pub(super) device_address: u64,
+}
+
+// SAFETY: words are only reached as atomics; the memory has one owner and outlives every reference to it.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    pub(super) fn new(device: &Device, bytes: usize) -> Result<Mapped> {
+        let mut host = std::ptr::null_mut::<c_void>();
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: pointers to locals; the memory is zeroed before anyone reads it.
+        unsafe {
+            device.check("pinned host memory", sys::cuMemHostAlloc(&mut host, bytes, flags))?;
+            std::ptr::write_bytes(host.cast::<u8>(), 0, bytes);
+        }
+        let mut mapped = Mapped {
+            host: host.cast(),
+            bytes,
+            device_address: 0,
+        };
+        // SAFETY: pointer to a local; allocated as mapped above.
+        let code = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut mapped.device_address, host, 0) };
+        device.check("address of pinned host memory", code)?;
+        Ok(mapped)
+    }
+
+    pub(super) fn word(&self, index: usize) -> &AtomicU64 {
+        assert!((index + 1) * 8 <= self.bytes);
+        // SAFETY: inside, aligned (pages), initialised, and only reached as atomics.
+        unsafe { AtomicU64::from_ptr(self.host.cast::<u64>().add(index)) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`, freed once.
+        unsafe { sys::cuMemFreeHost(self.host.cast()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_survives_its_bytes() {
+        let handle = PeerHandle {
+            ipc: std::array::from_fn(|i| i as u8 ^ 0xa5),
+            process: 0x0123_4567_89ab_cdef,
+            address: u64::MAX - 7,
+            ordinal: 3,
+            area_bytes: 1 << 33,
+            device: std::array::from_fn(|i| 200 + i as u8),
+        };
+        assert_eq!(PeerHandle::from_bytes(&handle.to_bytes()), Some(handle));
+        assert_eq!(PeerHandle::from_bytes(&handle.to_bytes()[1..]), None);
+    }
+}

@@ -1,0 +1,35 @@
+// The norm of one row by one block, as the kernels that end with it share it.
+#pragma once
+#include "../../cuda/gemv.cuh"
+#include "../../cuda/plane.cuh"
+
+struct NormRows {
+    NormInput input;       // weight null: no norm, y = h
+    const uint32_t *rows;  // input row of output row r; null: r
+    float *normed;         // [rows, k] or null
+    uint8_t *plane;        // or null
+    int padded, plane_blocks;
+};
+
+constexpr int NORM_THREADS = 512;
+
+// Normalises the row in `v` (PAIRS * 1024 values at most) and writes it out.
+template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], float *scratch) {
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
+    const float inverse = p.input.weight ? rsqrtf(block_sum(squares, scratch) / p.input.k + p.input.eps) : 1.f;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        if (2 * i * NORM_THREADS >= p.padded) break;
+        float2 y = make_float2(0.f, 0.f);
+        if (k < p.input.k) {
+            const float2 w = p.input.weight ? *reinterpret_cast<const float2 *>(p.input.weight + k) : make_float2(1.f, 1.f);
+            y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
+            if (p.normed) *reinterpret_cast<float2 *>(p.normed + static_cast<size_t>(row) * p.input.k + k) = y;
+        }
+        if (p.plane && k < p.padded)
+            *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
+    }
+}
