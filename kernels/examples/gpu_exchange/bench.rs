@@ -26,7 +26,7 @@ pub fn bench(rank: &mut Rank) -> usize {
         rank.station.describe()
     ));
     let mut copies = 0.0;
-    if rank.ranks > 1 {
+    if rank.ranks > 1 && !rank.options.nccl {
         for turn in 0..rank.ranks.min(2) {
             if rank.rank == turn {
                 let peer = (turn + 1) % rank.ranks;
@@ -58,7 +58,7 @@ pub fn bench(rank: &mut Rank) -> usize {
                 continue;
             }
             let tokens = Tokens::new(rank.rank as u64 + 9, count, SIZES, Routing::Uniform, rank.ranks);
-            rank.station.set_tokens(&tokens.station()).unwrap();
+            rank.set_tokens(&tokens, family);
             rank.station.set_hidden(&tokens.state).unwrap();
             rank.meet();
             // Warms up, and leaves the sort's lists for the exchanges that do not sort.

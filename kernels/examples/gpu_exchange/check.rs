@@ -145,7 +145,7 @@ fn routings(
         let count = count(rank.rank, last, some, capacity).min(capacity);
         let seed = (rank.rank * 1000 + case) as u64 + sizes.0 as u64 * 77;
         let tokens = Tokens::new(seed, count, sizes, routing, rank.ranks);
-        rank.station.set_tokens(&tokens.station()).unwrap();
+        rank.set_tokens(&tokens, mode.family);
         rank.station.set_hidden(&tokens.state).unwrap();
         // Three in a graph, twice, and one without.
         let graph = rank.station.record(mode.family, 3, Until::All).unwrap();
@@ -214,7 +214,7 @@ fn faults(rank: &mut Rank) -> usize {
                     if abort { PATIENT } else { TIMEOUT },
                 );
                 let tokens = Tokens::new(rank.rank as u64, 16, SIZES, Routing::Uniform, rank.ranks);
-                rank.station.set_tokens(&tokens.station()).unwrap();
+                rank.set_tokens(&tokens, mode.family);
                 rank.station.set_hidden(&tokens.state).unwrap();
                 let graph = rank.station.record(mode.family, 4, Until::All).unwrap();
                 rank.meet();
@@ -244,6 +244,7 @@ fn faults(rank: &mut Rank) -> usize {
                     let fault = control.fault();
                     let reason = match (abort, phase) {
                         (true, _) => FaultReason::Aborted,
+                        (false, _) if rank.options.nccl => FaultReason::Deadline,
                         (false, Phase::Inside) => FaultReason::CombineDeadline,
                         _ => FaultReason::DispatchDeadline,
                     };
@@ -265,6 +266,7 @@ fn faults(rank: &mut Rank) -> usize {
                 );
                 // The devices and the mappings are as good as before.
                 rank.connect(shape(rank, mode, SIZES), &placement, PATIENT);
+                rank.set_tokens(&tokens, mode.family);
                 rank.station.set_hidden(&tokens.state).unwrap();
                 rank.station.queue(mode.family, 0, Until::All).unwrap();
                 let state = rank.station.hidden().unwrap();

@@ -13,7 +13,7 @@ use conclave_kernels::cuda::exchange::station::{Family, Station, Until};
 use crate::Options;
 use crate::cases::{Holding, Random, Routing, Tokens, placement};
 use crate::link::spawn;
-use crate::rank::{area_bytes, factors, handle, hex};
+use crate::rank::{self, area_bytes, hex};
 
 const SIZES: (usize, usize, usize) = (3072, 8, 256);
 const LAYERS: usize = 4;
@@ -24,7 +24,8 @@ const MAPPING: Duration = Duration::from_millis(500);
 /// A rank that does what its parent says, a line at a time.
 pub fn child(options: &Options) {
     let ordinal = options.child.unwrap() % options.gpus;
-    let mut station = Station::open(ordinal as i32, area_bytes(options.ranks[0])).unwrap();
+    let bytes = area_bytes(options.ranks[0]);
+    let mut station = Station::open(ordinal as i32, bytes, options.nccl).unwrap();
     let control = station.control();
     let say = |line: String| {
         println!("{line}");
@@ -41,7 +42,10 @@ pub fn child(options: &Options) {
             }
         }
     });
-    say(format!("ready {}", hex(&station.handle().to_bytes())));
+    let handle = station
+        .handle()
+        .map_or("-".into(), |handle| hex(&handle.to_bytes()));
+    say(format!("ready {handle}"));
     let mut graph = None;
     let mut expected = Vec::new();
     let mut state = Vec::new();
@@ -49,12 +53,12 @@ pub fn child(options: &Options) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[0] {
             "connect" => {
-                let rank: usize = words[2].parse().unwrap();
-                let peers: Vec<_> = words[3..].iter().map(|text| handle(text)).collect();
+                let place: usize = words[2].parse().unwrap();
+                let peers: Vec<String> = words[3..].iter().map(ToString::to_string).collect();
                 let placement = placement(Holding::Even, SIZES.2, peers.len());
                 let epoch = Epoch {
                     number: words[1].parse().unwrap(),
-                    rank,
+                    rank: place,
                     shape: ExchangeShape::new(peers.len(), SIZES.0, SIZES.1, 0, true),
                     placement: &placement,
                     layers: 1,
@@ -63,9 +67,10 @@ pub fn child(options: &Options) {
                 // Recorded for the epoch before.
                 drop(graph.take());
                 let start = Instant::now();
-                station.connect(&epoch, &peers, &factors(SIZES.2)).unwrap();
-                let tokens = Tokens::new(rank as u64, 4, SIZES, Routing::Uniform, peers.len());
+                rank::connect(&mut station, &epoch, &peers, options.nccl);
+                let tokens = Tokens::new(place as u64, 4, SIZES, Routing::Uniform, peers.len());
                 station.set_tokens(&tokens.station()).unwrap();
+                station.begin(Family::Few, 4).unwrap();
                 expected = tokens.expected(LAYERS, None);
                 state.clone_from(&tokens.state);
                 graph = Some(station.record(Family::Few, LAYERS, Until::All).unwrap());
@@ -153,7 +158,10 @@ fn all(ranks: &mut [Rank], line: &str) -> Vec<String> {
 fn connect(ranks: &mut [Rank], epoch: &mut u32) -> Result<Duration, String> {
     let start = Instant::now();
     *epoch += 1;
-    let handles: Vec<String> = ranks.iter().map(|rank| rank.handle.clone()).collect();
+    let handles: Vec<String> = match ranks[0].handle.as_str() {
+        "-" => vec![rank::draw(); ranks.len()],
+        _ => ranks.iter().map(|rank| rank.handle.clone()).collect(),
+    };
     for (index, rank) in ranks.iter_mut().enumerate() {
         rank.say(&format!("connect {epoch} {index} {}", handles.join(" ")));
     }

@@ -119,6 +119,9 @@ pub fn spawn(options: &Options, ranks: usize, rank: usize) -> Child {
             "--data",
             &options.data,
         ]);
+    if options.nccl {
+        command.args(["--transport", "nccl"]);
+    }
     if !options.only.is_empty() {
         command.args(["--only", &options.only]);
     }

@@ -5,6 +5,7 @@
 //!     gpu_exchange model [--ranks 2] [--gpus N] [--data DIR]         tiny checkpoints, whole steps, against one rank
 //!     gpu_exchange kill  [--ranks 4] [--gpus N] [--times N] [--timeout-ms N] [--abort]
 //!
+//! All of them with `--transport ipc` (the default) or `--transport nccl`, which wants a GPU for every rank.
 //! Ranks are threads of this process, or processes with `--processes` (`kill` always: it kills them), rank r on device
 //! r modulo `--gpus`. Several ranks a device as processes need MPS to be fast.
 
@@ -31,6 +32,7 @@ pub struct Options {
     pub times: usize,
     pub timeout_ms: u64,
     pub abort: bool,
+    pub nccl: bool,
     /// Only what contains this.
     pub only: String,
     /// Of the tiny checkpoints.
@@ -49,6 +51,7 @@ fn options() -> Options {
         times: 10,
         timeout_ms: 500,
         abort: false,
+        nccl: false,
         only: String::new(),
         data: "tests/data/minimax-m2".into(),
         child: None,
@@ -62,6 +65,13 @@ fn options() -> Options {
             "--times" => options.times = value().parse().unwrap(),
             "--timeout-ms" => options.timeout_ms = value().parse().unwrap(),
             "--abort" => options.abort = true,
+            "--transport" => {
+                options.nccl = match value().as_str() {
+                    "ipc" => false,
+                    "nccl" => true,
+                    other => panic!("--transport is {other}: ipc or nccl"),
+                }
+            }
             "--data" => options.data = value(),
             "--only" => options.only = value(),
             "--child" => options.child = Some(value().parse().unwrap()),

@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 
 use crate::cases::{Holding, compare, placement};
 use crate::common::{linear, tensor_f32};
-use crate::rank::{Rank, handle, hex};
+use crate::rank::{Rank, draw, handle, hex, id};
 
 const PAGE_TOKENS: usize = 16;
 const MAX_TOKENS: usize = 256;
@@ -215,12 +215,14 @@ pub fn model(rank: &mut Rank) -> usize {
             let placement = placement(holding, whole.experts, rank.ranks);
             let mut part = Model::load(&dir, ordinal, deterministic, Some((&placement, rank.rank)));
             let shape = ExchangeShape::new(rank.ranks, part.hidden, part.top_k, MAX_TOKENS, deterministic);
-            let own = part.backend.open_ipc(&shape).unwrap();
-            let peers: Vec<PeerHandle> = rank
-                .gather(&hex(&own.to_bytes()))
-                .iter()
-                .map(|text| handle(text))
-                .collect();
+            let own = match rank.options.nccl {
+                true => part
+                    .backend
+                    .open_nccl(&shape)
+                    .map(|()| if rank.rank == 0 { draw() } else { "-".into() }),
+                false => part.backend.open_ipc(&shape).map(|own| hex(&own.to_bytes())),
+            };
+            let texts = rank.gather(&own.unwrap());
             let epoch = Epoch {
                 number: 1,
                 rank: rank.rank,
@@ -229,7 +231,14 @@ pub fn model(rank: &mut Rank) -> usize {
                 layers: part.layers,
                 timeout: Duration::from_secs(5),
             };
-            part.backend.connect_ipc(&epoch, &peers).unwrap();
+            if rank.options.nccl {
+                part.backend
+                    .connect_nccl(&epoch, id(&texts[0]), &|| false)
+                    .unwrap();
+            } else {
+                let peers: Vec<PeerHandle> = texts.iter().map(|text| handle(text)).collect();
+                part.backend.connect_ipc(&epoch, &peers).unwrap();
+            }
             rank.meet();
             let (found, again) = part.run(&prompt, length, Some(&tokens));
             let fault = part

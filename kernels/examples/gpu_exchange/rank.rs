@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use conclave_kernels::cuda::exchange::ExchangeShape;
 use conclave_kernels::cuda::exchange::ipc::Epoch;
+use conclave_kernels::cuda::exchange::nccl::{ID_BYTES, Nccl, UniqueId};
 use conclave_kernels::cuda::exchange::peer::PeerHandle;
-use conclave_kernels::cuda::exchange::station::Station;
+use conclave_kernels::cuda::exchange::station::{Family, Peers, Station};
 use conclave_plan::placement::Placement;
 
 use crate::Options;
+use crate::cases::Tokens;
 use crate::link::Link;
 
 /// What each rank runs; returns how many checks failed.
@@ -32,11 +34,35 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub fn handle(text: &str) -> PeerHandle {
-    let bytes: Vec<u8> = (0..text.len() / 2)
+fn bytes(text: &str) -> Vec<u8> {
+    (0..text.len() / 2)
         .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap())
-        .collect();
-    PeerHandle::from_bytes(&bytes).unwrap()
+        .collect()
+}
+
+pub fn handle(text: &str) -> PeerHandle {
+    PeerHandle::from_bytes(&bytes(text)).unwrap()
+}
+
+/// A communicator's id, as rank 0 or the parent draws it.
+pub fn draw() -> String {
+    hex(&Nccl::open().unwrap().unique_id().unwrap().0)
+}
+
+pub fn id(text: &str) -> UniqueId {
+    UniqueId(<[u8; ID_BYTES]>::try_from(bytes(text)).unwrap())
+}
+
+/// Enters an epoch whose ranks said `texts`: handles, or the id of a communicator, first of all by rank 0.
+pub fn connect(station: &mut Station, epoch: &Epoch<'_>, texts: &[String], nccl: bool) {
+    let factors = factors(epoch.placement.experts as usize);
+    if nccl {
+        return station
+            .connect(epoch, Peers::Nccl(id(&texts[0])), &factors)
+            .unwrap();
+    }
+    let peers: Vec<PeerHandle> = texts.iter().map(|text| handle(text)).collect();
+    station.connect(epoch, Peers::Ipc(&peers), &factors).unwrap();
 }
 
 /// Bytes of receive buffers for everything that `check` and `bench` do.
@@ -48,12 +74,13 @@ pub fn area_bytes(ranks: usize) -> usize {
         ..shape
     };
     let exact = ExchangeShape::new(ranks, 3072, 8, 4096, true);
-    many.area_bytes().max(exact.area_bytes())
+    many.staged_bytes().max(exact.staged_bytes())
 }
 
 impl Rank {
     pub fn new(options: &Options, rank: usize, ranks: usize, link: Box<dyn Link>) -> Rank {
-        let station = Station::open((rank % options.gpus) as i32, area_bytes(ranks)).unwrap();
+        let ordinal = (rank % options.gpus) as i32;
+        let station = Station::open(ordinal, area_bytes(ranks), options.nccl).unwrap();
         Rank {
             options: options.clone(),
             rank,
@@ -74,12 +101,12 @@ impl Rank {
 
     /// The next epoch, with all ranks.
     pub fn connect(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
-        let handle_text = hex(&self.station.handle().to_bytes());
-        let peers: Vec<PeerHandle> = self
-            .gather(&handle_text)
-            .iter()
-            .map(|text| handle(text))
-            .collect();
+        let own = match self.station.handle() {
+            Some(handle) => hex(&handle.to_bytes()),
+            None if self.rank == 0 => draw(),
+            None => "-".into(),
+        };
+        let texts = self.gather(&own);
         self.epoch += 1;
         let epoch = Epoch {
             number: self.epoch,
@@ -89,9 +116,16 @@ impl Rank {
             layers: 1,
             timeout,
         };
-        let factors = factors(placement.experts as usize);
-        self.station.connect(&epoch, &peers, &factors).unwrap();
+        connect(&mut self.station, &epoch, &texts, self.options.nccl);
         self.meet();
+    }
+
+    /// This rank's tokens of the exchanges that follow; all ranks call it.
+    pub fn set_tokens(&mut self, tokens: &Tokens, family: Family) {
+        self.station.set_tokens(&tokens.station()).unwrap();
+        let counts = self.gather(&(tokens.ids.len() / tokens.top_k).to_string());
+        let counts = counts.iter().map(|text| text.parse::<usize>().unwrap());
+        self.station.begin(family, counts.max().unwrap_or(0)).unwrap();
     }
 
     /// The worst of what all ranks say, and who said it.

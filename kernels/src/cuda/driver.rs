@@ -181,6 +181,32 @@ impl Stream {
         })
     }
 
+    /// Whether all work has ended.
+    pub(crate) fn is_idle(&self, device: &Device) -> Result<bool> {
+        // SAFETY: the stream lives.
+        match unsafe { sys::cuStreamQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => device.check("a kernel or copy failed", code).map(|()| true),
+        }
+    }
+
+    pub(crate) fn is_capturing(&self, device: &Device) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream lives; pointer to a local.
+        device.check("graph capture", unsafe {
+            sys::cuStreamIsCapturing(self.raw, &mut status)
+        })?;
+        Ok(status != sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Writes `value` to pinned host memory when all work before has ended.
+    pub(crate) fn write_word(&self, device: &Device, address: u64, value: u64) -> Result<()> {
+        // SAFETY: the stream lives; the caller owns the word.
+        device.check("word of the stream", unsafe {
+            sys::cuStreamWriteValue64_v2(self.raw, address, value, 0)
+        })
+    }
+
     /// Records what `work` queues and makes it one launch.
     pub(crate) fn capture(&self, device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -1,8 +1,9 @@
 //! The host's side of a running exchange: its status, and the word that ends all waiting. Any thread may use it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::nccl::Communicator;
 use super::peer::Mapped;
 use super::{Fault, FaultReason};
 use crate::backend::Result;
@@ -12,18 +13,26 @@ use crate::cuda::Device;
 const FAULT: usize = 0;
 const EXCHANGE: usize = 1;
 const ABORT: usize = 2;
+/// Written by the stream itself: what it has passed.
+const DONE: usize = 3;
 pub(super) const BYTES: usize = 64;
 
 /// Shared by the thread that owns the device and whoever may end the epoch.
 #[derive(Clone, Debug)]
 pub struct Control {
     words: Arc<Mapped>,
+    /// Of an exchange in which it is the library that waits.
+    communicator: Arc<Mutex<Option<Arc<Communicator>>>>,
+    /// Aborted because time had run out.
+    late: Arc<AtomicBool>,
 }
 
 impl Control {
     pub(super) fn new(device: &Device) -> Result<Control> {
         Ok(Control {
             words: Arc::new(Mapped::new(device, BYTES)?),
+            communicator: Arc::default(),
+            late: Arc::default(),
         })
     }
 
@@ -38,14 +47,38 @@ impl Control {
 
     /// Before the first exchange of an epoch, with no kernel running.
     pub(super) fn clear(&self) {
-        for index in [FAULT, EXCHANGE, ABORT] {
+        for index in [FAULT, EXCHANGE, ABORT, DONE] {
             self.word(index).store(0, Ordering::SeqCst);
         }
+        self.late.store(false, Ordering::SeqCst);
     }
 
     /// Every wait of the device ends within microseconds, and later exchanges of the epoch pass.
     pub fn abort(&self) {
         self.word(ABORT).store(1, Ordering::SeqCst);
+        let communicator = self.communicator.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(communicator) = &*communicator {
+            communicator.end();
+        }
+    }
+
+    /// The same because a peer has not come in time.
+    pub(super) fn expire(&self) {
+        self.late.store(true, Ordering::SeqCst);
+        self.abort();
+    }
+
+    pub(super) fn set_communicator(&self, communicator: Option<Arc<Communicator>>) {
+        *self.communicator.lock().unwrap_or_else(PoisonError::into_inner) = communicator;
+    }
+
+    /// What the stream has passed.
+    pub(super) fn done(&self) -> u64 {
+        self.word(DONE).load(Ordering::Acquire)
+    }
+
+    pub(super) fn done_address(&self) -> u64 {
+        self.words.device_address + DONE as u64 * 8
     }
 
     pub fn is_aborted(&self) -> bool {
@@ -59,6 +92,7 @@ impl Control {
             0 => return None,
             1 => FaultReason::DispatchDeadline,
             2 => FaultReason::CombineDeadline,
+            3 if self.late.load(Ordering::SeqCst) => FaultReason::Deadline,
             3 => FaultReason::Aborted,
             _ => FaultReason::Count,
         };

@@ -30,7 +30,7 @@ struct Area {
     size_t few_header;   // [ranks] Unit: count, load, stamp (64 bits)
     size_t few_meta;     // [ranks][few_tokens][meta_units] Unit: two slots' local experts and weights
     size_t few_rows;     // [ranks][few_tokens][row_units] Unit
-    size_t few_back;     // fast: [ranks][few_tokens][row_units] Unit; deterministic: [few_tokens, k][row_units]
+    size_t few_back;     // fast: [ranks][few_tokens][row_units] Unit; deterministic: [few_tokens, k][row_units], staged [ranks] of it
     size_t few_done;     // [ranks] uint64_t stamps
     size_t many_header;  // [ranks] Unit: count, load, stamp (64 bits)
     size_t many_rows;    // [ranks][many_tokens][row_bytes]
@@ -55,7 +55,15 @@ struct ExchangeParams {
     int few_tokens, many_tokens, row_bytes;
     int deterministic;
     int alone;  // on its device: nobody needs the room that the next kernel takes while this one waits
+    // What is for other ranks goes to an area of this device (`area` of all of them), from where it is carried to them.
+    int staged;
 };
+
+// Which rank's place in the area of `to` this rank writes: its own; in the staging area that of `to`.
+DEVICE int place_for(const ExchangeParams &p, int to) { return p.staged ? to : p.rank; }
+
+// What a kernel does of an exchange: with a staging area sending and receiving are kernels of their own.
+enum Phase : int { WHOLE, SEND, RECEIVE };
 
 // This rank's tokens.
 struct ExchangeTokens {

@@ -15,6 +15,7 @@ struct DispatchFew {
     const float *normed;  // [count, hidden]
     float *x;             // [ranks * few_tokens, hidden]
     GroupRows group;
+    int phase;
 };
 
 struct CombineFew {
@@ -22,6 +23,7 @@ struct CombineFew {
     ExchangeTokens tokens;
     const float *y;  // [ranks * few_tokens * k, hidden]
     NormRows norm;
+    int phase;
 };
 
 // How values travel in a unit: three F32 or six BF16.
@@ -83,7 +85,7 @@ template <bool EXACT> DEVICE void send_rows(const DispatchFew &d, uint64_t excha
     const uint32_t stamp = small_stamp(exchange);
     const int units = ceil_div(p.hidden, VALUES), metas = meta_units(p.k), senders = gridDim.x - 1;
     if (blockIdx.x == 1 && threadIdx.x < p.ranks)
-        store_unit(p.area[threadIdx.x] + p.at.few_header + p.rank * sizeof(Unit), header(d.tokens.count, load, exchange));
+        store_unit(p.area[threadIdx.x] + p.at.few_header + place_for(p, threadIdx.x) * sizeof(Unit), header(d.tokens.count, load, exchange));
     for (int token = blockIdx.x - 1; token < d.tokens.count; token += senders) {
         __syncthreads();
         if (threadIdx.x < WARP) {
@@ -93,9 +95,8 @@ template <bool EXACT> DEVICE void send_rows(const DispatchFew &d, uint64_t excha
             if (threadIdx.x == 0) ranks_of_row = to.mask;
         }
         __syncthreads();
-        const int row = p.rank * p.few_tokens + token;
         for (int i = threadIdx.x; i < p.ranks * metas; i += FEW_THREADS) {
-            const int to = i / metas, slot = i % metas * 2;
+            const int to = i / metas, slot = i % metas * 2, row = place_for(p, to) * p.few_tokens + token;
             uint32_t ids = 0xffffffffu;
             if (rank_of[slot] == to) ids = (ids & 0xffff0000u) | local_of[slot];
             if (slot + 1 < p.k && rank_of[slot + 1] == to) ids = (ids & 0xffffu) | local_of[slot + 1] << 16;
@@ -109,8 +110,10 @@ template <bool EXACT> DEVICE void send_rows(const DispatchFew &d, uint64_t excha
 #pragma unroll
             for (int i = 0; i < VALUES; i++) v[i] = u * VALUES + i < p.hidden ? from[u * VALUES + i] : 0.f;
             const Unit unit = Packing<EXACT>::pack(v, stamp);
-            const size_t at = p.at.few_rows + (static_cast<size_t>(row) * units + u) * sizeof(Unit);
-            for (uint64_t rest = ranks_of_row; rest; rest &= rest - 1) store_unit(p.area[__ffsll(rest) - 1] + at, unit);
+            for (uint64_t rest = ranks_of_row; rest; rest &= rest - 1) {
+                const int to = __ffsll(rest) - 1, row = place_for(p, to) * p.few_tokens + token;
+                store_unit(p.area[to] + p.at.few_rows + (static_cast<size_t>(row) * units + u) * sizeof(Unit), unit);
+            }
         }
     }
 }
@@ -197,7 +200,11 @@ template <bool EXACT> DEVICE void dispatch_few(const DispatchFew &d) {
         if (blockIdx.x == 0 && threadIdx.x < p.ranks) p.counts[threadIdx.x] = 0;
         return;
     }
-    if (blockIdx.x > 0) send_rows<EXACT>(d, exchange, load);
+    if (blockIdx.x > 0 && d.phase != RECEIVE) send_rows<EXACT>(d, exchange, load);
+    if (d.phase == SEND) {
+        if (!p.alone) allow_next_kernel();
+        return;
+    }
     const bool good = receive_headers(p, exchange, counts);
     if (blockIdx.x > 0) {
         if (good) unpack_rows<EXACT>(d, exchange, counts);
@@ -253,14 +260,15 @@ template <bool EXACT> DEVICE void send_results(const CombineFew &c, uint64_t exc
 #pragma unroll
                 for (int i = 0; i < VALUES; i++) v[i] = u * VALUES + i < p.hidden ? from[i] : 0.f;
                 if (EXACT && p.deterministic) {
-                    store_unit(back + (static_cast<size_t>(token * p.k + j) * units + u) * sizeof(Unit), Packing<EXACT>::pack(v, stamp));
+                    const int at = ((p.staged ? owner * p.few_tokens : 0) + token) * p.k + j;
+                    store_unit(back + (static_cast<size_t>(at) * units + u) * sizeof(Unit), Packing<EXACT>::pack(v, stamp));
                 } else {
 #pragma unroll
                     for (int i = 0; i < VALUES; i++) sum[i] = fmaf(weights[j], v[i], sum[i]);
                 }
             }
             if (!(EXACT && p.deterministic))
-                store_unit(back + (static_cast<size_t>(p.rank * p.few_tokens + token) * units + u) * sizeof(Unit), Packing<EXACT>::pack(sum, stamp));
+                store_unit(back + (static_cast<size_t>(place_for(p, owner) * p.few_tokens + token) * units + u) * sizeof(Unit), Packing<EXACT>::pack(sum, stamp));
         }
     }
 }
@@ -292,7 +300,8 @@ DEVICE bool sum_results(const CombineFew &c, int token, uint64_t exchange, const
                 index[i] = rest ? __ffsll(rest) - 1 : -1;
                 rest &= rest - 1;
                 if (index[i] < 0) continue;
-                const int place = slots ? token * p.k + index[i] : index[i] * p.few_tokens + token;
+                const int from = p.staged && slots ? owner[index[i]] * p.few_tokens : 0;
+                const int place = slots ? (from + token) * p.k + index[i] : index[i] * p.few_tokens + token;
                 at[i] = back + (static_cast<size_t>(place) * units + u) * sizeof(Unit);
                 unit[i] = load_unit(at[i]);
             }
@@ -326,10 +335,14 @@ template <bool EXACT, int PAIRS> DEVICE void combine_few(const CombineFew &c) {
     if (p.alone) allow_next_kernel();
     const uint64_t exchange = p.state->open;
     const bool passing = __syncthreads_or(failed(p));
-    if (!passing) {
+    if (!passing && c.phase != RECEIVE) {
         if (blockIdx.x == 0 && threadIdx.x < p.ranks)
-            store_release(reinterpret_cast<uint64_t *>(p.area[threadIdx.x] + p.at.few_done) + p.rank, exchange);
+            store_release(reinterpret_cast<uint64_t *>(p.area[threadIdx.x] + p.at.few_done) + place_for(p, threadIdx.x), exchange);
         send_results<EXACT>(c, exchange);
+    }
+    if (c.phase == SEND) {
+        if (!p.alone) allow_next_kernel();
+        return;
     }
     for (int token = blockIdx.x; token < c.tokens.count; token += gridDim.x) {
         __syncthreads();

@@ -2,8 +2,9 @@
 
 use super::control::Control;
 use super::ipc::{Epoch, IpcExchange};
+use super::nccl::{NcclExchange, UniqueId, topology};
 use super::peer::PeerHandle;
-use super::{Exchange, ExchangeShape};
+use super::{Exchange, ExchangeShape, StepSizes};
 use crate::backend::{KernelError, Result};
 use crate::cuda::{CudaBackend, shape};
 
@@ -11,6 +12,7 @@ use crate::cuda::{CudaBackend, shape};
 #[derive(Default)]
 pub(crate) struct Group {
     ipc: Option<IpcExchange>,
+    nccl: Option<NcclExchange>,
     /// Most tokens that any rank has in the step.
     largest: usize,
 }
@@ -56,6 +58,64 @@ impl CudaBackend {
     /// Leaves the epoch before, if any, and enters another with `peers[rank]`; see [`IpcExchange::connect`]. No rank may
     /// run a step before all have connected.
     pub fn connect_ipc(&mut self, epoch: &Epoch<'_>, peers: &[PeerHandle]) -> Result<()> {
+        self.check_epoch(epoch)?;
+        if let Some(nccl) = &mut self.group.nccl {
+            nccl.leave(&self.gpu)?;
+        }
+        let Some(ipc) = &mut self.group.ipc else {
+            return Err(KernelError::Unsupported("connect_ipc without open_ipc".into()));
+        };
+        ipc.connect(&self.gpu, epoch, peers)?;
+        self.reset_forward()
+    }
+
+    /// Buffers for epochs over NCCL of shapes no larger than `most`, once.
+    pub fn open_nccl(&mut self, most: &ExchangeShape) -> Result<()> {
+        self.gpu.device.enter()?;
+        most.check()?;
+        self.group.nccl = Some(NcclExchange::new(&self.gpu, most.staged_bytes())?);
+        Ok(())
+    }
+
+    /// Leaves the epoch before, if any, and enters another by the communicator of `id`, with all of its ranks.
+    pub fn connect_nccl(
+        &mut self,
+        epoch: &Epoch<'_>,
+        id: UniqueId,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        self.check_epoch(epoch)?;
+        if let Some(ipc) = &mut self.group.ipc {
+            ipc.leave(&self.gpu)?;
+        }
+        let Some(nccl) = &mut self.group.nccl else {
+            return Err(KernelError::Unsupported("connect_nccl without open_nccl".into()));
+        };
+        nccl.connect(&self.gpu, epoch, id, cancelled)?;
+        self.reset_forward()
+    }
+
+    /// Leaves the epoch: steps need all experts here from now on.
+    pub fn leave_exchange(&mut self) -> Result<()> {
+        if self.exchange().is_none() {
+            return Ok(());
+        }
+        self.gpu.device.enter()?;
+        if let Some(ipc) = &mut self.group.ipc {
+            ipc.leave(&self.gpu)?;
+        }
+        if let Some(nccl) = &mut self.group.nccl {
+            nccl.leave(&self.gpu)?;
+        }
+        self.reset_forward()
+    }
+
+    /// How this device is linked to the others of its host.
+    pub fn describe_links(&self) -> Result<String> {
+        topology::describe(&self.gpu.device)
+    }
+
+    fn check_epoch(&self, epoch: &Epoch<'_>) -> Result<()> {
         const OP: &str = "exchange";
         if epoch.shape.deterministic != self.deterministic {
             return Err(shape(
@@ -68,16 +128,14 @@ impl CudaBackend {
         if !epoch.shape.deterministic && epoch.shape.many_tokens == 0 {
             return Err(shape(OP, "many_tokens", 0, "128 or more"));
         }
-        let Some(ipc) = &mut self.group.ipc else {
-            return Err(KernelError::Unsupported("connect_ipc without open_ipc".into()));
-        };
-        ipc.connect(&self.gpu, epoch, peers)?;
-        self.reset_forward()
+        Ok(())
     }
 
     /// Status and abort, for any thread.
     pub fn exchange_control(&self) -> Option<Control> {
-        self.group.ipc.as_ref().map(IpcExchange::control)
+        let nccl = self.group.nccl.as_ref().filter(|nccl| nccl.shape().is_ok());
+        nccl.map(NcclExchange::control)
+            .or_else(|| self.group.ipc.as_ref().map(IpcExchange::control))
     }
 
     /// `ipc (rank 0 of 2, 1 on this device alone on its device)`.
@@ -86,15 +144,17 @@ impl CudaBackend {
     }
 
     pub(crate) fn exchange(&self) -> Option<&dyn Exchange> {
-        let ipc = self.group.ipc.as_ref()?;
-        ipc.shape().is_ok().then_some(ipc as &dyn Exchange)
+        let ipc = self.group.ipc.as_ref().map(|ipc| ipc as &dyn Exchange);
+        let nccl = self.group.nccl.as_ref().map(|nccl| nccl as &dyn Exchange);
+        let mut all = ipc.into_iter().chain(nccl);
+        all.find(|exchange| exchange.shape().is_ok())
     }
 
     pub(crate) fn set_group_tokens(&mut self, largest: usize) {
         self.group.largest = largest;
     }
 
-    /// `None`: no exchange.
+    /// How the step is exchanged, which begins here; `None`: no exchange.
     pub(crate) fn cut(&self, tokens: usize) -> Result<Option<Cut>> {
         let Some(exchange) = self.exchange() else {
             return Ok(None);
@@ -108,7 +168,20 @@ impl CudaBackend {
                 format!("at least {tokens}"),
             ));
         }
-        Ok(Some(Cut::new(exchange.shape()?, largest)))
+        let cut = Cut::new(exchange.shape()?, largest);
+        let many = match cut {
+            Cut::Few { .. } => None,
+            Cut::Many { tokens, .. } => Some(tokens),
+        };
+        exchange.begin(
+            &self.gpu,
+            &StepSizes {
+                largest,
+                tokens,
+                many,
+            },
+        )?;
+        Ok(Some(cut))
     }
 
     /// An error once the epoch has failed: what the device computed since is void.

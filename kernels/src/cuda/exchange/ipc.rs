@@ -8,18 +8,11 @@ use std::time::Duration;
 
 use conclave_plan::placement::Placement;
 
+use super::connected::{Connected, of_no_epoch};
 use super::control::Control;
-use super::layout::{
-    Area, CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams, ExchangeTokens, GroupRows,
-};
 use super::peer::{OwnArea, PeerArea, PeerHandle, multi_process};
-use super::places::{Places, table};
-use super::{
-    Exchange, ExchangeShape, Fault, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens, Wire,
-    launch,
-};
-use crate::backend::{KernelError, Result};
-use crate::cuda::format::padded;
+use super::{Exchange, ExchangeShape, Fault, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens};
+use crate::backend::Result;
 use crate::cuda::{Gpu, shape};
 
 /// What an epoch fixes.
@@ -40,14 +33,7 @@ pub(crate) struct IpcExchange {
     control: Control,
     peers: Vec<PeerArea>,
     connected: Option<Connected>,
-}
-
-struct Connected {
-    shape: ExchangeShape,
-    places: Places,
-    params: ExchangeParams,
-    /// Ranks on this device, and how they run beside each other.
-    sharing: usize,
+    /// How the ranks of this device run beside each other.
     beside: &'static str,
 }
 
@@ -59,6 +45,7 @@ impl IpcExchange {
             control: Control::new(&gpu.device)?,
             peers: Vec::new(),
             connected: None,
+            beside: "",
         })
     }
 
@@ -87,11 +74,10 @@ impl IpcExchange {
                 "the index of this rank's handle",
             ));
         }
-        let (at, bytes) = Area::new(&sizes);
+        let bytes = sizes.area_bytes();
         if let Some(small) = peers.iter().find(|peer| peer.area_bytes < bytes as u64) {
             return Err(shape(OP, "bytes of a rank's buffers", small.area_bytes, bytes));
         }
-        let (entries, local) = table(epoch.placement, epoch.layers, epoch.rank as u32)?;
         gpu.device.enter()?;
         gpu.stream.wait(&gpu.device)?;
         self.connected = None;
@@ -113,7 +99,7 @@ impl IpcExchange {
         }
         let own = &self.own.handle;
         let here: Vec<_> = peers.iter().filter(|peer| peer.shares_device(own)).collect();
-        let beside = if here.len() == 1 {
+        self.beside = if here.len() == 1 {
             "alone on its device"
         } else if here.iter().all(|peer| peer.shares_process(own)) {
             "as threads of one process"
@@ -122,41 +108,20 @@ impl IpcExchange {
         } else {
             "time-sliced, milliseconds an exchange: start nvidia-cuda-mps-control"
         };
-        let places = Places::new(gpu, &sizes, &entries, local)?;
-        let timeout = epoch.timeout.as_nanos().try_into().unwrap_or(u64::MAX);
-        places.start(gpu, epoch.number, timeout)?;
+        let host = self.control.address();
+        let connected = Connected::new(gpu, epoch, area, host, false, here.len())?;
         self.own.memory.clear(&gpu.device, &gpu.stream, bytes)?;
         self.control.clear();
         gpu.stream.wait(&gpu.device)?;
-        let params = ExchangeParams {
-            area,
-            at,
-            state: places.state.address,
-            host: self.control.address(),
-            placement: places.placement.address,
-            loads: places.loads.address,
-            owner: places.owner.address,
-            counts: places.counts.address,
-            ids: places.ids.address,
-            weights: places.weights.address,
-            ranks: sizes.ranks as i32,
-            rank: epoch.rank as i32,
-            hidden: sizes.hidden as i32,
-            k: sizes.top_k as i32,
-            experts: epoch.placement.experts as i32,
-            few_tokens: sizes.few_tokens as i32,
-            many_tokens: sizes.many_tokens as i32,
-            row_bytes: sizes.row_bytes() as i32,
-            deterministic: i32::from(sizes.deterministic),
-            alone: i32::from(here.len() == 1),
-        };
-        self.connected = Some(Connected {
-            shape: sizes,
-            places,
-            params,
-            sharing: here.len(),
-            beside,
-        });
+        self.connected = Some(connected);
+        Ok(())
+    }
+
+    /// Leaves the epoch; waits for this device.
+    pub(crate) fn leave(&mut self, gpu: &Gpu) -> Result<()> {
+        gpu.stream.wait(&gpu.device)?;
+        self.connected = None;
+        self.peers.clear();
         Ok(())
     }
 
@@ -180,28 +145,7 @@ impl IpcExchange {
     }
 
     fn connected(&self) -> Result<&Connected> {
-        self.connected
-            .as_ref()
-            .ok_or_else(|| KernelError::Unsupported("the exchange has no epoch: connect it first".into()))
-    }
-}
-
-impl Connected {
-    fn tokens(&self, tokens: &Tokens, most: usize) -> Result<ExchangeTokens> {
-        if tokens.count > most {
-            return Err(shape(
-                "exchange",
-                "tokens",
-                tokens.count,
-                format!("at most {most}"),
-            ));
-        }
-        Ok(ExchangeTokens {
-            ids: tokens.ids,
-            weights: tokens.weights,
-            count: tokens.count as i32,
-            layer: tokens.layer as i32,
-        })
+        self.connected.as_ref().ok_or_else(of_no_epoch)
     }
 }
 
@@ -211,7 +155,7 @@ impl Exchange for IpcExchange {
             None => "ipc (not connected)".into(),
             Some(connected) => format!(
                 "ipc (rank {} of {}, {} on this device {})",
-                connected.params.rank, connected.shape.ranks, connected.sharing, connected.beside
+                connected.params.rank, connected.shape.ranks, connected.sharing, self.beside
             ),
         }
     }
@@ -225,71 +169,20 @@ impl Exchange for IpcExchange {
     }
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        let c = self.connected()?;
-        let params = DispatchFew {
-            exchange: c.params,
-            tokens: c.tokens(tokens, c.shape.few_tokens)?,
-            normed,
-            x: c.places.x.address,
-            group: GroupRows {
-                groups: c.places.groups,
-                rows: c.places.rows.address,
-                experts: c.places.local_experts as i32,
-                words: c.shape.few_rows().div_ceil(32) as i32,
-            },
-        };
-        launch::dispatch_few(gpu, c.shape.exact, c.sharing, &params)?;
-        Ok(FewRows {
-            x: c.places.x.address,
-            groups: c.places.groups,
-            most_groups: c.places.most_groups,
-        })
+        self.connected()?.dispatch_few(gpu, tokens, normed, None)
     }
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
-        let c = self.connected()?;
-        let params = CombineFew {
-            exchange: c.params,
-            tokens: c.tokens(tokens, c.shape.few_tokens)?,
-            y: results.y,
-            norm: results.norm,
-        };
-        launch::combine_few(gpu, c.shape.exact, c.sharing, &params)
+        self.connected()?.combine_few(gpu, tokens, results, None)
     }
 
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows> {
-        let c = self.connected()?;
-        let params = DispatchMany {
-            exchange: c.params,
-            tokens: c.tokens(tokens, c.shape.many_tokens)?,
-            plane,
-            plane_blocks: blocks as i32,
-            padded: padded(c.shape.hidden) as i32,
-            fp8: i32::from(c.shape.wire == Wire::Fp8),
-            rows: c.places.rows.address,
-        };
-        launch::dispatch_many(gpu, &params)?;
-        let own = self.own.memory.address;
-        Ok(ManyRows {
-            rows: own + c.params.at.many_rows,
-            row_bytes: c.shape.row_bytes(),
-            wire: c.shape.wire,
-            ids: own + c.params.at.many_ids,
-            counts: c.places.counts.address,
-            total: c.places.rows.address,
-        })
+        self.connected()?
+            .dispatch_many(gpu, tokens, (plane, blocks), None)
     }
 
     fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
-        let c = self.connected()?;
-        let params = CombineMany {
-            exchange: c.params,
-            tokens: c.tokens(tokens, c.shape.many_tokens)?,
-            sorted: results.sorted,
-            row_of_slot: results.row_of_slot,
-            hidden: results.hidden,
-        };
-        launch::combine_many(gpu, c.shape.many_rows(), &params)
+        self.connected()?.combine_many(gpu, tokens, results, None)
     }
 
     fn fault(&self) -> Option<Fault> {

@@ -62,17 +62,23 @@ pub(super) fn combine_few(gpu: &Gpu, exact: bool, sharing: usize, params: &Combi
     )
 }
 
-pub(super) fn dispatch_many(gpu: &Gpu, params: &DispatchMany) -> Result<()> {
+pub(super) fn send_many(gpu: &Gpu, params: &DispatchMany) -> Result<()> {
     gpu.launch(
         "exchange_send",
         many_launch(gpu, params.tokens.count as usize),
         params,
-    )?;
+    )
+}
+
+pub(super) fn arrive_many(gpu: &Gpu, params: &DispatchMany) -> Result<()> {
     gpu.launch("exchange_arrive", launch(1, super::MAX_RANKS as u32, 0), params)
 }
 
-pub(super) fn combine_many(gpu: &Gpu, rows: usize, params: &CombineMany) -> Result<()> {
-    gpu.launch("exchange_return", many_launch(gpu, rows), params)?;
+pub(super) fn return_many(gpu: &Gpu, rows: usize, params: &CombineMany) -> Result<()> {
+    gpu.launch("exchange_return", many_launch(gpu, rows), params)
+}
+
+pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
     gpu.launch("exchange_settle", launch(1, super::MAX_RANKS as u32, 0), params)?;
     if params.tokens.count == 0 {
         return Ok(());

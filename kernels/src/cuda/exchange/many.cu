@@ -75,15 +75,17 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_send(const _
     const uint64_t exchange = p.state->begun + 1;
     for (int token = blockIdx.x * MANY_WARPS + warp; token < d.tokens.count; token += gridDim.x * MANY_WARPS) {
         const Destinations to = choose_ranks(p, d.tokens, token, exchange, lane);
-        const size_t row = static_cast<size_t>(p.rank) * p.many_tokens + token;
         for (int rank = 0; rank < p.ranks; rank++) {
             if (lane >= p.k) continue;
+            const size_t row = static_cast<size_t>(place_for(p, rank)) * p.many_tokens + token;
             reinterpret_cast<uint32_t *>(p.area[rank] + p.at.many_ids)[row * p.k + lane] = to.rank == rank ? to.local : ABSENT;
             reinterpret_cast<float *>(p.area[rank] + p.at.many_weights)[row * p.k + lane] = to.weight;
         }
         const int r = token % PLANE_ROWS;
         const uint8_t *from = d.plane + static_cast<size_t>(token / PLANE_ROWS) * PLANE_BLOCK + r * 128;
-        const size_t at = p.at.many_rows + row * p.row_bytes;
+        const auto into = [&](int to) {
+            return p.area[to] + p.at.many_rows + (static_cast<size_t>(place_for(p, to)) * p.many_tokens + token) * p.row_bytes;
+        };
 #pragma unroll 1
         for (int first = 0; first < units; first += AHEAD * WARP) {  // units: a multiple of 16, so half warps are whole
             uint4 v[AHEAD];
@@ -103,19 +105,19 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_send(const _
                     const uint2 packed = to_fp8(v[i], scale);
                     if (u >= units) continue;
                     for (uint64_t rest = to.mask; rest; rest &= rest - 1) {
-                        uint8_t *into = p.area[__ffsll(rest) - 1] + at;
-                        *reinterpret_cast<uint2 *>(into + u * 8) = packed;
-                        if (u % 16 == 0) *reinterpret_cast<float *>(into + d.padded + u / 16 * 4) = scale;
+                        uint8_t *to_row = into(__ffsll(rest) - 1);
+                        *reinterpret_cast<uint2 *>(to_row + u * 8) = packed;
+                        if (u % 16 == 0) *reinterpret_cast<float *>(to_row + d.padded + u / 16 * 4) = scale;
                     }
                 } else if (u < units) {
                     for (uint64_t rest = to.mask; rest; rest &= rest - 1)
-                        *reinterpret_cast<uint4 *>(p.area[__ffsll(rest) - 1] + at + u * 16) = v[i];
+                        *reinterpret_cast<uint4 *>(into(__ffsll(rest) - 1) + u * 16) = v[i];
                 }
             }
         }
     }
     tell_all(p, [&](int rank) {
-        store_unit(p.area[rank] + p.at.many_header + p.rank * sizeof(Unit), header(d.tokens.count, *d.rows, exchange));
+        store_unit(p.area[rank] + p.at.many_header + place_for(p, rank) * sizeof(Unit), header(d.tokens.count, *d.rows, exchange));
     });
 }
 
@@ -167,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_return(const
         const float weight = lane < p.k ? weights_here[row * p.k + lane] : 0.f;
         const unsigned present = __ballot_sync(ALL_LANES, sorted != ABSENT);
         if (!present) continue;
-        uint8_t *to = p.area[owner] + p.at.many_back + (static_cast<size_t>(p.rank) * p.many_tokens + token) * p.hidden * 2;
+        uint8_t *to = p.area[owner] + p.at.many_back + (static_cast<size_t>(place_for(p, owner)) * p.many_tokens + token) * p.hidden * 2;
         for (int first = 0; first < units; first += 2 * WARP) {
             float sum[2][8] = {};
             for (unsigned rest = present; rest; rest &= rest - 1) {
@@ -196,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_return(const
             }
         }
     }
-    tell_all(p, [&](int rank) { store_release(reinterpret_cast<uint64_t *>(p.area[rank] + p.at.many_done) + p.rank, exchange); });
+    tell_all(p, [&](int rank) { store_release(reinterpret_cast<uint64_t *>(p.area[rank] + p.at.many_done) + place_for(p, rank), exchange); });
 }
 
 // One block of MAX_RANKS threads.

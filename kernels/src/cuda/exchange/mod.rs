@@ -35,6 +35,7 @@
 //! waiting blocks never keep a peer's kernels off the device. Ranks of one device are threads of one process or
 //! processes under MPS; without MPS they are time-sliced, milliseconds an exchange (`IpcExchange::describe` says).
 
+mod connected;
 pub mod control;
 pub(crate) mod group;
 pub mod ipc;
@@ -86,11 +87,24 @@ pub struct ExchangeShape {
 pub(crate) struct Tokens {
     /// Index of the layer's placement.
     pub(crate) layer: usize,
+    /// Which piece of the step, and how many tokens this rank has in it.
+    pub(crate) piece: usize,
     pub(crate) count: usize,
     /// U32 `[count, top_k]`: experts, counted over the whole model's.
     pub(crate) ids: u64,
     /// F32 `[count, top_k]`.
     pub(crate) weights: u64,
+}
+
+/// What a step is, before its exchanges.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepSizes {
+    /// The most tokens that any rank has.
+    pub(crate) largest: usize,
+    /// Tokens of this rank.
+    pub(crate) tokens: usize,
+    /// Tokens of a piece, if the step goes through the many-token family.
+    pub(crate) many: Option<usize>,
 }
 
 /// What came, for the expert kernels of few rows.
@@ -175,6 +189,8 @@ pub enum FaultReason {
     /// The peer did not signal in time, in dispatch or in combine.
     DispatchDeadline,
     CombineDeadline,
+    /// The same where the host watches the time.
+    Deadline,
     Aborted,
     /// The peer's count exceeds the capacity of the pair.
     Count,
@@ -190,6 +206,7 @@ impl Fault {
             FaultReason::CombineDeadline => {
                 format!("rank {peer} did not send its results in time in exchange {exchange}")
             }
+            FaultReason::Deadline => format!("rank {peer} did not come in time in exchange {exchange}"),
             FaultReason::Aborted => format!("aborted while waiting for rank {peer} in exchange {exchange}"),
             FaultReason::Count => {
                 format!("rank {peer} announced more tokens than its capacity in exchange {exchange}")
@@ -208,6 +225,23 @@ pub(crate) trait Exchange: Send {
 
     /// Experts of a layer that this rank holds, at most.
     fn local_experts(&self) -> Result<usize>;
+
+    /// Before the exchanges of a step are queued or recorded. May wait for the other ranks, no longer than the timeout.
+    fn begin(&self, gpu: &Gpu, sizes: &StepSizes) -> Result<()> {
+        let _ = (gpu, sizes);
+        Ok(())
+    }
+
+    /// What recorded exchanges depend on, beside their tokens: another value, another recording.
+    fn recorded(&self) -> usize {
+        0
+    }
+
+    /// All of a step is queued.
+    fn queued(&self, gpu: &Gpu) -> Result<()> {
+        let _ = gpu;
+        Ok(())
+    }
 
     /// `normed`: F32 `[count, hidden]`.
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows>;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::control::Control;
 use super::ipc::{Epoch, IpcExchange};
+use super::nccl::{NcclExchange, UniqueId};
 use super::peer::{PeerHandle, copy};
-use super::{Exchange, ExchangeShape, FewResults, ManyResults, Tokens};
+use super::{Exchange, ExchangeShape, FewResults, ManyResults, StepSizes, Tokens};
 use crate::backend::{KernelError, Result};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{PLANE_ROWS, plane_blocks, plane_bytes};
@@ -60,8 +61,21 @@ struct Buffers {
     count: usize,
 }
 
+/// What the ranks of an epoch are connected by.
+#[derive(Clone, Copy)]
+pub enum Peers<'a> {
+    /// By rank.
+    Ipc(&'a [PeerHandle]),
+    Nccl(UniqueId),
+}
+
+enum Carrier {
+    Ipc(IpcExchange),
+    Nccl(NcclExchange),
+}
+
 pub struct Station {
-    exchange: IpcExchange,
+    carrier: Carrier,
     buffers: Option<Buffers>,
     gpu: Gpu,
 }
@@ -89,8 +103,8 @@ struct StandInMany {
 }
 
 impl Station {
-    /// On device `ordinal`, with receive buffers of `bytes`.
-    pub fn open(ordinal: i32, bytes: usize) -> Result<Station> {
+    /// On device `ordinal`, with receive buffers of `bytes`; over NCCL, or between mapped buffers.
+    pub fn open(ordinal: i32, bytes: usize, nccl: bool) -> Result<Station> {
         let device = Device::open(ordinal)?;
         let kernels = Kernels::load_some(&device, |file| {
             ["exchange_", "experts_sort", "rmsnorm_"]
@@ -105,7 +119,10 @@ impl Station {
             device,
         };
         Ok(Station {
-            exchange: IpcExchange::new(&gpu, bytes)?,
+            carrier: match nccl {
+                true => Carrier::Nccl(NcclExchange::new(&gpu, bytes)?),
+                false => Carrier::Ipc(IpcExchange::new(&gpu, bytes)?),
+            },
             buffers: None,
             gpu,
         })
@@ -115,21 +132,43 @@ impl Station {
         &self.gpu.device.name
     }
 
-    pub fn handle(&self) -> PeerHandle {
-        self.exchange.handle()
+    /// For the peers; `None` over NCCL.
+    pub fn handle(&self) -> Option<PeerHandle> {
+        match &self.carrier {
+            Carrier::Ipc(ipc) => Some(ipc.handle()),
+            Carrier::Nccl(_) => None,
+        }
+    }
+
+    fn exchange(&self) -> &dyn Exchange {
+        match &self.carrier {
+            Carrier::Ipc(ipc) => ipc,
+            Carrier::Nccl(nccl) => nccl,
+        }
     }
 
     pub fn control(&self) -> Control {
-        self.exchange.control()
+        match &self.carrier {
+            Carrier::Ipc(ipc) => ipc.control(),
+            Carrier::Nccl(nccl) => nccl.control(),
+        }
     }
 
     pub fn describe(&self) -> String {
-        self.exchange.describe()
+        self.exchange().describe()
     }
 
-    /// As [`IpcExchange::connect`]; `factors` are those of all experts.
-    pub fn connect(&mut self, epoch: &Epoch<'_>, peers: &[PeerHandle], factors: &[f32]) -> Result<()> {
-        self.exchange.connect(&self.gpu, epoch, peers)?;
+    /// As [`IpcExchange::connect`] or [`NcclExchange::connect`]; `factors` are those of all experts.
+    pub fn connect(&mut self, epoch: &Epoch<'_>, peers: Peers<'_>, factors: &[f32]) -> Result<()> {
+        match (&mut self.carrier, peers) {
+            (Carrier::Ipc(ipc), Peers::Ipc(handles)) => ipc.connect(&self.gpu, epoch, handles)?,
+            (Carrier::Nccl(nccl), Peers::Nccl(id)) => nccl.connect(&self.gpu, epoch, id, &|| false)?,
+            _ => {
+                return Err(KernelError::Unsupported(
+                    "peers of another kind of exchange".into(),
+                ));
+            }
+        }
         let sizes = epoch.shape;
         if self.buffers.as_ref().is_none_or(|buffers| buffers.shape != sizes) {
             self.buffers = None;
@@ -148,7 +187,10 @@ impl Station {
     }
 
     pub fn set_timeout(&self, timeout: Duration) -> Result<()> {
-        self.exchange.set_timeout(&self.gpu, timeout)
+        match &self.carrier {
+            Carrier::Ipc(ipc) => ipc.set_timeout(&self.gpu, timeout),
+            Carrier::Nccl(nccl) => nccl.set_timeout(&self.gpu, timeout),
+        }
     }
 
     fn buffers(&self) -> Result<&Buffers> {
@@ -195,6 +237,17 @@ impl Station {
         gpu.stream.wait(&gpu.device)
     }
 
+    /// Before exchanges are queued or recorded, with the most tokens that any rank has; all ranks call it.
+    pub fn begin(&self, family: Family, largest: usize) -> Result<()> {
+        let buffers = self.buffers()?;
+        let sizes = StepSizes {
+            largest,
+            tokens: buffers.count,
+            many: (family == Family::Many).then_some(buffers.shape.many_tokens),
+        };
+        self.exchange().begin(&self.gpu, &sizes)
+    }
+
     /// The state that results are added to.
     pub fn set_hidden(&self, values: &[f32]) -> Result<()> {
         self.gpu.write(&self.buffers()?.hidden, 0, as_bytes(values))
@@ -214,19 +267,24 @@ impl Station {
         let (gpu, b) = (&self.gpu, self.buffers()?);
         let tokens = Tokens {
             layer,
+            piece: 0,
             count: b.count,
             ids: b.ids.address,
             weights: b.weights.address,
         };
         match family {
-            Family::Few => self.queue_few(gpu, b, &tokens, until),
-            Family::Many => self.queue_many(gpu, b, &tokens, until),
+            Family::Few => self.queue_few(gpu, b, &tokens, until)?,
+            Family::Many => self.queue_many(gpu, b, &tokens, until)?,
         }
+        if gpu.stream.is_capturing(&gpu.device)? {
+            return Ok(());
+        }
+        self.exchange().queued(gpu)
     }
 
     fn queue_few(&self, gpu: &Gpu, b: &Buffers, tokens: &Tokens, until: Until) -> Result<()> {
         let hidden = b.shape.hidden as i32;
-        let rows = self.exchange.dispatch_few(gpu, tokens, b.rows.address)?;
+        let rows = self.exchange().dispatch_few(gpu, tokens, b.rows.address)?;
         if until == Until::Dispatch {
             return Ok(());
         }
@@ -250,13 +308,13 @@ impl Station {
             ..NormRows::default()
         };
         let results = FewResults { y: b.y.address, norm };
-        self.exchange.combine_few(gpu, tokens, &results)
+        self.exchange().combine_few(gpu, tokens, &results)
     }
 
     fn queue_many(&self, gpu: &Gpu, b: &Buffers, tokens: &Tokens, until: Until) -> Result<()> {
         let sizes = b.shape;
         let rows = self
-            .exchange
+            .exchange()
             .dispatch_many(gpu, tokens, b.plane.address, b.blocks)?;
         if until == Until::Dispatch {
             return Ok(());
@@ -270,7 +328,7 @@ impl Station {
                 sorted_blocks: b.sorted_blocks as i32,
                 ..SortParams::default()
             };
-            let params = rows.sort_params(&sizes, self.exchange.local_experts()?, to);
+            let params = rows.sort_params(&sizes, self.exchange().local_experts()?, to);
             sort(gpu, &area.fill(params))?;
             let params = StandInMany {
                 tiles: area.tiles,
@@ -288,7 +346,7 @@ impl Station {
             row_of_slot: area.row_of_slot,
             hidden: b.hidden.address,
         };
-        self.exchange.combine_many(gpu, tokens, &results)
+        self.exchange().combine_many(gpu, tokens, &results)
     }
 
     /// Records `layers` exchanges.
@@ -300,7 +358,8 @@ impl Station {
     }
 
     pub fn launch(&self, graph: &StationGraph) -> Result<()> {
-        graph.0.launch(&self.gpu.device, &self.gpu.stream)
+        graph.0.launch(&self.gpu.device, &self.gpu.stream)?;
+        self.exchange().queued(&self.gpu)
     }
 
     pub fn wait(&self) -> Result<()> {
@@ -328,7 +387,10 @@ impl Station {
     /// GB/s of copies of `bytes` to the area of `peer`, while nobody exchanges; the peer must connect anew after it.
     pub fn copy_bandwidth(&self, peer: usize, bytes: usize) -> Result<f64> {
         let (device, stream) = (&self.gpu.device, &self.gpu.stream);
-        let (to, from) = (self.exchange.area(peer)?, &self.buffers()?.sorted);
+        let Carrier::Ipc(ipc) = &self.carrier else {
+            return Err(KernelError::Unsupported("no peer's buffers are mapped".into()));
+        };
+        let (to, from) = (ipc.area(peer)?, &self.buffers()?.sorted);
         let bytes = bytes.min(from.bytes);
         let (start, end) = (Event::new(device)?, Event::new(device)?);
         const REPEATS: usize = 20;

@@ -512,6 +512,7 @@ impl Piece<'_> {
         let places = &self.forward.places;
         Tokens {
             layer,
+            piece: 0,
             count: self.tokens,
             ids: places.ids,
             weights: places.weights,

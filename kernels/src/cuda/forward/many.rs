@@ -106,9 +106,9 @@ pub(super) fn queue(
     )
 }
 
-/// The pieces of `tokens` tokens: (first, end).
-fn ranges(tokens: usize, (each, pieces): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
-    (0..pieces).map(move |i| ((i * each).min(tokens), ((i + 1) * each).min(tokens)))
+/// The pieces of `tokens` tokens: index, (first, end).
+fn ranges(tokens: usize, (each, pieces): (usize, usize)) -> impl Iterator<Item = (usize, (usize, usize))> {
+    (0..pieces).map(move |i| (i, ((i * each).min(tokens), ((i + 1) * each).min(tokens))))
 }
 
 /// A step in which this rank has no tokens: its experts work for the others.
@@ -228,7 +228,7 @@ fn experts(
     backend: &CudaBackend,
     forward: &Forward,
     (index, layer): (usize, &Layer),
-    (first, end): (usize, usize),
+    (piece, (first, end)): (usize, (usize, usize)),
 ) -> Result<()> {
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let count = end - first;
@@ -252,6 +252,7 @@ fn experts(
     if let Some(exchange) = backend.exchange() {
         let tokens = Tokens {
             layer: index,
+            piece,
             count,
             ids: places.ids,
             weights: places.weights,

@@ -98,7 +98,7 @@ pub(super) struct Forward {
     /// One token as one kernel, where that serves the model, and whether it is wanted (`set_one`).
     one: Option<One>,
     use_one: bool,
-    graphs: HashMap<(usize, usize, bool, u64), Graph>,
+    graphs: HashMap<(usize, usize, bool, u64, usize), Graph>,
     generation: u64,
 }
 
@@ -283,7 +283,7 @@ impl CudaBackend {
         let (piece, pieces) = match cut {
             Some(Cut::Many { tokens, pieces }) => {
                 many::queue(self, forward, (tokens, pieces), logits)?;
-                return Ok(true);
+                return self.queued();
             }
             Some(Cut::Few { tokens, pieces }) => (tokens, pieces),
             None if tokens > FEW_TOKENS && !self.deterministic => {
@@ -306,20 +306,17 @@ impl CudaBackend {
             rows,
             inline,
         };
-        if pieces.count > 1 {
+        if pieces.count > 1 || self.gpu.times.is_some() {
             few::queue(self, forward, &pieces, logits)?;
-            return Ok(true);
+            return self.queued();
         }
-        if self.gpu.times.is_some() {
-            few::queue(self, forward, &pieces, logits)?;
-            return Ok(true);
-        }
-        let key = (tokens, rows, inline, logits);
+        let recorded = self.exchange().map_or(0, |exchange| exchange.recorded());
+        let key = (tokens, rows, inline, logits, recorded);
         if forward.generation == self.workspace.generation
             && let Some(graph) = forward.graphs.get(&key)
         {
             graph.launch(&self.gpu.device, &self.gpu.stream)?;
-            return Ok(true);
+            return self.queued();
         }
         let graph = self
             .gpu
@@ -335,7 +332,15 @@ impl CudaBackend {
             }
             forward.graphs.insert(key, graph);
         }
-        Ok(true)
+        self.queued()
+    }
+
+    /// The whole step is on the stream.
+    fn queued(&self) -> Result<bool> {
+        match self.exchange() {
+            Some(exchange) => exchange.queued(&self.gpu).map(|()| true),
+            None => Ok(true),
+        }
     }
 }
 

@@ -107,9 +107,13 @@ impl Communicator {
     /// Ends it here: kernels that wait for peers return, what is queued does nothing. Any thread, any number of times.
     /// Returns after [`ABORT_WAIT`] at the latest; `false`: graphs are still alive, and it will be freed after them.
     pub fn abort(&self) -> bool {
-        let Some(Handle(raw)) = self.lock().take() else {
-            return true;
-        };
+        self.end()
+            .is_none_or(|ended| ended.recv_timeout(ABORT_WAIT).is_ok())
+    }
+
+    /// The same without waiting for it. What is received when it has been freed; `None`: it was ended before.
+    pub fn end(&self) -> Option<mpsc::Receiver<i32>> {
+        let Handle(raw) = self.lock().take()?;
         let (abort, handle, (done, ended)) = (self.nccl.abort, Handle(raw), mpsc::channel());
         let run = move || {
             let Handle(raw) = { handle };
@@ -118,8 +122,9 @@ impl Communicator {
             // Nobody may be waiting any more.
             let _ = done.send(code);
         };
-        let spawned = std::thread::Builder::new().name("nccl-abort".into()).spawn(run);
-        spawned.is_ok() && ended.recv_timeout(ABORT_WAIT).is_ok()
+        // Without a thread nothing is received, ever, and the communicator stays.
+        let _ = std::thread::Builder::new().name("nccl-abort".into()).spawn(run);
+        Some(ended)
     }
 
     pub fn is_ended(&self) -> bool {
@@ -138,9 +143,15 @@ impl Communicator {
     }
 }
 
+impl std::fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Communicator(rank {} of {})", self.rank, self.ranks)
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
-        self.abort();
+        self.end();
     }
 }
 

@@ -1,8 +1,12 @@
 //! NCCL: the exchange for any number of GPUs on any number of hosts, one rank a GPU.
 
 mod communicator;
+mod exchange;
 mod library;
 pub mod measure;
+pub(crate) mod topology;
+mod watch;
 
 pub use communicator::{ABORT_WAIT, Communicator, Until};
+pub(crate) use exchange::NcclExchange;
 pub use library::{ID_BYTES, Nccl, UniqueId, Version};
