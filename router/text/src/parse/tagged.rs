@@ -293,6 +293,10 @@ impl OutputParser for Tagged {
     }
 
     fn finish(&mut self, end: End, out: &mut Pieces) {
+        if end == End::Cut && self.state == State::Calls {
+            // It may have become a marker: a call's arguments are a prefix of what they would have been.
+            self.scanner = Scanner::default();
+        }
         self.flush(out);
         // A block's last items may turn out to be content or further blocks: each round has fewer of them.
         while let (State::Calls, Some(syntax)) = (self.state, &mut self.syntax) {

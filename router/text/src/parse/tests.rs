@@ -383,6 +383,39 @@ fn a_cut_call_is_a_prefix_and_never_closed() {
 }
 
 #[test]
+fn wherever_an_output_is_cut_its_arguments_are_a_prefix() {
+    for (name, text) in [
+        (
+            "minimax_m2",
+            "a<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"s\">x </p> é</parameter>\n<parameter name=\"n\">12</parameter>\n<parameter name=\"o\">nullx</parameter>\n</invoke>\n<invoke name=\"g\"></invoke></minimax:tool_call>",
+        ),
+        (
+            "qwen3_coder",
+            "a<tool_call>\n<function=f>\n<parameter=s>\nx </p> é\n</parameter>\n<parameter=n>\n12\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (
+            "hermes",
+            "a<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"x </t> é\", \"n\": 12}}\n</tool_call>",
+        ),
+        (
+            "deepseek_v31",
+            "a<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"s\": \"x <｜ é\", \"n\": 12}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
+    ] {
+        let format = format(name, "none");
+        let whole = run_end(&format, &weather(), false, text, End::Stop);
+        assert!(!whole.calls.is_empty(), "{name}");
+        for (at, _) in text.char_indices() {
+            let cut = run_end(&format, &weather(), false, &text[..at], End::Cut);
+            assert!(cut.calls.len() <= whole.calls.len(), "{name}: {}", &text[..at]);
+            for ((_, part), (_, all)) in cut.calls.iter().zip(&whole.calls) {
+                assert!(all.starts_with(part.as_str()), "{name}: {part} of {all}");
+            }
+        }
+    }
+}
+
+#[test]
 fn only_one_call_without_parallel_calls() {
     let format = format("minimax_m2", "minimax_m2");
     let rules = CallRules {
