@@ -26,5 +26,6 @@ mod upstream;
 
 pub use config::{GatewayConfig, Limits, TlsFiles};
 pub use http::quota::KeyLimits;
+pub use openai::chat_of_request;
 pub use routes::{Access, RouteInfo, routes};
 pub use server::{Gateway, run};

@@ -78,6 +78,12 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
             error.valid_up_to()
         ))
     })?;
+    if text.trim_start().starts_with('[') {
+        // Serde would read a list as the fields in order.
+        return Err(bad(String::from(
+            "the request body is a list: send a JSON object",
+        )));
+    }
     check_depth(bytes)?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {

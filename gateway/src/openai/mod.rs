@@ -13,6 +13,7 @@ mod conversation;
 mod logprobs;
 mod message;
 mod models;
+mod offline;
 mod prompt;
 mod request;
 mod sampling;
@@ -27,6 +28,7 @@ mod words;
 pub(crate) use self::chat::chat;
 pub(crate) use self::completions::completions;
 pub(crate) use self::models::{model, models};
+pub use self::offline::chat_of_request;
 pub(crate) use self::tokenize::{detokenize, tokenize};
 #[cfg(test)]
 pub(crate) use self::tried::{chat_events, completion_events, try_chat, try_completion};
