@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::settings::{
-    BenchSettings, GatewaySettings, GenerateSettings, LogSettings, PlanSettings, RouterSettings,
-    ServeSettings, VerifySettings, WorkerSettings,
+    BenchSettings, ChatSettings, GatewaySettings, GenerateSettings, LogSettings, ParseSettings, PlanSettings,
+    RenderSettings, RouterSettings, ServeSettings, VerifySettings, WorkerSettings,
 };
 
 /// Expert-parallel inference for Mixture-of-Experts models.
@@ -28,8 +28,14 @@ pub enum Command {
     Worker(WorkerSettings),
     /// The HTTP APIs in front of one or more routers
     Gateway(GatewaySettings),
+    /// Talk to a model in the terminal; starts a local cluster where none runs
+    Chat(ChatSettings),
     /// Send a prompt to a running cluster and print the answer as it comes
     Generate(GenerateSettings),
+    /// Print the prompt that a chat request on standard input becomes
+    Render(RenderSettings),
+    /// Print reasoning, content and tool calls of the raw model output on standard input
+    Parse(ParseSettings),
     /// Compare what the workers' code computes with a reference file
     Verify(VerifySettings),
     /// Measure ops, the router's core, a model's steps, or a cluster under load
@@ -45,7 +51,10 @@ impl Command {
             Command::Router(settings) => &settings.log,
             Command::Worker(settings) => &settings.log,
             Command::Gateway(settings) => &settings.log,
+            Command::Chat(settings) => &settings.log,
             Command::Generate(settings) => &settings.log,
+            Command::Render(settings) => &settings.log,
+            Command::Parse(settings) => &settings.log,
             Command::Verify(settings) => &settings.log,
             Command::Bench(settings) => &settings.log,
             Command::Plan(settings) => &settings.log,
@@ -59,7 +68,10 @@ impl Command {
             Command::Router(_) => "conclave-router",
             Command::Worker(_) => "conclave-worker",
             Command::Gateway(_) => "conclave-gateway",
+            Command::Chat(_) => "conclave-chat",
             Command::Generate(_) => "conclave-generate",
+            Command::Render(_) => "conclave-render",
+            Command::Parse(_) => "conclave-parse",
             Command::Verify(_) => "conclave-verify",
             Command::Bench(_) => "conclave-bench",
             Command::Plan(_) => "conclave-plan",

@@ -1,4 +1,4 @@
-//! The one binary: `serve`, `router`, `worker`, `gateway`, `generate`, `verify`, `plan`, `bench`.
+//! The one binary: `serve`, `router`, `worker`, `gateway`, `chat`, `generate`, `render`, `parse`, `verify`, `plan`, `bench`.
 //!
 //! This crate reads settings, starts the parts and prints for people. It knows every part's public face and no part's
 //! inside; what the parts do is not decided here.
@@ -6,9 +6,12 @@
 mod cli;
 mod commands;
 mod demo;
+mod http_client;
 mod layers;
 mod load_bar;
+mod local_cluster;
 mod model_path;
+mod parent;
 mod parts;
 mod settings;
 mod signals;
@@ -66,7 +69,10 @@ async fn run_command(command: &Command) -> Result<()> {
         Command::Router(settings) => commands::router::run(settings).await,
         Command::Worker(settings) => commands::worker::run(settings).await,
         Command::Gateway(settings) => commands::gateway::run(settings).await,
+        Command::Chat(settings) => commands::chat::run(settings).await,
         Command::Generate(settings) => commands::generate::run(settings).await,
+        Command::Render(settings) => commands::text::render(settings),
+        Command::Parse(settings) => commands::text::parse(settings),
         Command::Verify(settings) => commands::verify::run(settings),
         Command::Bench(settings) => commands::bench::run(settings).await,
         Command::Plan(settings) => commands::plan::run(settings),

@@ -21,7 +21,12 @@ pub struct FoundModel {
 }
 
 pub fn find(settings: &ModelSettings) -> Result<FoundModel> {
-    let Some(given) = settings.model_position.as_ref().or(settings.model.as_ref()) else {
+    find_at(settings.model_position.as_deref().or(settings.model.as_deref()))
+}
+
+/// The same by path; `None` is the demo model.
+pub fn find_at(given: Option<&Path>) -> Result<FoundModel> {
+    let Some(given) = given else {
         return Ok(FoundModel {
             path: repository_demo().map_or_else(demo::unpack, Ok)?,
             name: DEMO_NAME.into(),
@@ -37,7 +42,7 @@ pub fn find(settings: &ModelSettings) -> Result<FoundModel> {
         .ok()
         .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
     Ok(FoundModel {
-        path: given.clone(),
+        path: given.to_owned(),
         short_name: last.filter(|last| *last != name),
         name,
     })

@@ -23,6 +23,7 @@ mod server;
 mod stream;
 mod trace;
 
+pub use api::chat::from_wire as chat_from_wire;
 pub use config::RouterConfig;
 pub use error::{Result, RouterError};
 pub use router::{Router, run};

@@ -16,7 +16,7 @@ pub struct BenchSettings {
     /// The router's core alone: time per scheduling step, and of a long prompt's lookup and insertion.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub core: bool,
-    /// A whole model: its steps in this process (decode, prefill), or a cluster under load (serve).
+    /// A whole model: its steps in this process (decode, prefill), or a cluster under load (serve, agent).
     #[arg(long, value_enum)]
     pub scenario: Option<Scenario>,
     /// Ranks of the group.
@@ -41,6 +41,8 @@ pub struct BenchSettings {
     pub kv_cache_dtype: KvCacheDtype,
     #[command(flatten)]
     pub load: LoadSettings,
+    #[command(flatten)]
+    pub agent: AgentSettings,
     #[command(flatten)]
     pub log: LogSettings,
 }
@@ -78,6 +80,24 @@ pub struct LoadSettings {
     pub bench_api_key: Option<String>,
 }
 
+/// `--scenario agent`: one conversation that grows turn by turn.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Conversation (--scenario agent)")]
+pub struct AgentSettings {
+    /// Turns of the conversation.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub turns: u32,
+    /// Tokens that the conversation begins with: system prompt and tool schemas.
+    #[arg(long, value_name = "N", default_value = "8192", value_parser = tokens)]
+    pub shared_prefix_len: u32,
+    /// Tokens that each turn adds: a tool's result.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = tokens)]
+    pub turn_input_len: u32,
+    /// Tokens that each turn generates.
+    #[arg(long, value_name = "N", default_value = "32", value_parser = tokens)]
+    pub turn_output_len: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// One token for each sequence of a batch per step.
@@ -86,6 +106,8 @@ pub enum Scenario {
     Prefill,
     /// Clients in a closed loop, through HTTP or gRPC.
     Serve,
+    /// An agent's conversation over a long shared prefix, with and without the prefix cache.
+    Agent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,7 @@
 //! `--max-model-len` on the command line (see [`layers`](crate::layers)).
 
 mod bench;
+mod chat;
 mod device;
 mod engine;
 mod gateway;
@@ -15,11 +16,13 @@ mod parallel;
 mod plan;
 mod router;
 mod serve;
+mod text;
 mod values;
 mod verify;
 mod worker;
 
-pub use bench::{Backend, BenchSettings, LoadSettings, Scenario};
+pub use bench::{AgentSettings, Backend, BenchSettings, LoadSettings, Scenario};
+pub use chat::ChatSettings;
 pub use device::DeviceSettings;
 pub use engine::{ClusterSettings, EngineSettings, GenerationConfig};
 pub use gateway::GatewaySettings;
@@ -31,5 +34,6 @@ pub use parallel::ParallelSettings;
 pub use plan::PlanSettings;
 pub use router::RouterSettings;
 pub use serve::ServeSettings;
+pub use text::{EndedBy, ParseSettings, RenderSettings, TextSettings};
 pub use verify::VerifySettings;
 pub use worker::WorkerSettings;

@@ -26,6 +26,9 @@ pub struct ServeSettings {
     pub cluster: ClusterSettings,
     #[command(flatten)]
     pub drain: DrainSettings,
+    /// Started by `chat` or `bench`: end when standard input closes.
+    #[arg(long, hide = true)]
+    pub child: bool,
     #[command(flatten)]
     pub log: LogSettings,
 }

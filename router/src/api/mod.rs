@@ -3,7 +3,7 @@
 //! Must stay true: every request is checked before anything is done for it; text work happens on the pool; a client
 //! that goes away is noticed by its future or its stream being dropped, and that ends its sequences.
 
-mod chat;
+pub mod chat;
 pub mod errors;
 mod generate;
 mod limits;

@@ -21,7 +21,7 @@ use crate::{
     generation_config::GenerationConfig,
     grammar::{Constraint, GrammarCompiler, tool_constraint},
     output::{OutputOptions, OutputStream},
-    parse::{CallRules, Format, ParserNames},
+    parse::{CallRules, Format, OutputParser, ParserNames},
     prompt,
     template::ChatTemplate,
     tokenizer::Tokenizer,
@@ -179,11 +179,14 @@ impl Text {
         chat: Option<&ChatOutput>,
         call_id_seed: u64,
     ) -> Result<OutputStream> {
-        let parser = chat.and_then(|chat| {
-            self.format
-                .parser(chat.call_rules(call_id_seed), chat.starts_in_reasoning)
-        });
+        let parser = chat.and_then(|chat| self.output_parser(chat, call_id_seed));
         OutputStream::new(self.tokenizer.clone(), options, parser)
+    }
+
+    /// The parser of a chat's output alone, for text that no tokens stand behind; `None` if the format needs none.
+    pub fn output_parser(&self, chat: &ChatOutput, call_id_seed: u64) -> Option<Box<dyn OutputParser>> {
+        self.format
+            .parser(chat.call_rules(call_id_seed), chat.starts_in_reasoning)
     }
 }
 

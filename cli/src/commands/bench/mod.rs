@@ -1,5 +1,6 @@
 //! `conclave bench`: measured figures, each beside what bounds it.
 
+mod agent;
 mod core;
 mod ops;
 mod serve;
@@ -11,7 +12,7 @@ use crate::settings::{BenchSettings, Scenario};
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     if !settings.ops && !settings.core && settings.scenario.is_none() {
-        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve");
+        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent");
     }
     if settings.ops {
         ops::run(settings)?;
@@ -24,6 +25,7 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         Some(Scenario::Decode) => steps::run(settings, steps::Phase::Decode),
         Some(Scenario::Prefill) => steps::run(settings, steps::Phase::Prefill),
         Some(Scenario::Serve) => serve::run(settings).await,
+        Some(Scenario::Agent) => agent::run(settings).await,
     }
 }
 

@@ -9,6 +9,7 @@ mod ready;
 mod token;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -18,9 +19,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::model_path::{self, FoundModel};
-use crate::parts;
 use crate::settings::ServeSettings;
 use crate::signals::{self, Shutdown};
+use crate::{parent, parts};
 use children::{Children, Phase};
 
 /// Local workers where nothing says otherwise.
@@ -97,9 +98,11 @@ impl Cluster {
     ) -> Result<()> {
         let mut view = self.router.view();
         let mut is_ready = false;
+        let mut parent_gone = pin!(parent::gone());
         loop {
             tokio::select! {
                 () = shutdown.asked() => return Ok(()),
+                () = &mut parent_gone, if settings.child => return Ok(()),
                 error = self.router.failed() => return Err(error.into()),
                 reason = self.children.failed() => return Err(anyhow!(reason)),
                 served = view.wait_for(|view| view.has_served), if !is_ready => {

@@ -1,25 +1,18 @@
 //! The cluster under load: one that runs already, or one that is started for the run.
 
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use conclave_proto::v1::conclave_client::ConclaveClient;
 use conclave_proto::v1::{MetricsRequest, ModelInfoRequest};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use super::http;
 use crate::commands::generate::connect;
+use crate::http_client;
+use crate::local_cluster::LocalCluster;
 use crate::settings::{Backend, BenchSettings, LoadFormat};
 
-/// A cluster that was started must be ready within this time: large models load for a while.
-const READY_TIMEOUT: Duration = Duration::from_secs(600);
-const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 /// Ids below this are drawn where the vocabulary's size cannot be asked for.
 const SMALL_VOCAB: u32 = 256;
 
@@ -28,7 +21,7 @@ pub struct Target {
     http: Option<String>,
     grpc: Option<ConclaveClient<Channel>>,
     pub vocab: u32,
-    child: Mutex<Option<Child>>,
+    cluster: Mutex<Option<LocalCluster>>,
 }
 
 /// Seconds that the workers' devices ran steps, and stood still between them.
@@ -66,16 +59,13 @@ impl Target {
             http: None,
             grpc: None,
             vocab: SMALL_VOCAB,
-            child: Mutex::new(None),
+            cluster: Mutex::new(None),
         };
         let grpc = match (&settings.load.base_url, settings.load.backend) {
             (None, _) => Some(target.start(settings).await?),
             (Some(url), Backend::Grpc) => Some(url.clone()),
             (Some(url), Backend::Openai) => {
-                let Some(address) = url.strip_prefix("http://") else {
-                    bail!("base_url is {url:?}: give http://host:port");
-                };
-                target.http = Some(address.trim_end_matches('/').to_owned());
+                target.http = Some(http_client::address("base_url", url)?);
                 None
             }
         };
@@ -91,49 +81,20 @@ impl Target {
         Ok(Arc::new(target))
     }
 
-    /// Starts `serve` on free ports with the bench's model, workers and threads; gives its gRPC address.
+    /// Starts `serve` with the bench's model, workers and threads; gives its gRPC address.
     async fn start(&mut self, settings: &BenchSettings) -> Result<String> {
-        let executable = std::env::current_exe().context("the path of this executable is not known")?;
-        let mut command = Command::new(executable);
-        command.args(["serve", "--port=0", "--grpc-port=0", "--log=warn"]);
-        command.arg(format!("--workers={}", settings.workers));
-        command.arg(format!("--threads={}", super::super::threads(settings)));
-        let model = &settings.model;
-        if let Some(path) = model.model_position.as_ref().or(model.model.as_ref()) {
-            command.arg(path);
+        let mut flags = vec![
+            format!("--workers={}", settings.workers),
+            format!("--threads={}", super::super::threads(settings)),
+        ];
+        if settings.model.load_format == LoadFormat::Dummy {
+            flags.push("--skip-tokenizer-init".to_owned());
         }
-        if let Some(overrides) = &model.hf_overrides {
-            command.arg(format!("--hf-overrides={overrides}"));
-        }
-        if model.load_format == LoadFormat::Dummy {
-            command.args(["--load-format=dummy", "--skip-tokenizer-init"]);
-        }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("`conclave serve` cannot be started")?;
-        let output = child.stdout.take().context("its output cannot be read")?;
-        *self.child.get_mut() = Some(child);
-        let mut lines = BufReader::new(output).lines();
-        let ready = timeout(READY_TIMEOUT, async {
-            let mut grpc = None;
-            while let Some(line) = lines.next_line().await? {
-                if let Some(address) = line.strip_prefix("  HTTP  http://") {
-                    self.http = Some(address.to_owned());
-                } else if let Some(address) = line.strip_prefix("  gRPC  ") {
-                    grpc = Some(address.to_owned());
-                } else if line.starts_with("  try ") {
-                    break;
-                }
-            }
-            anyhow::Ok(grpc)
-        });
-        let grpc = ready.await.context("the cluster was not ready in time")??;
-        // What it prints later is of no interest, but it must not block on a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        grpc.context("the cluster did not come up; its reason is above")
+        let cluster = LocalCluster::start(&settings.model, &flags).await?;
+        self.http = Some(cluster.http.clone());
+        let grpc = cluster.grpc.clone();
+        *self.cluster.get_mut() = Some(cluster);
+        Ok(grpc)
     }
 
     pub fn http(&self) -> Result<String> {
@@ -160,36 +121,20 @@ impl Target {
                     .into_inner()
                     .text
             }
-            None => http::get(self.http.as_ref()?, "/metrics").await.ok()?,
+            None => http_client::get(self.http.as_ref()?, None, "/metrics")
+                .await
+                .ok()?,
         };
         BusyIdle::read(&text)
     }
 
     /// Ends a cluster that was started.
     pub async fn end(&self) -> Result<()> {
-        let Some(mut child) = self.child.lock().await.take() else {
-            return Ok(());
-        };
-        if let Some(id) = child.id() {
-            terminate(id)?;
+        match self.cluster.lock().await.take() {
+            Some(cluster) => cluster.end().await,
+            None => Ok(()),
         }
-        if timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
-            child.kill().await?;
-            bail!("the cluster did not end within {STOP_TIMEOUT:?} and was killed");
-        }
-        Ok(())
     }
-}
-
-fn terminate(id: u32) -> Result<()> {
-    let status = std::process::Command::new("kill")
-        .arg("-TERM")
-        .arg(id.to_string())
-        .status();
-    if !status.context("`kill` cannot be run")?.success() {
-        bail!("the cluster's process {id} cannot be asked to end");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,16 +9,16 @@ use conclave_proto::v1::generate_response::Event;
 use conclave_proto::v1::{FinishReason, GenerateRequest, OutputOptions, SamplingParams, TokenIds};
 use tonic::transport::Channel;
 
-use super::{Prompts, Timing};
+use super::{Call, Timing};
 
-pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index: usize) -> Result<Timing> {
+pub async fn complete(client: &ConclaveClient<Channel>, call: &Call) -> Result<Timing> {
     let request = GenerateRequest {
         prompt: Some(Prompt::TokenIds(TokenIds {
-            ids: prompts.tokens(index),
+            ids: call.prompt.clone(),
         })),
         sampling: Some(SamplingParams {
             temperature: Some(0.0),
-            max_tokens: Some(i64::from(prompts.output)),
+            max_tokens: Some(i64::from(call.output)),
             ignore_eos: true,
             ..SamplingParams::default()
         }),
@@ -26,6 +26,7 @@ pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index
             skip_detokenize: true,
             ..OutputOptions::default()
         }),
+        cache_salt: call.cache_salt.clone(),
         ..GenerateRequest::default()
     };
     let started = Instant::now();
@@ -34,7 +35,7 @@ pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index
     let mut last = started;
     while let Some(message) = stream.message().await? {
         match message.event {
-            Some(Event::Delta(_)) => {
+            Some(Event::Delta(delta)) => {
                 let now = Instant::now();
                 if timing.first.is_zero() {
                     timing.first = now - started;
@@ -42,6 +43,7 @@ pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index
                     timing.gaps.push(now - last);
                 }
                 last = now;
+                timing.ids.extend(delta.token_ids);
                 timing.total = now - started;
             }
             Some(Event::Finished(finished)) if finished.reason() == FinishReason::Error => {
@@ -50,6 +52,7 @@ pub async fn complete(client: &ConclaveClient<Channel>, prompts: &Prompts, index
             Some(Event::Usage(usage)) => {
                 timing.prompt_tokens = usage.prompt_tokens;
                 timing.tokens = usage.completion_tokens;
+                timing.cached_tokens = usage.cached_tokens;
             }
             _ => {}
         }

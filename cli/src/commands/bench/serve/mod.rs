@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 
 use crate::settings::{Backend, BenchSettings, LoadSettings};
-use cluster::Target;
 use report::Report;
 
+pub use cluster::Target;
 pub use report::percentile;
 
 /// When the tokens of one request came.
@@ -26,7 +26,22 @@ pub struct Timing {
     pub gaps: Vec<Duration>,
     pub total: Duration,
     pub prompt_tokens: u32,
+    /// Of the prompt, found in the prefix cache.
+    pub cached_tokens: u32,
     pub tokens: u32,
+    /// The generated tokens, if asked for.
+    pub ids: Vec<u32>,
+}
+
+/// One greedy completion of a fixed length.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub prompt: Vec<u32>,
+    pub output: u32,
+    /// Calls with different salts share nothing in the prefix cache; empty is one of them.
+    pub cache_salt: String,
+    /// The generated tokens' ids are asked for.
+    pub wants_ids: bool,
 }
 
 /// A prompt of random token ids that begins like all others.
@@ -111,10 +126,19 @@ async fn run_clients(
 }
 
 async fn request(target: &Target, load: &LoadSettings, prompts: &Prompts, index: usize) -> Result<Timing> {
+    let call = Call {
+        prompt: prompts.tokens(index),
+        output: prompts.output,
+        cache_salt: String::new(),
+        wants_ids: false,
+    };
+    complete(target, load, &call).await
+}
+
+/// One call through the API that the settings name.
+pub async fn complete(target: &Target, load: &LoadSettings, call: &Call) -> Result<Timing> {
     match load.backend {
-        Backend::Openai => {
-            http::complete(&target.http()?, load.bench_api_key.as_deref(), prompts, index).await
-        }
-        Backend::Grpc => grpc::complete(&target.grpc()?, prompts, index).await,
+        Backend::Openai => http::complete(&target.http()?, load.bench_api_key.as_deref(), call).await,
+        Backend::Grpc => grpc::complete(&target.grpc()?, call).await,
     }
 }
