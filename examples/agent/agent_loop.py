@@ -5,7 +5,7 @@
     python examples/agent/agent_loop.py --workspace DIR "helpers.py has a bug. Fix it, then run test.py to check. ..."
 
 Works against any OpenAI-compatible server. With no task on the command line it makes a small broken function with a
-failing test in a temporary folder and mends that.
+failing test in a temporary folder and mends that. Programs run confined to the workspace, see sandbox.py.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from openai import OpenAI
 
-from sandbox import Sandbox
+from sandbox import Sandbox, SandboxError
 
 MAX_ITERATIONS = 5
 MAX_TOKENS = 4096
@@ -63,23 +63,22 @@ def run_tool_calls(message, sandbox):
         yield {"role": "tool", "tool_call_id": call.id, "content": json.dumps(result)}
 
 
-def run_agent(client, model, task, sandbox, temperature=0.0):
-    """Runs the loop; returns the final answer and the whole conversation."""
-    messages = [{"role": "user", "content": task}]
-    ask = {"model": model, "tools": TOOLS, "max_tokens": MAX_TOKENS, "temperature": temperature}
+def run_agent(client, model, messages, sandbox, max_tokens=MAX_TOKENS, temperature=0.0):
+    """Runs the loop on a conversation, which it extends; returns the final answer."""
+    ask = {"model": model, "tools": TOOLS, "max_tokens": max_tokens, "temperature": temperature}
     for iteration in range(MAX_ITERATIONS):
         choice = client.chat.completions.create(messages=messages, tool_choice="auto", **ask).choices[0]
         messages.append(choice.message.model_dump(exclude_none=True))
-        if not choice.message.tool_calls:
-            return choice.message.content or "", messages
         if choice.finish_reason == "length":
-            raise AgentError("the answer was cut before its tool calls were complete; raise max_tokens")
+            raise AgentError("the answer was cut before it was complete; raise max_tokens")
+        if not choice.message.tool_calls:
+            return choice.message.content or ""
         messages.extend(run_tool_calls(choice.message, sandbox))
         if iteration >= 2 and is_stalled(messages):
             raise AgentError("stalled: the same tests fail as before")
     choice = client.chat.completions.create(messages=messages, tool_choice="none", **ask).choices[0]
     messages.append(choice.message.model_dump(exclude_none=True))
-    return choice.message.content or "", messages
+    return choice.message.content or ""
 
 
 def demo_task(workspace):
@@ -99,6 +98,7 @@ def main():
     parser.add_argument("--api-key", default="unused")
     parser.add_argument("--model", help="default: the first model served")
     parser.add_argument("--workspace", help="folder to work in; default: a temporary one")
+    parser.add_argument("--unconfined", action="store_true", help="run programs as they are: you are in a container")
     options = parser.parse_args()
 
     client = OpenAI(base_url=options.base_url, api_key=options.api_key)
@@ -107,8 +107,9 @@ def main():
         workspace = Path(options.workspace or temporary)
         task = options.task or demo_task(workspace)
         try:
-            answer, _ = run_agent(client, model, task, Sandbox(workspace))
-        except AgentError as wrong:
+            sandbox = Sandbox(workspace, confined=not options.unconfined)
+            answer = run_agent(client, model, [{"role": "user", "content": task}], sandbox)
+        except (AgentError, SandboxError) as wrong:
             sys.exit(f"agent: {wrong}")
     print(answer)
 
