@@ -2,7 +2,7 @@
 //! and curl as the README writes it.
 //!
 //! The packages are installed into the target folder. Where that fails (no network, no Python) a test says so on
-//! standard error and passes, unless CONCLAVE_CLIENTS is `required`, as it is in CI.
+//! standard error and passes, unless CLIENT_TESTS is `required`, as it is in CI.
 
 use std::fs;
 use std::io::Write;
@@ -157,14 +157,14 @@ fn npm_packages() -> Result<(PathBuf, String), String> {
 fn installed<T>(what: &str, result: Result<T, String>) -> Option<T> {
     match result {
         Ok(found) => Some(found),
-        Err(problem) if std::env::var("CONCLAVE_CLIENTS").is_ok_and(|word| word == "required") => {
+        Err(problem) if std::env::var("CLIENT_TESTS").is_ok_and(|word| word == "required") => {
             panic!("{what} cannot be installed: {problem}")
         }
         Err(problem) => {
             // The test runner does not capture this.
             let _ = writeln!(
                 std::io::stderr(),
-                "NOT RUN: {what} cannot be installed here; CONCLAVE_CLIENTS=required makes that a failure: {problem}"
+                "NOT RUN: {what} cannot be installed here; CLIENT_TESTS=required makes that a failure: {problem}"
             );
             None
         }

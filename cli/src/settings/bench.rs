@@ -93,6 +93,9 @@ pub struct AgentSettings {
     /// Tokens that each turn adds: a tool's result.
     #[arg(long, value_name = "N", default_value = "128", value_parser = tokens)]
     pub turn_input_len: u32,
+    /// Send every so many turns without the cache, too; 1 is all of them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cold_every: u32,
     /// Tokens that each turn generates.
     #[arg(long, value_name = "N", default_value = "32", value_parser = tokens)]
     pub turn_output_len: u32,

@@ -22,7 +22,8 @@ struct Turn {
     /// Tokens that no step has computed before: the turn's own and the last generated one.
     new: u32,
     warm: Duration,
-    cold: Duration,
+    /// Without the cache, if measured.
+    cold: Option<Duration>,
 }
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
@@ -70,7 +71,7 @@ async fn measure(target: &Target, settings: &BenchSettings) -> Result<Vec<Turn>>
                 asked.turn_input_len + 1
             },
             warm: timing.first,
-            cold: Duration::ZERO,
+            cold: None,
         });
         prompts.push(prompt.clone());
         if timing.ids.len() != timing.tokens as usize {
@@ -78,7 +79,16 @@ async fn measure(target: &Target, settings: &BenchSettings) -> Result<Vec<Turn>>
         }
         prompt.extend(timing.ids);
     }
-    for (at, (turn, prompt)) in turns.iter_mut().zip(&prompts).enumerate() {
+    let stride = asked.cold_every as usize;
+    // The last turn is one of them.
+    let first = prompts.len().saturating_sub(1) % stride;
+    for (at, (turn, prompt)) in turns
+        .iter_mut()
+        .zip(&prompts)
+        .enumerate()
+        .skip(first)
+        .step_by(stride)
+    {
         let timing = complete(target, load, &call(prompt, format!("{run}-cold-{at}"))).await?;
         if timing.cached_tokens > 0 {
             bail!(
@@ -87,7 +97,7 @@ async fn measure(target: &Target, settings: &BenchSettings) -> Result<Vec<Turn>>
                 timing.cached_tokens
             );
         }
-        turn.cold = timing.first;
+        turn.cold = Some(timing.first);
     }
     Ok(turns)
 }
@@ -103,15 +113,19 @@ fn render(asked: &AgentSettings, turns: &[Turn]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:>4}  {:>6}  {:>6}  {:>8}  {:>5}  {:>7.1}  {:>13.1}  {:>4.0}%",
+            "{:>4}  {:>6}  {:>6}  {:>8}  {:>5}  {:>7.1}  {:>13}  {:>5}",
             at + 1,
             turn.prompt,
             turn.cached,
             turn.prompt - turn.cached,
             turn.new,
             ms(turn.warm),
-            ms(turn.cold),
-            cut(turn.warm, turn.cold) * 100.0
+            turn.cold
+                .map_or("-".to_owned(), |cold| format!("{:.1}", ms(cold))),
+            turn.cold.map_or("-".to_owned(), |cold| format!(
+                "{:.0}%",
+                cut(turn.warm, cold) * 100.0
+            ))
         );
     }
     let later = turns.get(1..).unwrap_or_default();
@@ -121,17 +135,24 @@ fn render(asked: &AgentSettings, turns: &[Turn]) -> String {
     let beyond = later
         .iter()
         .map(|turn| i64::from(turn.prompt - turn.cached) - i64::from(turn.new));
-    let sum = |of: fn(&Turn) -> Duration| later.iter().map(of).sum::<Duration>();
-    let (warm, cold) = (sum(|turn| turn.warm), sum(|turn| turn.cold));
     let share = |of: fn(&Turn) -> u32| later.iter().map(|turn| u64::from(of(turn))).sum::<u64>() as f64;
+    let both: Vec<(Duration, Duration)> = later
+        .iter()
+        .filter_map(|turn| Some((turn.warm, turn.cold?)))
+        .collect();
+    let mean = |times: Duration| ms(times) / both.len().max(1) as f64;
+    let warm = both.iter().map(|(warm, _)| warm).sum();
+    let cold = both.iter().map(|(_, cold)| cold).sum();
     let _ = writeln!(
         out,
         "\nafter the first turn: {:.1}% of prompt tokens cached; at most {} computed beyond the new ones (pages are whole)\n\
-         mean TTFT {:.1} ms with the cache, {:.1} ms without: cut by {:.0}% (published for SGLang on such prefixes: {PUBLISHED_CUT})",
+         mean TTFT of {} turns measured both ways: {:.1} ms with the cache, {:.1} ms without: cut by {:.0}% \
+         (published for SGLang on such prefixes: {PUBLISHED_CUT})",
         share(|turn| turn.cached) / share(|turn| turn.prompt) * 100.0,
         beyond.max().unwrap_or(0),
-        ms(warm) / later.len() as f64,
-        ms(cold) / later.len() as f64,
+        both.len(),
+        mean(warm),
+        mean(cold),
         cut(warm, cold) * 100.0
     );
     out
@@ -183,6 +204,7 @@ mod tests {
             shared_prefix_len: 100,
             turn_input_len: 20,
             turn_output_len: 4,
+            cold_every: 1,
         };
         let ms = Duration::from_millis;
         let turns = [
@@ -191,14 +213,14 @@ mod tests {
                 cached: 0,
                 new: 120,
                 warm: ms(50),
-                cold: ms(50),
+                cold: Some(ms(50)),
             },
             Turn {
                 prompt: 144,
                 cached: 112,
                 new: 21,
                 warm: ms(10),
-                cold: ms(100),
+                cold: Some(ms(100)),
             },
         ];
         let table = render(&asked, &turns);
