@@ -10,8 +10,8 @@ use conclave_worker::{LoadFormat as WorkerLoadFormat, WorkerConfig};
 
 use crate::model_path::FoundModel;
 use crate::settings::{
-    ClusterSettings, DrainSettings, EngineSettings, GenerationConfig, HttpSettings, KvCacheDtype, LoadFormat,
-    ModelSettings, WorkerSettings,
+    ClusterSettings, DrainSettings, EngineSettings, Fp8Activations, GenerationConfig, HttpSettings,
+    KvCacheDtype, LoadFormat, ModelSettings, WorkerSettings,
 };
 
 /// A host name or address and a port.
@@ -143,6 +143,13 @@ pub fn worker(settings: &WorkerSettings, found: &FoundModel) -> Result<WorkerCon
     config.rank = settings.rank;
     config.kv_cache_dtype = kv_dtype(settings.device.kv_cache_dtype);
     config.kv_cache_memory = settings.device.kv_cache_memory_bytes;
+    config.gpu_memory_utilization = settings.device.gpu_memory_utilization;
+    config.expected_workers = settings.expected_workers;
+    config.deterministic = settings.device.deterministic;
+    config.fault = settings.device.inject_fault;
+    if settings.device.fp8_activations == Fp8Activations::On {
+        bail!("fp8_activations is on: products with FP8 activations are not built; leave it off");
+    }
     config.page_tokens = settings.block_size;
     config.max_slots = settings.max_num_seqs;
     config.max_batched_tokens = settings.max_num_batched_tokens;

@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::dummy::DummyFormat as WeightFormat;
 use crate::weight::HostLinear;
 
 /// Memory of a backend: a handle, meaningful only to the backend that gave it.
@@ -111,6 +112,7 @@ pub struct SampleParams {
 }
 
 /// One row to sample.
+#[derive(Clone)]
 pub struct SampleRow<'a> {
     pub params: &'a SampleParams,
     /// Position that the sampled token will have: the counter of the generator, with the seed as key.
@@ -326,7 +328,8 @@ pub trait Backend: Send + fmt::Debug {
     }
 
     /// Samples rows 0.. of `logits` without waiting. Later batches may name the tokens as `SAMPLED | row`, before
-    /// `sampled` has brought them. `false`: nothing was done, use `sample`.
+    /// `sampled` has brought them. No rows: a mark that `sampled` waits for, and the tokens of the last call stay.
+    /// `false`: nothing was done, use `sample`.
     fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
         let _ = (logits, vocab, rows);
         Ok(false)
@@ -336,4 +339,104 @@ pub trait Backend: Send + fmt::Debug {
     fn sampled(&mut self) -> Result<Vec<Sampled>> {
         Err(KernelError::Unsupported("nothing was queued".into()))
     }
+
+    /// Whether `sampled` would not wait.
+    fn sample_ready(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Waits for everything queued; an op that failed is an error here.
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Memory of the device's own; `None`: the machine's.
+    fn device_memory(&mut self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
+
+    /// Allocates what whole steps of such a model need besides weights, buffers and caches, so that what is free
+    /// afterwards is free for those.
+    fn reserve(&mut self, spec: &conclave_plan::model::ModelSpec) -> Result<()> {
+        let _ = spec;
+        Ok(())
+    }
+
+    /// Bytes that a linear weight takes here.
+    fn linear_bytes(&self, format: WeightFormat, outputs: usize, inputs: usize) -> u64 {
+        format.stored_bytes(outputs, inputs)
+    }
+
+    /// Bytes that the three weights of one expert take here.
+    fn expert_bytes(&self, format: WeightFormat, hidden: usize, intermediate: usize) -> u64 {
+        3 * format.stored_bytes(intermediate, hidden)
+    }
+
+    /// A random weight made on the device, a function of the seed and the shape. `None`: this backend takes host
+    /// weights only.
+    fn make_linear(
+        &mut self,
+        format: WeightFormat,
+        outputs: usize,
+        inputs: usize,
+        seed: u64,
+    ) -> Result<Option<LinearId>> {
+        let _ = (format, outputs, inputs, seed);
+        Ok(None)
+    }
+
+    /// One random expert for each seed, likewise.
+    fn make_experts(
+        &mut self,
+        format: WeightFormat,
+        hidden: usize,
+        intermediate: usize,
+        seeds: &[u64],
+    ) -> Result<Option<ExpertsId>> {
+        let _ = (format, hidden, intermediate, seeds);
+        Ok(None)
+    }
+
+    /// How fast this device reads and multiplies, measured now; `None`: not measured here.
+    fn measure_ceilings(&mut self) -> Result<Option<Ceilings>> {
+        Ok(None)
+    }
+
+    /// From now on every kernel is timed by itself, until `take_profile`.
+    fn start_profile(&mut self) -> Result<()> {
+        Err(KernelError::Unsupported(
+            "kernels are timed on CUDA devices only; `conclave bench --ops` times the CPU's ops".into(),
+        ))
+    }
+
+    /// Names and seconds of the kernels since `start_profile`, in order.
+    fn take_profile(&mut self) -> Result<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes the device fail as a faulty kernel would: to test what follows. `Err`: what the device said.
+    fn provoke_fault(&mut self) -> Result<()> {
+        Err(KernelError::Device {
+            device: self.describe(),
+            what: "a fault was provoked".into(),
+        })
+    }
+}
+
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub free: u64,
+    pub total: u64,
+    /// What this process has allocated.
+    pub ours: u64,
+}
+
+/// What a device reaches at best.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Bytes per second.
+    pub read: f64,
+    /// Operations per second of BF16 products, two for each multiply-add.
+    pub flops: f64,
 }

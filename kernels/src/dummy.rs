@@ -34,6 +34,17 @@ impl DummyFormat {
             DummyFormat::Int4 { .. } => "int4",
         }
     }
+
+    /// Bytes of a weight as a host holds it, scales included (as F32).
+    pub fn stored_bytes(self, out_features: usize, in_features: usize) -> u64 {
+        let (out, input) = (out_features as u64, in_features as u64);
+        match self {
+            DummyFormat::F32 => 4 * out * input,
+            DummyFormat::F16 | DummyFormat::Bf16 => 2 * out * input,
+            DummyFormat::Fp8Block => out * input + 4 * out.div_ceil(128) * input.div_ceil(128),
+            DummyFormat::Int4 { group } => out * input / 2 + 4 * out * input.div_ceil(group.max(1) as u64),
+        }
+    }
 }
 
 /// A random weight `[out_features, in_features]`, made by `threads` threads. `OutOfMemory` if it does not fit. INT4

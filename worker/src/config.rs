@@ -45,6 +45,15 @@ pub struct WorkerConfig {
     pub max_model_len: Option<u32>,
     /// Bytes of experts that this worker may hold; `None`: no limit is told.
     pub expert_memory: Option<u64>,
+    /// Share of a GPU's memory to use.
+    pub gpu_memory_utilization: f64,
+    /// Workers that the experts are shared among: on a GPU, what their share leaves is for the KV cache. One worker
+    /// fewer is planned for if that leaves room for the longest sequence.
+    pub expected_workers: u32,
+    /// One order of summation whatever the batch, chunking and placement; the CPU always has it.
+    pub deterministic: bool,
+    /// Only for tests of what follows a fault.
+    pub fault: Option<Fault>,
     /// Asked to end, the worker stays for so long while its sequences move away.
     pub drain_timeout: Duration,
     /// Without a router for so long, the worker gives up.
@@ -61,6 +70,47 @@ pub enum LoadFormat {
     Auto,
     /// Random values of the config's shapes and formats.
     Dummy { seed: u64 },
+}
+
+/// A fault on purpose, at a step of the first epoch that gets so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    pub step: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// A kernel that writes where no memory is.
+    Kernel,
+    /// The first row of logits holds a NaN.
+    Nan,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            FaultKind::Kernel => "kernel",
+            FaultKind::Nan => "nan",
+        };
+        write!(f, "{kind}@{}", self.step)
+    }
+}
+
+impl std::str::FromStr for Fault {
+    type Err = String;
+
+    /// `kernel@100`, `nan@5`.
+    fn from_str(text: &str) -> std::result::Result<Fault, String> {
+        let (kind, step) = text.split_once('@').unwrap_or((text, ""));
+        let kind = match kind {
+            "kernel" => FaultKind::Kernel,
+            "nan" => FaultKind::Nan,
+            _ => return Err("it must be kernel@STEP or nan@STEP".into()),
+        };
+        let step = step.parse().map_err(|_| "the step must be a number".to_owned())?;
+        Ok(Fault { kind, step })
+    }
 }
 
 impl WorkerConfig {
@@ -84,6 +134,10 @@ impl WorkerConfig {
             max_batched_tokens: 2048,
             max_model_len: None,
             expert_memory: None,
+            gpu_memory_utilization: 0.92,
+            expected_workers: 1,
+            deterministic: false,
+            fault: None,
             drain_timeout: Duration::from_secs(30),
             reconnect_for: Duration::from_secs(600),
             progress: Progress::new(),

@@ -37,11 +37,29 @@ pub struct Layout {
     pub kv_bytes: u64,
     pub workspace_bytes: u64,
     pub stored: StoredBytes,
+    /// Bytes of experts (as stored) that fit beside everything else; `None`: no limit is known.
+    pub expert_capacity: Option<u64>,
+    /// What the device has, if it has memory of its own.
+    pub device: Option<DeviceTable>,
+}
+
+/// A device's memory, for the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceTable {
+    pub total: u64,
+    /// What this worker may use of it.
+    pub usable: u64,
+    /// Weights that every rank holds, as the device keeps them.
+    pub replicated: u64,
+    /// This rank's share of the experts, and among how many workers.
+    pub experts: u64,
+    pub workers: u32,
 }
 
 impl Layout {
-    /// `free_memory` in bytes.
-    pub fn new(config: &WorkerConfig, source: &WeightSource, free_memory: u64) -> Result<Layout> {
+    /// `free_memory` in bytes; `None`: the device's own memory decides how many KV pages there are, once it is open
+    /// (`set_pages`).
+    pub fn new(config: &WorkerConfig, source: &WeightSource, free_memory: Option<u64>) -> Result<Layout> {
         let spec = source.spec();
         let within = |field, value: u32, most: u32| match value {
             1.. if value <= most => Ok(value as usize),
@@ -73,10 +91,11 @@ impl Layout {
             page_bytes,
             free_memory,
         )?;
+        let longest = max_position.div_ceil(page_tokens);
         let slots = SlotLimits {
             max_slots,
             max_tokens,
-            kv_pages: pages as usize,
+            kv_pages: pages.unwrap_or(longest as u64) as usize,
             page_tokens,
             vocab: spec.vocab,
             max_position,
@@ -96,16 +115,35 @@ impl Layout {
             checkpoint_id: source.id().to_owned(),
             threads: config.resolved_threads(),
             kv: KvShape {
-                pages: pages as usize,
+                pages: pages.unwrap_or(0) as usize,
                 page_tokens,
                 dtype: config.kv_cache_dtype,
             },
-            kv_bytes: pages * page_bytes,
+            kv_bytes: pages.unwrap_or(0) * page_bytes,
             workspace_bytes: workspace_bytes(spec, &limits),
             stored: source.stored_by_kind(),
+            expert_capacity: config.expert_memory,
+            device: None,
             limits,
             slots,
         })
+    }
+
+    pub fn page_bytes(&self, spec: &ModelSpec) -> u64 {
+        page_bytes(spec, self.kv.page_tokens, self.kv.dtype)
+    }
+
+    /// Pages of all running sequences at their longest: more are of no use.
+    pub fn most_useful_pages(&self) -> u64 {
+        let longest = self.slots.max_position.div_ceil(self.slots.page_tokens) as u64;
+        (longest * self.slots.max_slots as u64).min(MAX_KV_PAGES)
+    }
+
+    /// The KV cache's size, where it was left open.
+    pub fn set_pages(&mut self, pages: u64, spec: &ModelSpec) {
+        self.kv.pages = pages as usize;
+        self.slots.kv_pages = pages as usize;
+        self.kv_bytes = pages * self.page_bytes(spec);
     }
 }
 
@@ -118,11 +156,19 @@ fn page_bytes(spec: &ModelSpec, page_tokens: usize, dtype: KvDtype) -> u64 {
     kv_bytes_per_token(spec, value_bytes) * page_tokens as u64
 }
 
-fn kv_pages(config: &WorkerConfig, longest: u64, page_bytes: u64, free_memory: u64) -> Result<u64> {
+fn kv_pages(
+    config: &WorkerConfig,
+    longest: u64,
+    page_bytes: u64,
+    free_memory: Option<u64>,
+) -> Result<Option<u64>> {
     let (field, pages) = match (config.kv_pages, config.kv_cache_memory) {
         (Some(pages), _) => ("kv-pages", u64::from(pages)),
         (None, Some(bytes)) => ("kv-cache-memory-bytes", bytes / page_bytes.max(1)),
         (None, None) => {
+            let Some(free_memory) = free_memory else {
+                return Ok(None);
+            };
             let wanted = DEFAULT_LONGEST_SEQUENCES * longest;
             (
                 "kv-cache-memory-bytes",
@@ -137,7 +183,7 @@ fn kv_pages(config: &WorkerConfig, longest: u64, page_bytes: u64, free_memory: u
             .map_or("unset".into(), |bytes| bytes.to_string());
         return Err(WorkerError::config(field, value, problem));
     }
-    Ok(pages)
+    Ok(Some(pages))
 }
 
 impl fmt::Display for Layout {
@@ -176,7 +222,19 @@ impl fmt::Display for Layout {
             "{} sequences, {} tokens a step",
             self.slots.max_slots, self.slots.max_tokens
         );
-        row(f, "workspace", self.workspace_bytes, &note)
+        row(f, "workspace", self.workspace_bytes, &note)?;
+        if let Some(device) = &self.device {
+            let note = format!("this rank's, of {} workers", device.workers);
+            row(f, "on the device: experts", device.experts, &note)?;
+            row(f, "on the device: the rest", device.replicated, "of the weights")?;
+            row(
+                f,
+                "usable",
+                device.usable,
+                &format!("of {}, --gpu-memory-utilization", Size(device.total)),
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -208,20 +266,21 @@ mod tests {
     #[test]
     fn pages_follow_from_memory_and_have_bounds() {
         let mut config = WorkerConfig::new("", "");
-        assert_eq!(kv_pages(&config, 100, 1000, 1 << 30).unwrap(), 400);
-        assert_eq!(kv_pages(&config, 100, 1000, 80_000).unwrap(), 10);
+        assert_eq!(kv_pages(&config, 100, 1000, Some(1 << 30)).unwrap(), Some(400));
+        assert_eq!(kv_pages(&config, 100, 1000, Some(80_000)).unwrap(), Some(10));
+        assert_eq!(kv_pages(&config, 100, 1000, None).unwrap(), None);
         config.kv_cache_memory = Some(5_999);
-        assert_eq!(kv_pages(&config, 100, 1000, 0).unwrap(), 5);
+        assert_eq!(kv_pages(&config, 100, 1000, None).unwrap(), Some(5));
         config.kv_cache_memory = Some(999);
         assert!(
-            kv_pages(&config, 100, 1000, 0)
+            kv_pages(&config, 100, 1000, Some(0))
                 .unwrap_err()
                 .to_string()
                 .contains("kv-cache-memory-bytes is 999")
         );
         config.kv_pages = Some(7);
-        assert_eq!(kv_pages(&config, 100, 1000, 0).unwrap(), 7);
+        assert_eq!(kv_pages(&config, 100, 1000, None).unwrap(), Some(7));
         config.kv_pages = Some(0);
-        assert!(kv_pages(&config, 100, 1000, 0).is_err());
+        assert!(kv_pages(&config, 100, 1000, Some(0)).is_err());
     }
 }

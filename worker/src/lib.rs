@@ -19,6 +19,6 @@ pub mod transport;
 pub mod verify;
 pub mod weights;
 
-pub use config::{LoadFormat, WorkerConfig};
+pub use config::{Fault, FaultKind, LoadFormat, WorkerConfig};
 pub use error::WorkerError;
 pub use shell::run;

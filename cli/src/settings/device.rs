@@ -1,6 +1,8 @@
 //! What a worker's device is, and what it keeps there.
 
-use clap::Args;
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+use conclave_worker::Fault;
 
 use super::KvCacheDtype;
 use super::values::{bytes, fraction};
@@ -24,4 +26,24 @@ pub struct DeviceSettings {
     /// Share of a GPU's memory to use for weights, activations and KV cache.
     #[arg(long, value_name = "SHARE", visible_alias = "mem-fraction-static", default_value_t = 0.92, value_parser = fraction)]
     pub gpu_memory_utilization: f64,
+    /// Kernels with one order of summation, whatever the batch: the same request always gives the same tokens. CPUs
+    /// always compute so; GPUs get slower.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub deterministic: bool,
+    /// Quantise activations for FP8 weights. Only off exists: weights are FP8, products BF16.
+    #[arg(long, value_enum, default_value_t = Fp8Activations::Off)]
+    pub fp8_activations: Fp8Activations,
+    /// For tests: kernel@STEP or nan@STEP makes the worker of rank 0 fail once, at that step.
+    #[arg(long, value_name = "FAULT", hide = true, value_parser = fault)]
+    pub inject_fault: Option<Fault>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fp8Activations {
+    Off,
+    On,
+}
+
+fn fault(text: &str) -> Result<Fault, String> {
+    text.parse()
 }

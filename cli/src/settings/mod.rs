@@ -23,7 +23,7 @@ mod worker;
 
 pub use bench::{AgentSettings, Backend, BenchSettings, LoadSettings, Scenario};
 pub use chat::ChatSettings;
-pub use device::DeviceSettings;
+pub use device::{DeviceSettings, Fp8Activations};
 pub use engine::{ClusterSettings, EngineSettings, GenerationConfig};
 pub use gateway::GatewaySettings;
 pub use generate::GenerateSettings;

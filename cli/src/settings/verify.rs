@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::{KvCacheDtype, LogSettings, ModelSettings};
 
@@ -19,12 +20,18 @@ pub struct VerifySettings {
     /// Threads of each rank.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: usize,
-    /// What keys and values are kept as; without it F32, as references are computed.
+    /// What keys and values are kept as; without it F32 on a CPU, as references are computed, and BF16 on a GPU.
     #[arg(long, value_enum)]
     pub kv_cache_dtype: Option<KvCacheDtype>,
     /// Prompt tokens per step; without it, all that fit.
     #[arg(long, value_name = "TOKENS")]
     pub prefill_chunk: Option<usize>,
+    /// cpu, cuda, cuda:N, or auto.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Kernels with one order of summation, whatever the batch.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub deterministic: bool,
     #[command(flatten)]
     pub log: LogSettings,
 }

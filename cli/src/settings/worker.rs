@@ -43,6 +43,9 @@ pub struct WorkerSettings {
     /// Longest sequence this worker has room for; without it, the model's.
     #[arg(long, value_name = "TOKENS", value_parser = super::values::tokens)]
     pub max_model_len: Option<u32>,
+    /// Workers that share the experts: on a GPU, what their shares leave is for the KV cache.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub expected_workers: u32,
     /// Started by `serve`: report loading on standard output, end when standard input closes.
     #[arg(long, hide = true)]
     pub child: bool,

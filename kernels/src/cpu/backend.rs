@@ -149,4 +149,15 @@ impl Backend for CpuBackend {
     ) -> Result<Vec<Sampled>> {
         self.run_sample(logits, vocab, first, rows)
     }
+
+    fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
+        self.queued.check_room()?;
+        let sampled = self.run_sample(logits, vocab, 0, rows)?;
+        self.queued.push(sampled);
+        Ok(true)
+    }
+
+    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+        self.queued.take()
+    }
 }

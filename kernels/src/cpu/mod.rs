@@ -13,6 +13,7 @@ pub(crate) mod float8;
 pub(crate) mod kv;
 pub(crate) mod memory;
 pub(crate) mod pool;
+mod queued;
 pub(crate) mod weights;
 pub(crate) mod workspace;
 
@@ -23,6 +24,7 @@ use crate::cpu::batch::Step;
 use crate::cpu::buffers::Buffers;
 use crate::cpu::engine::Engine;
 use crate::cpu::kv::KvCache;
+use crate::cpu::queued::Queued;
 use crate::cpu::weights::Weights;
 use crate::cpu::workspace::Workspace;
 pub use crate::simd::Isa;
@@ -37,6 +39,7 @@ pub struct CpuBackend {
     pub(crate) workspace: Workspace,
     /// Width of the hidden state, from the last `route`: `combine` is not told.
     pub(crate) width: usize,
+    pub(crate) queued: Queued,
 }
 
 impl CpuBackend {
@@ -61,6 +64,7 @@ impl CpuBackend {
             step: Step::new(&limits),
             workspace: Workspace::new(&limits)?,
             width: 0,
+            queued: Queued::default(),
         })
     }
 }

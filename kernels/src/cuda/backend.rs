@@ -1,13 +1,16 @@
 //! `Backend` for CUDA, op by op. Each op's launch is in its folder under `ops`; `forward` runs whole steps.
 
-use conclave_plan::model::{AttentionSpec, MoeSpec, Scoring};
+use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec, Scoring};
 
+use super::dummy::WeightKind;
 use super::format::padded;
 use super::loader::as_bytes;
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
-use super::{CudaBackend, KvCache, shape};
+use super::driver::allocated_bytes;
+use super::{CudaBackend, KvCache, made, shape};
 use crate::backend::*;
+use crate::dummy::DummyFormat;
 use crate::ops::attention::cuda::{self as attention, PrefillPlans, PrefillRows};
 use crate::ops::embed::cuda as embed;
 use crate::ops::experts::cuda::{self as experts, ExpertParams};
@@ -571,6 +574,83 @@ impl Backend for CudaBackend {
 
     fn sampled(&mut self) -> Result<Vec<Sampled>> {
         self.finish_sampling()
+    }
+
+    fn sample_ready(&mut self) -> Result<bool> {
+        self.sampling_ended()
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.gpu.device.enter()?;
+        self.gpu.stream.wait(&self.gpu.device)
+    }
+
+    fn device_memory(&mut self) -> Result<Option<DeviceMemory>> {
+        self.gpu.device.enter()?;
+        let (free, total) = self.gpu.device.memory()?;
+        Ok(Some(DeviceMemory {
+            free,
+            total,
+            ours: allocated_bytes(),
+        }))
+    }
+
+    fn reserve(&mut self, spec: &ModelSpec) -> Result<()> {
+        self.gpu.device.enter()?;
+        self.reserve_forward(spec)
+    }
+
+    fn linear_bytes(&self, format: DummyFormat, outputs: usize, inputs: usize) -> u64 {
+        made::linear_bytes(format, outputs, inputs)
+    }
+
+    fn expert_bytes(&self, format: DummyFormat, hidden: usize, intermediate: usize) -> u64 {
+        made::expert_bytes(format, hidden, intermediate)
+    }
+
+    fn make_linear(
+        &mut self,
+        format: DummyFormat,
+        outputs: usize,
+        inputs: usize,
+        seed: u64,
+    ) -> Result<Option<LinearId>> {
+        WeightKind::of(format)
+            .map(|kind| self.dummy_linear(outputs, inputs, kind, seed))
+            .transpose()
+    }
+
+    fn make_experts(
+        &mut self,
+        format: DummyFormat,
+        hidden: usize,
+        intermediate: usize,
+        seeds: &[u64],
+    ) -> Result<Option<ExpertsId>> {
+        self.made_experts(format, hidden, intermediate, seeds).map(Some)
+    }
+
+    fn measure_ceilings(&mut self) -> Result<Option<Ceilings>> {
+        const PROBE_BYTES: u64 = 4 << 30;
+        let free = CudaBackend::memory(self)?.0;
+        Ok(Some(Ceilings {
+            read: self.read_bandwidth(PROBE_BYTES.min(free / 2) as usize, 8)?,
+            flops: self.product_rate(4)?,
+        }))
+    }
+
+    fn start_profile(&mut self) -> Result<()> {
+        self.time_kernels();
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<Vec<(String, f64)>> {
+        self.gpu.device.enter()?;
+        self.take_times()
+    }
+
+    fn provoke_fault(&mut self) -> Result<()> {
+        self.write_nowhere()
     }
 }
 

@@ -4,13 +4,14 @@
 //! missing. Handles end with their owner.
 
 use std::ffi::{CStr, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys;
 
 use crate::backend::{KernelError, Result};
 
 /// sm_90a code runs on exactly this compute capability.
-const CAPABILITY: (i32, i32) = (9, 0);
+pub(super) const CAPABILITY: (i32, i32) = (9, 0);
 /// Fatbins of a CUDA 13 compiler need a driver of CUDA 13; those of 12.8 run on older ones.
 const DRIVER: i32 = 13_000;
 
@@ -28,7 +29,7 @@ pub(crate) struct Device {
 // SAFETY: the driver's handles may be used from any thread; `enter` makes the context current where it is used.
 unsafe impl Send for Device {}
 
-fn text(code: sys::CUresult) -> String {
+pub(super) fn text(code: sys::CUresult) -> String {
     let mut message = std::ptr::null();
     // SAFETY: the driver sets `message` to a static string or leaves it null.
     let known = unsafe { sys::cuGetErrorString(code, &mut message) } == sys::CUresult::CUDA_SUCCESS;
@@ -289,6 +290,15 @@ impl Event {
         })
     }
 
+    /// Whether everything before it has ended.
+    pub(crate) fn happened(&self, device: &Device) -> Result<bool> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => device.check("a kernel or copy failed", code).map(|()| true),
+        }
+    }
+
     /// Milliseconds from `earlier` to this; both have happened.
     pub(crate) fn since(&self, device: &Device, earlier: &Event) -> Result<f32> {
         let mut milliseconds = 0.0;
@@ -305,6 +315,13 @@ impl Drop for Event {
         // SAFETY: made by `new`, destroyed once.
         unsafe { sys::cuEventDestroy_v2(self.raw) };
     }
+}
+
+/// Device memory that this process holds.
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn allocated_bytes() -> u64 {
+    ALLOCATED.load(Ordering::Relaxed)
 }
 
 /// Device memory, freed with its owner.
@@ -330,7 +347,10 @@ impl Memory {
         let mut address = 0;
         // SAFETY: pointer to a local.
         match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
-            sys::CUresult::CUDA_SUCCESS => Ok(Memory { address, bytes }),
+            sys::CUresult::CUDA_SUCCESS => {
+                ALLOCATED.fetch_add(bytes as u64, Ordering::Relaxed);
+                Ok(Memory { address, bytes })
+            }
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(KernelError::OutOfMemory {
                 device: device.name.clone(),
                 what: what.into(),
@@ -408,6 +428,7 @@ impl Drop for Memory {
         if self.address != 0 {
             // SAFETY: allocated by `raw`, freed once; the driver waits for work that uses it.
             unsafe { sys::cuMemFree_v2(self.address) };
+            ALLOCATED.fetch_sub(self.bytes as u64, Ordering::Relaxed);
         }
     }
 }

@@ -41,6 +41,13 @@ struct DummyParams {
     scale: f32,
 }
 
+/// Mirrors `MultiplyParams` of `probe.cu`.
+#[repr(C)]
+struct MultiplyParams {
+    sink: u64,
+    rounds: i32,
+}
+
 /// Mirrors `ReadParams` of `probe.cu`.
 #[repr(C)]
 struct ReadParams {
@@ -50,7 +57,7 @@ struct ReadParams {
 }
 
 impl CudaBackend {
-    fn fill(&self, address: u64, bytes: usize, format: Format, seed: u64, inputs: usize) -> Result<()> {
+    pub(super) fn fill(&self, address: u64, bytes: usize, format: Format, seed: u64, inputs: usize) -> Result<()> {
         // Outputs of unit variance for inputs of unit variance. A random FP8 byte below 2 has a root mean square of 0.62.
         let deviation = 1.0 / (inputs as f32).sqrt();
         let scale = if format == Format::Fp8 {
@@ -191,6 +198,30 @@ impl CudaBackend {
             best = best.min(self.timed(|backend| backend.gpu.launch("probe_read", launch, &params))?);
         }
         Ok(bytes as f64 / best)
+    }
+
+    /// Operations per second of BF16 products of random numbers, the best of `runs`.
+    pub fn product_rate(&mut self, runs: usize) -> Result<f64> {
+        /// Of one round of a block: 2 warpgroups, 2 sets, 8 products of 64 x 128 x 16.
+        const ROUND: f64 = 2.0 * 2.0 * 8.0 * 2.0 * 64.0 * 128.0 * 16.0;
+        const ROUNDS: i32 = 8192;
+        self.gpu.device.enter()?;
+        let sink = Memory::raw(&self.gpu.device, 16, "multiplication probe")?;
+        let params = MultiplyParams {
+            sink: sink.address,
+            rounds: ROUNDS,
+        };
+        let launch = Launch {
+            grid: (self.gpu.blocks(), 1),
+            threads: 256,
+            shared: 2 * 128 * 128 + 1024,
+            overlap: false,
+        };
+        let mut best = f64::INFINITY;
+        for _ in 0..runs + 1 {
+            best = best.min(self.timed(|backend| backend.gpu.launch("probe_multiply", launch, &params))?);
+        }
+        Ok(f64::from(self.gpu.blocks()) * f64::from(ROUNDS) * ROUND / best)
     }
 
     /// Seconds that the device takes for what `work` queues.

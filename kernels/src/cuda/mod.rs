@@ -7,6 +7,7 @@
 //! size is checked on the host before a kernel sees it.
 
 mod backend;
+mod devices;
 mod driver;
 mod dummy;
 pub mod exchange;
@@ -15,6 +16,7 @@ pub(crate) mod format;
 mod forward;
 mod kernels;
 mod loader;
+mod made;
 pub(crate) mod plane;
 mod sampling;
 pub(crate) mod step;
@@ -26,6 +28,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
+pub use devices::{DeviceInfo, devices};
 pub use dummy::WeightKind;
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};

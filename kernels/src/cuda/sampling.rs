@@ -51,7 +51,7 @@ impl CudaBackend {
         rows: &[SampleRow<'_>],
     ) -> Result<bool> {
         const OP: &str = "queue_sample";
-        if rows.is_empty() || !rows.iter().all(sample::on_device) {
+        if !rows.iter().all(sample::on_device) {
             return Ok(false);
         }
         if rows.len() > self.limits.max_logit_rows {
@@ -70,6 +70,10 @@ impl CudaBackend {
                 format!("fewer than {PENDING}"),
             ));
         }
+        if rows.is_empty() {
+            // Nothing to draw; the step's end is waited for all the same.
+            return self.leave_mark(0);
+        }
         let address = self.memory_of(OP, "logits", logits, rows.len() * vocab * 4)?;
         let mut params = sample::params(&self.gpu, &mut self.workspace, self.limits.max_logit_rows, vocab)?;
         // The device knows the positions: specs change only when the rows do.
@@ -87,7 +91,7 @@ impl CudaBackend {
             rows.iter().any(|row| row.params.temperature != 0.0),
         )?;
         let slot = self.sampling.next;
-        let (host, event) = &mut self.sampling.slots[slot];
+        let host = &mut self.sampling.slots[slot].0;
         if let Some(memory) = self.workspace.memory(Slot::Tokens) {
             memory.start_read(
                 &self.gpu.device,
@@ -95,10 +99,27 @@ impl CudaBackend {
                 &mut host.slice_mut()[..rows.len() * 4],
             )?;
         }
-        event.record(&self.gpu.device, &self.gpu.stream)?;
-        self.sampling.pending.push_back((slot, rows.len()));
+        self.leave_mark(rows.len())
+    }
+
+    /// What is fetched next has `rows` tokens and has happened when everything queued so far has.
+    fn leave_mark(&mut self, rows: usize) -> Result<bool> {
+        let slot = self.sampling.next;
+        self.sampling.slots[slot]
+            .1
+            .record(&self.gpu.device, &self.gpu.stream)?;
+        self.sampling.pending.push_back((slot, rows));
         self.sampling.next = (slot + 1) % PENDING;
         Ok(true)
+    }
+
+    /// Whether the oldest sampling has ended.
+    pub(super) fn sampling_ended(&mut self) -> Result<bool> {
+        self.gpu.device.enter()?;
+        match self.sampling.pending.front() {
+            Some((slot, _)) => self.sampling.slots[*slot].1.happened(&self.gpu.device),
+            None => Ok(true),
+        }
     }
 
     pub(super) fn finish_sampling(&mut self) -> Result<Vec<Sampled>> {

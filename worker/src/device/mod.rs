@@ -2,6 +2,7 @@
 
 mod backend;
 mod command;
+mod memory;
 mod rank;
 mod status;
 mod thread;
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 
-pub use backend::DeviceKind;
+pub use backend::{DeviceKind, Gpu, gpus};
 pub use command::{Command, EpochPlan, Links, MAX_QUEUED_COMMANDS, Outbox};
-pub use rank::{Rank, RankError};
+pub use memory::open;
+pub use rank::{MAX_IN_FLIGHT, Rank, RankError};
 pub use status::Status;
 
 use crate::config::WorkerConfig;
@@ -37,17 +39,13 @@ pub struct DeviceHandle {
 pub struct QueueFull;
 
 impl DeviceHandle {
-    /// Opens the device, allocates everything, and begins to load what every rank holds.
+    /// Begins to load what every rank holds onto the device of `executor`, which has all its buffers.
     pub fn start(
         config: &WorkerConfig,
         source: Arc<WeightSource>,
         layout: &Layout,
-        kind: DeviceKind,
+        executor: Executor,
     ) -> Result<DeviceHandle> {
-        let backend = kind.open(layout.limits.clone(), layout.threads)?;
-        let spec = source.spec().clone();
-        let executor = Executor::new(backend, spec, layout.limits.clone(), layout.kv)?;
-        tracing::info!(backend = %executor.describe_backend(), "device opened");
         let status = Arc::new(Status::default());
         let device = Device {
             rank: Rank::new(executor, layout.slots),
@@ -57,6 +55,7 @@ impl DeviceHandle {
             status: Arc::clone(&status),
             loaded: None,
             live: None,
+            fault: config.fault,
         };
         let (commands, queue) = crossbeam_channel::bounded(MAX_QUEUED_COMMANDS);
         let (end, ended) = oneshot::channel();

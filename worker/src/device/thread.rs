@@ -1,19 +1,23 @@
 //! The loop of the device thread: loads, joins epochs, runs steps, answers.
 //!
-//! Must stay true: no step of an epoch is answered after a later one was begun or the epoch was aborted; after a
-//! failed step the epoch is over here, and its later steps are not answered; an error that only this process can
-//! have (weights that cannot be read, a broken device) ends it with the reason.
+//! A step that has come is queued on the device before the one in front of it is waited for. Must stay true: answers
+//! leave in the order of steps, each as soon as it is there; no step of an epoch is answered after a later epoch was
+//! begun or the epoch was aborted; after a failed step the epoch is over here, and its later steps are not answered;
+//! an error that only this process can have (weights that cannot be read, a broken device) ends it with the reason.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use conclave_kernels::backend::KernelError;
 use conclave_proto::cluster::v1 as wire;
 use conclave_proto::cluster::v1::from_worker::Message;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::command::{Command, EpochPlan, Links};
 use super::status::Status;
 use super::{Rank, RankError};
+use crate::config::{Fault, FaultKind};
 use crate::error::{Result, WorkerError};
 use crate::layout::Size;
 use crate::model::{ModelError, NoTap};
@@ -32,7 +36,12 @@ pub struct Device {
     /// Loaded, and waiting for its peers.
     pub(super) loaded: Option<Loaded>,
     pub(super) live: Option<Live>,
+    /// Fires once.
+    pub(super) fault: Option<Fault>,
 }
+
+/// How long the thread sleeps between two looks at a step that runs: what a token may be late.
+const LOOK_EVERY: Duration = Duration::from_micros(20);
 
 pub(super) struct Loaded {
     plan: EpochPlan,
@@ -43,23 +52,84 @@ pub(super) struct Loaded {
 pub(super) struct Live {
     plan: EpochPlan,
     next_step: u64,
-    /// Since when the device has nothing to do.
-    idle_since: Instant,
+    /// In flight, oldest first.
+    running: VecDeque<Running>,
+    /// When the last step ended, or the epoch began.
+    last_end: Instant,
+}
+
+struct Running {
+    step: u64,
+    submitted: Instant,
+    span: tracing::Span,
+}
+
+impl Live {
+    /// Microseconds that the device stood still before the oldest step, and that it took for it.
+    fn times(&self, step: &Running, end: Instant) -> (u64, u64) {
+        let begin = step.submitted.max(self.last_end);
+        let micros = |time: Duration| time.as_micros() as u64;
+        (micros(begin - self.last_end), micros(end - begin))
+    }
 }
 
 impl Device {
     /// Runs until the shell is gone.
     pub(super) fn run(mut self, commands: Receiver<Command>) -> Result<()> {
         self.load_replicated()?;
-        for command in commands {
-            match command {
-                Command::Load(plan) => self.load(*plan)?,
-                Command::Join { epoch, links } => self.join(epoch, links)?,
-                Command::Step(step) => self.step(*step)?,
-                Command::Leave { epoch } => self.leave(epoch),
+        // A step that cannot be queued yet.
+        let mut held: Option<Command> = None;
+        loop {
+            if self.rank.in_flight() == 0 {
+                let next = held.take().map_or_else(|| commands.recv().ok(), Some);
+                let Some(command) = next else {
+                    return Ok(());
+                };
+                self.handle(command)?;
+                continue;
+            }
+            if held.is_none() {
+                held = commands.try_recv().ok();
+            }
+            if let Some(command) = held.take_if(|command| self.may_handle(command)) {
+                self.handle(command)?;
+                continue;
+            }
+            if held.is_some() || self.is_ready() {
+                self.fetch()?;
+                continue;
+            }
+            match commands.recv_timeout(LOOK_EVERY) {
+                Ok(command) => held = Some(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        Ok(())
+    }
+
+    fn handle(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Load(plan) => self.load(*plan),
+            Command::Join { epoch, links } => self.join(epoch, links),
+            Command::Step(step) => self.submit(*step),
+            Command::Leave { epoch } => {
+                self.leave(epoch);
+                Ok(())
+            }
+        }
+    }
+
+    /// A step may have to wait for the one in flight; everything else ends the epoch anyway.
+    fn may_handle(&self, command: &Command) -> bool {
+        match command {
+            Command::Step(step) => self.rank.may_submit(step),
+            _ => true,
+        }
+    }
+
+    /// An error is met again by `fetch`.
+    fn is_ready(&mut self) -> bool {
+        self.rank.is_ready().unwrap_or(true)
     }
 
     fn load_replicated(&mut self) -> Result<()> {
@@ -125,7 +195,8 @@ impl Device {
                 transport.map_err(|error| WorkerError::Device(format!("connections to peers: {error}")))?,
             )
         };
-        tracing::info!(epoch, rank = plan.rank, ranks = plan.ranks, transport = %transport.describe(), "epoch ready");
+        let path = self.rank.executor.choose_path(plan.ranks == 1)?;
+        tracing::info!(epoch, rank = plan.rank, ranks = plan.ranks, transport = %transport.describe(), path, "epoch ready");
         self.rank.begin_epoch(transport);
         self.status.set(epoch, 0);
         plan.outbox.send(Message::EpochReady(wire::EpochReady {
@@ -136,7 +207,8 @@ impl Device {
         self.live = Some(Live {
             plan,
             next_step: 0,
-            idle_since: Instant::now(),
+            running: VecDeque::new(),
+            last_end: Instant::now(),
         });
         Ok(())
     }
@@ -148,7 +220,7 @@ impl Device {
         }
     }
 
-    fn step(&mut self, step: wire::Step) -> Result<()> {
+    fn submit(&mut self, step: wire::Step) -> Result<()> {
         let Some(live) = self.live.as_mut().filter(|live| live.plan.epoch == step.epoch) else {
             tracing::debug!(
                 epoch = step.epoch,
@@ -158,47 +230,83 @@ impl Device {
             return Ok(());
         };
         let (epoch, number) = (step.epoch, step.step);
-        let begin = Instant::now();
-        let idle = begin - live.idle_since;
-        let result = if number == live.next_step {
-            let span = step_span(&step);
-            let _entered = span.enter();
-            self.rank.step(step, &mut NoTap)
-        } else {
+        if number != live.next_step {
+            let expected = live.next_step;
             self.rank.end_epoch();
-            Err(RankError::OutOfOrder {
-                step: number,
-                expected: live.next_step,
-            })
-        };
+            return self.fail(epoch, number, RankError::OutOfOrder { step: number, expected });
+        }
+        live.next_step += 1;
+        let fault = self.fault.take_if(|fault| fault.step == number);
+        if fault.is_some_and(|fault| fault.kind == FaultKind::Nan) {
+            self.rank.executor.poison();
+        }
+        let span = step_span(&step);
+        let submitted = Instant::now();
+        let mut result = span.in_scope(|| self.rank.submit(step, &mut NoTap));
+        if fault.is_some_and(|fault| fault.kind == FaultKind::Kernel) && result.is_ok() {
+            let fault = self.rank.executor.backend().provoke_fault();
+            result = fault.map_err(|error| RankError::Model(error.into()));
+        }
         match result {
-            Ok(mut result) => {
-                result.idle_us = idle.as_micros() as u64;
-                result.busy_us = begin.elapsed().as_micros() as u64;
-                live.next_step += 1;
-                self.status.set(epoch, number);
-                if !live.plan.abort.is_aborted() {
-                    live.plan.outbox.send(Message::StepResult(result));
-                }
-                live.idle_since = Instant::now();
+            Ok(()) => {
+                live.running.push_back(Running {
+                    step: number,
+                    submitted,
+                    span,
+                });
                 Ok(())
             }
             Err(error) => self.fail(epoch, number, error),
         }
     }
 
-    /// Tells the router, unless it was the one that ended the epoch.
-    fn fail(&mut self, epoch: u64, step: u64, error: RankError) -> Result<()> {
-        let Some(live) = self.live.take() else {
+    /// Answers the oldest step in flight.
+    fn fetch(&mut self) -> Result<()> {
+        let Some(live) = self.live.as_mut() else {
+            self.rank.end_epoch();
             return Ok(());
         };
-        if live.plan.abort.is_aborted()
-            || matches!(
-                error,
-                RankError::Model(ModelError::Transport(TransportError::Aborted))
-            )
-        {
+        let Some(running) = live.running.pop_front() else {
+            self.rank.end_epoch();
             return Ok(());
+        };
+        let epoch = live.plan.epoch;
+        match running.span.in_scope(|| self.rank.fetch(&mut NoTap)) {
+            Ok(mut result) => {
+                let end = Instant::now();
+                (result.idle_us, result.busy_us) = live.times(&running, end);
+                live.last_end = end;
+                self.status.set(epoch, running.step);
+                if !live.plan.abort.is_aborted() {
+                    live.plan.outbox.send(Message::StepResult(result));
+                }
+                Ok(())
+            }
+            Err(error) => self.fail(epoch, running.step, error),
+        }
+    }
+
+    /// Tells the router, unless it was the one that ended the epoch. A broken device ends the process.
+    fn fail(&mut self, epoch: u64, step: u64, error: RankError) -> Result<()> {
+        self.tell(epoch, step, &error);
+        match error {
+            RankError::Model(ModelError::Kernel(error @ KernelError::Device { .. })) => {
+                Err(ModelError::from(error).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&mut self, epoch: u64, step: u64, error: &RankError) {
+        let Some(live) = self.live.take() else {
+            return;
+        };
+        let is_aborted = matches!(
+            error,
+            RankError::Model(ModelError::Transport(TransportError::Aborted))
+        );
+        if live.plan.abort.is_aborted() || is_aborted {
+            return;
         }
         tracing::warn!(epoch, step, %error, suspect = error.suspect(), "step failed");
         live.plan.outbox.send(Message::StepFailed(wire::StepFailed {
@@ -207,7 +315,6 @@ impl Device {
             reason: error.to_string(),
             suspect_rank: error.suspect(),
         }));
-        Ok(())
     }
 }
 

@@ -13,14 +13,17 @@ use crate::weights::{Cancelled, Part, Progress, WeightSource, parallel};
 
 /// Host side and device side of the experts, by layer.
 pub(super) struct ExpertStore {
-    layers: Vec<LayerExperts>,
+    pub(super) layers: Vec<LayerExperts>,
 }
 
 #[derive(Default)]
-struct LayerExperts {
-    /// By expert; what is kept over a change of placement is not read and repacked again.
+pub(super) struct LayerExperts {
+    /// By expert; what is kept over a change of placement is not read and repacked again. Empty for a device with
+    /// memory of its own: a host need not hold the model twice.
     host: BTreeMap<u32, HostExpert>,
-    device: Option<ExpertsId>,
+    /// The experts on such a device.
+    pub(super) held: Vec<u32>,
+    pub(super) device: Option<ExpertsId>,
 }
 
 impl std::fmt::Debug for ExpertStore {
@@ -67,6 +70,9 @@ impl Executor {
         progress: &Progress,
         cancelled: Cancelled<'_>,
     ) -> Result<u64> {
+        if self.backend.device_memory()?.is_some() {
+            return self.load_device_experts(source, placement, rank, threads, progress, cancelled);
+        }
         let missing = self.experts.missing(placement, rank);
         let parts: Vec<Part> = missing
             .iter()

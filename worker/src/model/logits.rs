@@ -1,14 +1,18 @@
 //! Head and sampler, over as many rows at a time as the logits buffer holds.
 
-use conclave_kernels::backend::{SampleRow, Sampled};
+use conclave_kernels::backend::SampleRow;
 
 use super::step::floats;
 use super::{Executor, ModelError, Result, StepInput, StepOutput, Tap};
 
 impl Executor {
-    pub(super) fn sample(&mut self, input: StepInput<'_>, tap: &mut dyn Tap) -> Result<StepOutput> {
-        let resident = self.resident.as_ref().ok_or(ModelError::NotLoaded)?;
-        let (final_norm, head) = (resident.final_norm, resident.head);
+    /// Samples a step whose layers are queued. `has_logits`: those of the first rows are there.
+    pub fn sample(
+        &mut self,
+        input: StepInput<'_>,
+        has_logits: bool,
+        tap: &mut dyn Tap,
+    ) -> Result<StepOutput> {
         let rows = input.batch.logit_rows.len();
         let mut output: StepOutput = input
             .sampling
@@ -20,41 +24,55 @@ impl Executor {
             if first > 0 {
                 self.begin(input.batch, first..end)?;
             }
-            let (eps, buffers) = (self.spec.rms_eps, &self.buffers);
-            self.backend
-                .head(eps, final_norm, head, &buffers.hidden, &buffers.logits)?;
-            if tap.looks() {
-                let mut bytes = vec![0; (end - first) * self.spec.vocab * 4];
-                self.backend.read(&buffers.logits, 0, &mut bytes)?;
-                tap.logits(first, &floats(&bytes));
+            if first > 0 || !has_logits {
+                self.head()?;
             }
+            self.poison_logits(end - first)?;
+            self.show_logits(first, end, tap)?;
             for (list, output) in input.sampling.iter().zip(&mut output) {
                 // The part of the list whose logits are in the buffer, in stretches of neighbouring rows.
                 let begin = list.partition_point(|entry| entry.row < first);
                 let part = &list[begin..list.partition_point(|entry| entry.row < end)];
                 for stretch in part.chunk_by(|a, b| a.row + 1 == b.row) {
-                    let rows: Vec<SampleRow<'_>> = stretch.iter().map(|entry| copy(&entry.how)).collect();
-                    output.extend(self.sample_rows(stretch[0].row - first, &rows)?);
+                    let rows: Vec<SampleRow<'_>> = stretch.iter().map(|entry| entry.how.clone()).collect();
+                    let (logits, vocab) = (&self.buffers.logits, self.spec.vocab);
+                    let sampled = self
+                        .backend
+                        .sample(logits, vocab, stretch[0].row - first, &rows)?;
+                    output.extend(sampled);
                 }
             }
         }
         Ok(output)
     }
 
-    fn sample_rows(&mut self, first: usize, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>> {
-        Ok(self
-            .backend
-            .sample(&self.buffers.logits, self.spec.vocab, first, rows)?)
+    /// Logits of the rows that the step has begun with.
+    pub(super) fn head(&mut self) -> Result<()> {
+        let resident = self.resident.as_ref().ok_or(ModelError::NotLoaded)?;
+        let (eps, buffers) = (self.spec.rms_eps, &self.buffers);
+        Ok(self.backend.head(
+            eps,
+            resident.final_norm,
+            resident.head,
+            &buffers.hidden,
+            &buffers.logits,
+        )?)
     }
-}
 
-fn copy<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
-    SampleRow {
-        params: row.params,
-        position: row.position,
-        tokens: row.tokens,
-        output_start: row.output_start,
-        mask: row.mask,
-        forbidden: row.forbidden,
+    pub(super) fn show_logits(&mut self, first: usize, end: usize, tap: &mut dyn Tap) -> Result<()> {
+        if tap.looks() && end > first {
+            let mut bytes = vec![0; (end - first) * self.spec.vocab * 4];
+            self.backend.read(&self.buffers.logits, 0, &mut bytes)?;
+            tap.logits(first, &floats(&bytes));
+        }
+        Ok(())
+    }
+
+    pub(super) fn poison_logits(&mut self, rows: usize) -> Result<()> {
+        if rows > 0 && std::mem::take(&mut self.poisoned) {
+            let nan = f32::NAN.to_le_bytes();
+            self.backend.write(&self.buffers.logits, 0, &nan)?;
+        }
+        Ok(())
     }
 }

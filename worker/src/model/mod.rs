@@ -4,12 +4,13 @@
 //! `load_replicated` no step allocates on the device; an error leaves the weights and the KV cache as they were.
 
 pub mod buffers;
+mod device_experts;
 mod experts;
 mod logits;
 mod resident;
 mod step;
 
-use conclave_kernels::backend::{Backend, KernelError, KvDtype, KvId, Limits};
+use conclave_kernels::backend::{Backend, ForwardLayer, ForwardModel, KernelError, KvDtype, KvId, Limits};
 use conclave_plan::model::ModelSpec;
 
 use crate::checkpoint::CheckpointError;
@@ -17,7 +18,7 @@ use crate::transport::{Capacity, TransportError};
 use buffers::Buffers;
 use experts::ExpertStore;
 use resident::Resident;
-pub use step::{NoTap, RowSampling, StepInput, StepOutput, Tap};
+pub use step::{Launched, NoTap, RowSampling, StepInput, StepOutput, Tap};
 
 /// Why a model could not be built or a step not run.
 #[derive(Debug, thiserror::Error)]
@@ -52,36 +53,103 @@ pub struct Executor {
     kv: Vec<KvId>,
     resident: Option<Resident>,
     experts: ExpertStore,
+    /// The backend has the whole model and runs steps by itself.
+    whole: bool,
+    /// The next logits are to hold a NaN: for tests.
+    poisoned: bool,
 }
 
 impl Executor {
-    /// Allocates the workspace and the KV cache. `backend` was made with the same `limits`.
+    /// Allocates the workspace. `backend` was made with the same `limits`; `allocate_kv` comes next.
     pub fn new(
         mut backend: Box<dyn Backend>,
         spec: ModelSpec,
         limits: Limits,
-        kv: KvShape,
+        deterministic: bool,
     ) -> Result<Executor> {
+        if deterministic && !backend.set_deterministic(true)? {
+            let problem = "this device has no deterministic mode";
+            return Err(KernelError::Unsupported(problem.into()).into());
+        }
         let buffers = Buffers::new(backend.as_mut(), &spec, &limits)?;
-        let caches = spec.layers.iter().map(|layer| {
-            let attention = &layer.attention;
-            backend.alloc_kv(
-                kv.pages,
-                kv.page_tokens,
-                attention.kv_heads,
-                attention.head_dim,
-                kv.dtype,
-            )
-        });
-        let caches = caches.collect::<std::result::Result<Vec<_>, _>>()?;
+        backend.reserve(&spec)?;
         Ok(Executor {
             experts: ExpertStore::new(spec.layers.len()),
             backend,
             spec,
             limits,
             buffers,
-            kv: caches,
+            kv: Vec::new(),
             resident: None,
+            whole: false,
+            poisoned: false,
+        })
+    }
+
+    /// Once, before the first step.
+    pub fn allocate_kv(&mut self, kv: KvShape) -> Result<()> {
+        for layer in &self.spec.layers {
+            let attention = &layer.attention;
+            let cache = self.backend.alloc_kv(
+                kv.pages,
+                kv.page_tokens,
+                attention.kv_heads,
+                attention.head_dim,
+                kv.dtype,
+            )?;
+            self.kv.push(cache);
+        }
+        Ok(())
+    }
+
+    /// The device, for measuring it and for faults on purpose.
+    pub fn backend(&mut self) -> &mut dyn Backend {
+        self.backend.as_mut()
+    }
+
+    /// The next logits hold a NaN.
+    pub fn poison(&mut self) {
+        self.poisoned = true;
+    }
+
+    /// Hands the whole model to the backend if all experts are here (`is_alone`) and it can run steps by itself;
+    /// else steps go op by op. Says which.
+    pub fn choose_path(&mut self, is_alone: bool) -> Result<&'static str> {
+        self.whole = false;
+        if !is_alone {
+            return Ok("op by op: experts are on several ranks");
+        }
+        let Some(model) = self.forward_model() else {
+            return Err(ModelError::NotLoaded);
+        };
+        match self.backend.set_forward(model) {
+            Ok(whole) => self.whole = whole,
+            Err(KernelError::Unsupported(reason)) => {
+                tracing::warn!(reason, "this model's steps run op by op");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(if self.whole { "whole steps" } else { "op by op" })
+    }
+
+    fn forward_model(&self) -> Option<ForwardModel> {
+        let resident = self.resident.as_ref()?;
+        let layers = resident.layers.iter().enumerate().map(|(index, layer)| {
+            Some(ForwardLayer {
+                attention: layer.attention,
+                kv: *self.kv.get(index)?,
+                moe_norm: layer.moe_norm,
+                gate: layer.gate,
+                selection_bias: layer.selection_bias,
+                experts: self.experts.device(index)?,
+            })
+        });
+        Some(ForwardModel {
+            spec: self.spec.clone(),
+            embedding: resident.embedding,
+            final_norm: resident.final_norm,
+            head: resident.head,
+            layers: layers.collect::<Option<_>>()?,
         })
     }
 

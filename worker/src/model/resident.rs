@@ -42,31 +42,22 @@ impl Executor {
         let layers = (0..self.spec.layers.len())
             .map(|layer| modules::layer(&self.spec, layer))
             .collect::<Vec<_>>();
-        // INT4 projections are repacked: all at once, on all threads.
-        let linears: Vec<LinearModule> = layers
+        let backend = self.backend.as_mut();
+        let embedding_module = modules::embedding(&self.spec);
+        let embedding = linear(backend, source, &embedding_module)?;
+        let head = match modules::head(&self.spec) {
+            tied if tied == embedding_module => embedding,
+            head => linear(backend, source, &head)?,
+        };
+        let final_norm = upload_vector(backend, source, &modules::final_norm(&self.spec))?;
+        let modules: Vec<LinearModule> = layers
             .iter()
             .flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate].map(Clone::clone))
             .collect();
-        let linears = parallel::map(threads, &linears, |_, module| source.linear(module))?;
-        let backend = self.backend.as_mut();
-        let embedding_module = modules::embedding(&self.spec);
-        let embedding = backend.upload_linear(&source.linear(&embedding_module)?)?;
-        let head = match modules::head(&self.spec) {
-            tied if tied == embedding_module => embedding,
-            head => backend.upload_linear(&source.linear(&head)?)?,
-        };
-        let final_norm = upload_vector(backend, source, &modules::final_norm(&self.spec))?;
-        let mut linears = linears.iter();
+        let linears = linears(backend, source, &modules, threads)?;
         let mut resident_layers = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            let mut next = |backend: &mut dyn Backend| {
-                let weight = linears
-                    .next()
-                    .expect("five linear weights were read for every layer");
-                backend.upload_linear(weight)
-            };
-            let (q, k, v, o) = (next(backend)?, next(backend)?, next(backend)?, next(backend)?);
-            let gate = next(backend)?;
+        for (layer, linears) in layers.iter().zip(linears.as_chunks::<5>().0) {
+            let [q, k, v, o, gate] = *linears;
             let mut vector = |module: &VectorModule| upload_vector(backend, source, module);
             resident_layers.push(ResidentLayer {
                 attention: AttentionWeights {
@@ -91,6 +82,48 @@ impl Executor {
         });
         Ok(())
     }
+}
+
+/// One weight: made on the device, or read and uploaded.
+fn linear(backend: &mut dyn Backend, source: &WeightSource, module: &LinearModule) -> Result<LinearId> {
+    match make_linear(backend, source, module)? {
+        Some(made) => Ok(made),
+        None => Ok(backend.upload_linear(&source.linear(module)?)?),
+    }
+}
+
+/// The same for many: INT4 projections are repacked, all at once, on all threads.
+fn linears(
+    backend: &mut dyn Backend,
+    source: &WeightSource,
+    modules: &[LinearModule],
+    threads: usize,
+) -> Result<Vec<LinearId>> {
+    let mut made = Vec::with_capacity(modules.len());
+    for module in modules {
+        match make_linear(backend, source, module)? {
+            Some(id) => made.push(id),
+            None => break,
+        }
+    }
+    let read = parallel::map(threads, &modules[made.len()..], |_, module| source.linear(module))?;
+    for weight in &read {
+        made.push(backend.upload_linear(weight)?);
+    }
+    Ok(made)
+}
+
+/// `None`: the weight comes from a checkpoint, or this backend makes none.
+fn make_linear(
+    backend: &mut dyn Backend,
+    source: &WeightSource,
+    module: &LinearModule,
+) -> Result<Option<LinearId>> {
+    let Some(seed) = source.dummy_seed(&module.name) else {
+        return Ok(None);
+    };
+    let (outputs, inputs) = (module.out_features, module.in_features);
+    Ok(backend.make_linear(source.format(module), outputs, inputs, seed)?)
 }
 
 fn upload_vector(

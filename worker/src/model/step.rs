@@ -30,6 +30,10 @@ pub trait Tap {
     fn looks(&self) -> bool {
         true
     }
+    /// Whether router logits are wanted, too: then the step runs op by op.
+    fn looks_inside(&self) -> bool {
+        self.looks()
+    }
     /// `[tokens, experts]`.
     fn router_logits(&mut self, layer: usize, values: &[f32]);
     /// `[rows, vocab]`, rows of `batch.logit_rows` from `first_row` on.
@@ -50,32 +54,82 @@ impl Tap for NoTap {
     fn logits(&mut self, _: usize, _: &[f32]) {}
 }
 
+/// How far a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launched {
+    /// All of it is queued, sampling too: `fetch` waits for the tokens, and another step may be queued behind it.
+    Whole,
+    /// The layers are queued; `sample` does the rest, before any other step. Whether the first rows of logits are
+    /// there.
+    Layers { has_logits: bool },
+}
+
 impl Executor {
-    /// Runs one step. With no tokens it still takes part in every layer's exchange.
-    pub fn step(
+    /// Queues one step as far as the device goes alone. `every_row`: the rows of logits are sampled each once, in
+    /// order. With no tokens it still takes part in every layer's exchange.
+    pub fn launch(
         &mut self,
         transport: &mut dyn Transport,
         input: StepInput<'_>,
+        every_row: bool,
         tap: &mut dyn Tap,
-    ) -> Result<StepOutput> {
+    ) -> Result<Launched> {
         if self.resident.is_none() {
             return Err(ModelError::NotLoaded);
         }
-        if tap.looks() {
+        if tap.looks_inside() {
             self.buffers
                 .router_logits(self.backend.as_mut(), &self.spec, &self.limits)?;
         }
         transport.begin_step(input.step)?;
-        let rows = input.batch.logit_rows.len().min(self.limits.max_logit_rows);
+        let all = input.batch.logit_rows.len();
+        let rows = all.min(self.limits.max_logit_rows);
         self.begin(input.batch, 0..rows)?;
         let tokens = input.batch.ids.len();
+        // A later part of the rows needs the hidden states, which only op by op are here.
+        let forward = self.whole && rows == all && !tap.looks_inside() && tokens > 0;
+        let mut has_logits = forward && self.backend.forward(&self.buffers.logits)?;
+        if !has_logits {
+            self.layers(tokens, transport, tap)?;
+        }
+        if !every_row || rows < all {
+            return Ok(Launched::Layers { has_logits });
+        }
+        if !has_logits && rows > 0 {
+            self.head()?;
+            has_logits = true;
+        }
+        let list = input.sampling.first().map_or(&[][..], Vec::as_slice);
+        let how: Vec<SampleRow<'_>> = list.iter().map(|entry| entry.how.clone()).collect();
+        self.poison_logits(rows)?;
+        let queued = self
+            .backend
+            .queue_sample(&self.buffers.logits, self.spec.vocab, &how)?;
+        if !queued {
+            return Ok(Launched::Layers { has_logits });
+        }
+        self.show_logits(0, rows, tap)?;
+        Ok(Launched::Whole)
+    }
+
+    /// The tokens of the oldest step that was launched whole.
+    pub fn fetch(&mut self) -> Result<Vec<Sampled>> {
+        Ok(self.backend.sampled()?)
+    }
+
+    /// Whether `fetch` would not wait.
+    pub fn is_ready(&mut self) -> Result<bool> {
+        Ok(self.backend.sample_ready()?)
+    }
+
+    fn layers(&mut self, tokens: usize, transport: &mut dyn Transport, tap: &mut dyn Tap) -> Result<()> {
         self.embed(tokens)?;
         for layer in 0..self.spec.layers.len() {
             self.attention(layer, tokens)?;
             self.route(layer, tokens, tap)?;
             self.exchange(layer, tokens, transport)?;
         }
-        self.sample(input, tap)
+        Ok(())
     }
 
     /// Takes over the batch with a part of its logit rows.
@@ -122,7 +176,7 @@ impl Executor {
             &resident.layers[layer],
             &self.buffers,
         );
-        let router_logits = buffers.router_logits.as_ref().filter(|_| tap.looks());
+        let router_logits = buffers.router_logits.as_ref().filter(|_| tap.looks_inside());
         self.backend.route(
             spec,
             self.spec.rms_eps,

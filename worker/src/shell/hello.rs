@@ -5,7 +5,7 @@ use conclave_proto::cluster::v1 as wire;
 use tokio::net::TcpListener;
 
 use crate::config::WorkerConfig;
-use crate::device::DeviceKind;
+use crate::device::{DeviceKind, gpus};
 use crate::error::{Result, WorkerError};
 use crate::layout::Layout;
 
@@ -38,13 +38,17 @@ impl Identity {
             None if listening.is_ipv6() => format!("[{}]", listening.ip()),
             None => listening.ip().to_string(),
         };
+        let (device_name, memory_bytes) = match kind {
+            DeviceKind::Cpu => (cpu_name(), total_memory()),
+            DeviceKind::Cuda(ordinal) => gpu_facts(ordinal)?,
+        };
         Ok(Identity {
             hello: wire::Hello {
                 worker_id,
                 version: env!("CARGO_PKG_VERSION").into(),
                 device: kind.name().into(),
-                device_name: cpu_name(),
-                memory_bytes: total_memory(),
+                device_name,
+                memory_bytes,
                 peer_address: format!("{host}:{}", listening.port()),
                 checkpoint_id: layout.checkpoint_id.clone(),
                 cluster_token: config.cluster_token.clone(),
@@ -52,7 +56,7 @@ impl Identity {
                 page_tokens: layout.kv.page_tokens as u32,
                 threads: layout.threads as u32,
                 transports: kind.transports(),
-                expert_bytes_capacity: config.expert_memory.unwrap_or(0),
+                expert_bytes_capacity: layout.expert_capacity.unwrap_or(0),
                 rank: config.rank,
                 kv_cache_dtype: match layout.kv.dtype {
                     KvDtype::F32 => "f32",
@@ -90,6 +94,13 @@ fn host_id() -> String {
         (boot, Ok(ipc), Ok(pid)) if !boot.is_empty() => format!("{boot} {} {}", ipc.display(), pid.display()),
         _ => String::new(),
     }
+}
+
+fn gpu_facts(ordinal: u32) -> Result<(String, u64)> {
+    let gpus = gpus().map_err(|problem| WorkerError::config("device", "cuda", problem))?;
+    let gpu = gpus.into_iter().find(|gpu| gpu.ordinal == ordinal);
+    let gpu = gpu.ok_or_else(|| WorkerError::Device(format!("GPU {ordinal} is gone")))?;
+    Ok((gpu.name, gpu.memory_bytes))
 }
 
 /// `model name` of /proc/cpuinfo.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 use crate::config::{LoadFormat, WorkerConfig};
-use crate::device::{DeviceHandle, DeviceKind};
+use crate::device::{self, DeviceHandle, DeviceKind};
 use crate::error::{Result, WorkerError};
 use crate::layout::Layout;
 use crate::weights::WeightSource;
@@ -28,9 +28,12 @@ use reconnect::Reconnect;
 /// Runs a worker until the router ends it or `shutdown` resolves (a signal): then the router is given notice, and the
 /// worker stays until its sequences have moved away or its drain timeout has passed. Needs a tokio runtime.
 pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let kind = DeviceKind::parse(&config.device)?;
+    let kind = DeviceKind::choose(&config.device)?;
     let source = open_source(&config)?;
-    let layout = Layout::new(&config, &source, hello::free_memory())?;
+    let free = (kind == DeviceKind::Cpu).then(hello::free_memory);
+    let mut layout = Layout::new(&config, &source, free)?;
+    let executor = device::open(kind, &config, &source, &mut layout)?;
+    tracing::info!(backend = %executor.describe_backend(), "device opened");
     tracing::info!("resolved layout\n{layout}");
     let listener = TcpListener::bind(config.listen)
         .await
@@ -46,7 +49,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         "worker starts"
     );
     let (listener, source, transports) = (Arc::new(listener), Arc::new(source), kind.transports());
-    let mut device = DeviceHandle::start(&config, Arc::clone(&source), &layout, kind)?;
+    let mut device = DeviceHandle::start(&config, Arc::clone(&source), &layout, executor)?;
     let model = epoch::ModelFacts {
         spec: source.spec(),
         transports: &transports,

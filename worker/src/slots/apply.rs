@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use conclave_kernels::backend::BatchRun;
+use conclave_kernels::backend::{BatchRun, SAMPLED};
 use conclave_proto::cluster::v1 as wire;
 
 use super::prepared::{Prepared, PromptWant, SampleWant};
+use super::slot::LastSampled;
 use super::{Result, Slot, SlotLimits, StepError, sampling};
 
 /// All slots of this rank.
@@ -34,6 +35,16 @@ impl Slots {
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Slot> {
         self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// Whether a step asks for a token's value that only the device knows yet: then the step before must be fetched
+    /// first. Others may run: the device puts the token in.
+    pub fn must_wait(&self, step: &wire::Step) -> bool {
+        let waits = |run: &wire::Run| {
+            self.get(run.slot)
+                .is_some_and(|slot| slot.sampling.needs_tokens && slot.is_on_device())
+        };
+        step.runs.iter().any(waits)
     }
 
     /// Slots in use.
@@ -177,14 +188,18 @@ impl Slots {
             );
         }
         let sampled = slot.last_sampled;
-        let tokens = match (run.tokens.is_empty(), sampled) {
-            (false, _) => run.tokens,
-            (true, Some(token)) => vec![token],
-            (true, None) => return wrong("tokens", "none are given, and the slot has sampled none".into()),
-        };
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= limits.vocab) {
+        if let Some(token) = run.tokens.iter().find(|&&token| token as usize >= limits.vocab) {
             return wrong("tokens", format!("token {token} is not below {}", limits.vocab));
         }
+        let tokens = match (run.tokens.is_empty(), sampled) {
+            (false, _) => run.tokens,
+            (true, Some(LastSampled::Token(token))) => vec![token],
+            (true, Some(LastSampled::Row { row, .. })) if !slot.sampling.needs_tokens => vec![SAMPLED | row],
+            (true, Some(LastSampled::Row { .. })) => {
+                return wrong("tokens", "the slot's last token has not been fetched".into());
+            }
+            (true, None) => return wrong("tokens", "none are given, and the slot has sampled none".into()),
+        };
         let batch = &mut prepared.batch;
         if batch.ids.len() + tokens.len() > limits.max_tokens {
             let sum = batch.ids.len() + tokens.len();
@@ -248,6 +263,7 @@ impl Slots {
         if run.sample {
             prepared.samples.push(SampleWant {
                 slot: run.slot,
+                logprobs: slot.sampling.params.logprobs.is_some(),
                 token_index: batch.ids.len() as u32 - 1,
                 mask: run.mask,
             });

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use conclave_kernels::backend::{Batch, SampleParams, SampleRow, Sampled};
 use conclave_proto::cluster::v1 as wire;
 
+use super::slot::LastSampled;
 use super::{Slots, sampling};
 use crate::model::{RowSampling, StepOutput};
 
@@ -21,6 +22,8 @@ pub struct Prepared {
 #[derive(Debug)]
 pub(super) struct SampleWant {
     pub(super) slot: u32,
+    /// Whether its log-probabilities are wanted.
+    pub(super) logprobs: bool,
     pub(super) token_index: u32,
     pub(super) mask: Bytes,
 }
@@ -104,6 +107,38 @@ impl Prepared {
         (&this.batch, [samples.collect(), prompts.collect()])
     }
 
+    /// Rows of logits and sampled rows are the same, in one order: a device may sample them all at once.
+    pub fn samples_every_row(&self) -> bool {
+        self.prompts.is_empty()
+    }
+
+    /// The tokens of `step` are drawn on the device and not fetched: until then the slots know them by their rows.
+    pub fn leave_on_device(&self, slots: &mut Slots, step: u64) {
+        for (want, row) in self.samples.iter().zip(0..) {
+            if let Some(slot) = slots.get_mut(want.slot) {
+                slot.last_sampled = Some(LastSampled::Row { step, row });
+            }
+        }
+    }
+
+    /// The tokens of `step`, fetched: into those slots that have not run on.
+    pub fn fetched(
+        self,
+        slots: &mut Slots,
+        step: u64,
+        sampled: Vec<Sampled>,
+    ) -> (Vec<wire::Sample>, Vec<wire::PromptLogprobs>) {
+        for (row, (want, sampled)) in (0..).zip(self.samples.iter().zip(&sampled)) {
+            let waits = Some(LastSampled::Row { step, row });
+            if let Some(slot) = slots.get_mut(want.slot)
+                && slot.last_sampled == waits
+            {
+                slot.last_sampled = Some(LastSampled::Token(sampled.token));
+            }
+        }
+        self.messages(vec![sampled])
+    }
+
     /// Takes the sampled tokens into the slots and turns everything into messages. `output` has the lists of
     /// [`Prepared::sampling`].
     pub fn finish(
@@ -111,22 +146,28 @@ impl Prepared {
         slots: &mut Slots,
         output: StepOutput,
     ) -> (Vec<wire::Sample>, Vec<wire::PromptLogprobs>) {
-        let mut lists = output.into_iter();
-        let (sampled, forced) = (lists.next().unwrap_or_default(), lists.next().unwrap_or_default());
-        let samples = self.samples.into_iter().zip(sampled).map(|(want, sampled)| {
-            let mut wants_logprobs = false;
+        for (want, sampled) in self.samples.iter().zip(output.first().into_iter().flatten()) {
             if let Some(slot) = slots.get_mut(want.slot) {
                 // Also a failed row: the next step may be on its way and must find a token to run.
-                slot.last_sampled = Some(sampled.token);
-                wants_logprobs = slot.sampling.params.logprobs.is_some();
+                slot.last_sampled = Some(LastSampled::Token(sampled.token));
             }
-            wire::Sample {
+        }
+        self.messages(output)
+    }
+
+    fn messages(self, output: StepOutput) -> (Vec<wire::Sample>, Vec<wire::PromptLogprobs>) {
+        let mut lists = output.into_iter();
+        let (sampled, forced) = (lists.next().unwrap_or_default(), lists.next().unwrap_or_default());
+        let samples = self
+            .samples
+            .into_iter()
+            .zip(sampled)
+            .map(|(want, sampled)| wire::Sample {
                 slot: want.slot,
                 token: sampled.token,
-                logprobs: (wants_logprobs && sampled.error.is_none()).then(|| logprobs(&sampled)),
+                logprobs: (want.logprobs && sampled.error.is_none()).then(|| logprobs(&sampled)),
                 error: sampled.error.unwrap_or_default(),
-            }
-        });
+            });
         let samples = samples.collect();
         let mut forced = forced.into_iter();
         let prompts = self.prompts.into_iter().map(|want| wire::PromptLogprobs {

@@ -13,7 +13,15 @@ pub struct Slot {
     /// Position of the next token to run.
     pub(super) position: u32,
     /// Sampled, and not run yet.
-    pub(super) last_sampled: Option<u32>,
+    pub(super) last_sampled: Option<LastSampled>,
+}
+
+/// What a slot runs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastSampled {
+    Token(u32),
+    /// Drawn on the device for this row of that step, which has not been fetched.
+    Row { step: u64, row: u32 },
 }
 
 impl Slot {
@@ -23,6 +31,11 @@ impl Slot {
 
     pub fn pages(&self) -> &[u32] {
         &self.pages
+    }
+
+    /// Whether what it runs next is known on the device only.
+    pub(super) fn is_on_device(&self) -> bool {
+        matches!(self.last_sampled, Some(LastSampled::Row { .. }))
     }
 
     /// Takes in the tokens of a run.

@@ -7,12 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use conclave_kernels::backend::{KvDtype, Limits};
-use conclave_kernels::cpu::CpuBackend;
 use conclave_plan::placement::Placement;
 use conclave_proto::cluster::v1 as wire;
 
-use crate::device::Rank;
-use crate::model::{Executor, KvShape, Tap};
+use super::member::{self, Job, Looks, MAX_QUEUED, RankOutput};
+use crate::device::{DeviceKind, MAX_IN_FLIGHT, Rank};
+use crate::model::{Executor, KvShape};
 use crate::slots::SlotLimits;
 use crate::transport::routing::Routes;
 use crate::transport::tcp::{self, PeerAddress, TcpTransport};
@@ -33,6 +33,10 @@ pub struct GroupConfig {
     /// `None`: even.
     pub placement: Option<Placement>,
     pub deadline: Duration,
+    pub device: DeviceKind,
+    pub deterministic: bool,
+    /// Rows of logits that one pass of the head gives.
+    pub max_logit_rows: usize,
 }
 
 impl GroupConfig {
@@ -48,18 +52,11 @@ impl GroupConfig {
             max_tokens: 512,
             placement: None,
             deadline: Duration::from_secs(60),
+            device: DeviceKind::Cpu,
+            deterministic: false,
+            max_logit_rows: 16,
         }
     }
-}
-
-/// What one rank has to say after a step.
-#[derive(Clone, Debug, Default)]
-pub struct RankOutput {
-    pub result: wire::StepResult,
-    /// If they were asked for: `[logit rows, vocab]`.
-    pub logits: Vec<f32>,
-    /// If they were asked for: by layer `[tokens, experts]`.
-    pub router_logits: Vec<Vec<f32>>,
 }
 
 /// A message says everything that is known: the threads are gone when it is read.
@@ -71,7 +68,7 @@ pub struct GroupError {
 }
 
 struct Member {
-    steps: SyncSender<(wire::Step, bool)>,
+    steps: SyncSender<Job>,
     outputs: Receiver<Result<RankOutput, String>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -100,8 +97,8 @@ impl LocalGroup {
             .map_err(failed)?;
         let mut members = Vec::new();
         for (rank, listener) in (0..config.ranks).zip(listeners) {
-            let (steps, step_queue) = sync_channel(1);
-            let (output, outputs) = sync_channel(1);
+            let (steps, step_queue) = sync_channel(MAX_QUEUED);
+            let (output, outputs) = sync_channel(MAX_QUEUED + MAX_IN_FLIGHT);
             let (source, config, addresses) = (Arc::clone(source), config.clone(), addresses.clone());
             let thread = std::thread::spawn(move || {
                 let mut member = match start_rank(&source, &config, rank, listener, addresses) {
@@ -113,9 +110,7 @@ impl LocalGroup {
                     }
                 };
                 let _ = output.send(Ok(RankOutput::default()));
-                for (step, taps) in step_queue {
-                    let _ = output.send(run(&mut member, step, taps));
-                }
+                member::run(&mut member, &step_queue, &output);
             });
             members.push(Member {
                 steps,
@@ -134,6 +129,21 @@ impl LocalGroup {
 
     /// Runs one step on every rank; `steps[r]` is rank r's share. Epoch and number are filled in.
     pub fn step(&mut self, steps: Vec<wire::Step>, taps: bool) -> Result<Vec<RankOutput>, GroupError> {
+        self.submit(steps, if taps { Looks::Inside } else { Looks::Nothing });
+        self.collect()
+    }
+
+    /// Runs `work` on the only rank's thread when no step is in flight.
+    pub fn work(
+        &mut self,
+        work: impl FnOnce(&mut Rank) -> Result<(), String> + Send + 'static,
+    ) -> Result<(), GroupError> {
+        let _ = self.members[0].steps.send(Job::Work(Box::new(work)));
+        self.collect().map(drop)
+    }
+
+    /// Sends one step to every rank; up to [`MAX_QUEUED`] may be sent ahead of what was collected.
+    pub fn submit(&mut self, steps: Vec<wire::Step>, looks: Looks) {
         for (member, step) in self.members.iter().zip(steps) {
             let step = wire::Step {
                 epoch: 1,
@@ -141,14 +151,13 @@ impl LocalGroup {
                 ..step
             };
             // A rank that is gone says why in its outputs.
-            let _ = member.steps.send((step, taps));
+            let _ = member.steps.send(Job::Step(Box::new(step), looks));
         }
         self.step += 1;
-        self.collect()
     }
 
     /// One answer of every rank. Of several errors the one that does not blame another rank is the cause.
-    fn collect(&mut self) -> Result<Vec<RankOutput>, GroupError> {
+    pub fn collect(&mut self) -> Result<Vec<RankOutput>, GroupError> {
         let answers: Vec<Result<RankOutput, String>> = self
             .members
             .iter()
@@ -211,7 +220,7 @@ fn start_rank(
     };
     let limits = Limits {
         max_tokens: config.max_tokens,
-        max_logit_rows: config.max_slots,
+        max_logit_rows: config.max_logit_rows,
         max_runs: config.max_slots,
         max_pages_per_run: slot_limits.max_pages_per_slot(),
         max_expert_rows: config.max_tokens
@@ -223,8 +232,13 @@ fn start_rank(
         page_tokens: config.page_tokens,
         dtype: config.kv_dtype,
     };
-    let backend = CpuBackend::new(limits.clone(), config.threads, None).map_err(|error| text(&error))?;
-    let mut executor = Executor::new(Box::new(backend), spec, limits, kv).map_err(|error| text(&error))?;
+    let backend = config
+        .device
+        .open(limits.clone(), config.threads)
+        .map_err(|error| text(&error))?;
+    let mut executor =
+        Executor::new(backend, spec, limits, config.deterministic).map_err(|error| text(&error))?;
+    executor.allocate_kv(kv).map_err(|error| text(&error))?;
     let progress = Progress::new();
     let experts = executor
         .spec()
@@ -245,6 +259,9 @@ fn start_rank(
         .map_err(|error| text(&error))?;
     executor
         .load_experts(source, &placement, rank, config.threads, &progress, &|| false)
+        .map_err(|error| text(&error))?;
+    executor
+        .choose_path(config.ranks == 1)
         .map_err(|error| text(&error))?;
     let routes = Routes::new(&placement, rank, executor.spec().layers.len());
     let transport: Box<dyn Transport> = if config.ranks == 1 {
@@ -292,38 +309,4 @@ fn connect(
             .await
             .map_err(|error| error.to_string())
     })
-}
-
-fn run(rank: &mut Rank, step: wire::Step, taps: bool) -> Result<RankOutput, String> {
-    let mut recorder = Recorder {
-        on: taps,
-        output: RankOutput::default(),
-    };
-    let result = rank
-        .step(step, &mut recorder)
-        .map_err(|error| error.to_string())?;
-    recorder.output.result = result;
-    Ok(recorder.output)
-}
-
-/// Keeps what it sees.
-struct Recorder {
-    on: bool,
-    output: RankOutput,
-}
-
-impl Tap for Recorder {
-    fn looks(&self) -> bool {
-        self.on
-    }
-
-    fn router_logits(&mut self, layer: usize, values: &[f32]) {
-        let layers = &mut self.output.router_logits;
-        layers.resize_with(layers.len().max(layer + 1), Vec::new);
-        layers[layer].extend_from_slice(values);
-    }
-
-    fn logits(&mut self, _: usize, values: &[f32]) {
-        self.output.logits.extend_from_slice(values);
-    }
 }

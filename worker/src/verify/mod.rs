@@ -5,6 +5,7 @@
 
 mod compare;
 mod group;
+mod member;
 mod messages;
 mod reference;
 
@@ -15,9 +16,12 @@ use conclave_kernels::backend::KvDtype;
 use serde_json::Value;
 
 use crate::checkpoint::CheckpointError;
+use crate::device::DeviceKind;
+use crate::error::WorkerError;
 use crate::weights::WeightSource;
-pub use compare::{Comparison, compare};
-pub use group::{GroupConfig, GroupError, LocalGroup, RankOutput};
+pub use compare::{Comparison, Miss, compare};
+pub use group::{GroupConfig, GroupError, LocalGroup};
+pub use member::{Looks, MAX_QUEUED, RankOutput};
 pub use messages::{greedy, run, start};
 pub use reference::Reference;
 
@@ -33,6 +37,8 @@ pub struct VerifyConfig {
     pub kv_dtype: KvDtype,
     /// Tokens of the prompt that run in one step; `None`: all that fit into one.
     pub prefill_chunk: Option<usize>,
+    pub device: DeviceKind,
+    pub deterministic: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +49,15 @@ pub enum VerifyError {
     Group(#[from] GroupError),
     #[error("workers: {workers} is not within 1 to {experts}, the number of experts")]
     Workers { workers: u32, experts: usize },
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     #[error("reference: {0}")]
     Reference(String),
 }
 
-/// Loads the model on `workers` ranks and compares it with the reference.
-pub fn verify(config: &VerifyConfig) -> Result<Comparison, VerifyError> {
+/// Loads the model on `workers` ranks and compares it with the reference: op by op, and, where a device runs whole
+/// steps by itself, a second time so.
+pub fn verify(config: &VerifyConfig) -> Result<Vec<(&'static str, Comparison)>, VerifyError> {
     let source = Arc::new(WeightSource::open(
         &config.model_dir,
         config.hf_overrides.as_ref(),
@@ -81,6 +90,15 @@ pub fn verify(config: &VerifyConfig) -> Result<Comparison, VerifyError> {
         .prefill_chunk
         .unwrap_or(group.max_tokens)
         .clamp(1, group.max_tokens);
+    (group.device, group.deterministic) = (config.device, config.deterministic);
+    if config.device != DeviceKind::Cpu {
+        group.max_logit_rows = chunk;
+    }
     let mut ranks = LocalGroup::start(&source, &group)?;
-    compare(&mut ranks, &group, &reference, chunk)
+    let mut compare = |looks| compare(&mut ranks, &group, &reference, chunk, looks);
+    let mut found = vec![("op by op", compare(Looks::Inside)?)];
+    if config.device != DeviceKind::Cpu && config.workers == 1 {
+        found.push(("whole steps", compare(Looks::Logits)?));
+    }
+    Ok(found)
 }

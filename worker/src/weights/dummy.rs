@@ -79,17 +79,12 @@ impl DummyWeights {
 
     /// Bytes of a linear module, scales included.
     pub(super) fn linear_bytes(&self, module: &LinearModule) -> u64 {
-        let (out, input) = (module.out_features as u64, module.in_features as u64);
-        match self.format(module) {
-            DummyFormat::F32 => 4 * out * input,
-            DummyFormat::F16 | DummyFormat::Bf16 => 2 * out * input,
-            DummyFormat::Fp8Block => out * input + 4 * out.div_ceil(128) * input.div_ceil(128),
-            DummyFormat::Int4 { group } => out * input / 2 + 4 * out * input.div_ceil(group as u64),
-        }
+        self.format(module)
+            .stored_bytes(module.out_features, module.in_features)
     }
 
     /// As a published checkpoint of this config stores it.
-    fn format(&self, module: &LinearModule) -> DummyFormat {
+    pub(super) fn format(&self, module: &LinearModule) -> DummyFormat {
         let names = &self.config.spec.names;
         let is_expert_or_projection =
             module.name != names.embedding && module.name != names.head && !self.is_gate(module);
@@ -121,7 +116,7 @@ impl DummyWeights {
         dtype == Some("float16")
     }
 
-    fn seed_of(&self, name: &str) -> u64 {
+    pub(super) fn seed_of(&self, name: &str) -> u64 {
         let mut hash = Sha256::new();
         hash.update(self.seed.to_le_bytes());
         hash.update(name.as_bytes());

@@ -19,6 +19,7 @@ mod transpose;
 use std::path::Path;
 
 use conclave_kernels::backend::HostExpert;
+use conclave_kernels::dummy::DummyFormat;
 use conclave_kernels::weight::HostLinear;
 use conclave_plan::config::Config;
 use conclave_plan::model::ModelSpec;
@@ -107,9 +108,40 @@ impl WeightSource {
         })
     }
 
+    /// How a linear module is stored; what is not there counts as BF16 and is found when it is read.
+    pub fn format(&self, module: &LinearModule) -> DummyFormat {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => reader::format(checkpoint, module),
+            WeightSource::Dummy(dummy) => dummy.format(module),
+        }
+    }
+
+    /// The seed of a dummy module; `None`: it is in a checkpoint.
+    pub fn dummy_seed(&self, name: &str) -> Option<u64> {
+        match self {
+            WeightSource::Checkpoint(_) => None,
+            WeightSource::Dummy(dummy) => Some(dummy.seed_of(name)),
+        }
+    }
+
     /// Brings the bytes of `parts` into memory and looks at each once, so that what follows does not wait for the
     /// disk and an unreadable or spoilt tensor is known before anything of it is on the device.
     pub fn read_in(
+        &self,
+        parts: &[Part],
+        threads: usize,
+        progress: &Progress,
+        cancelled: Cancelled<'_>,
+    ) -> Result<()> {
+        if let WeightSource::Checkpoint(checkpoint) = self {
+            let tensors = parts.iter().flat_map(|part| tensors_of(checkpoint, part));
+            progress.expect(tensors.map(|(_, tensor)| tensor.len as u64).sum());
+        }
+        self.read_in_expected(parts, threads, progress, cancelled)
+    }
+
+    /// The same, where `progress` expects the bytes already.
+    pub fn read_in_expected(
         &self,
         parts: &[Part],
         threads: usize,

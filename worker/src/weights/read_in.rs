@@ -56,7 +56,7 @@ struct Chunk<'a> {
     len: usize,
 }
 
-/// Reads all of `tensors`.
+/// Reads all of `tensors`; `progress` expects their bytes.
 pub(crate) fn read_in(
     tensors: &[(String, &Tensor)],
     threads: usize,
@@ -80,7 +80,6 @@ pub(crate) fn read_in(
                 })
         })
         .collect();
-    progress.expect(chunks.iter().map(|chunk| chunk.len as u64).sum());
     for chunk in chunks.iter().take(READ_AHEAD_CHUNKS) {
         chunk.will_need();
     }

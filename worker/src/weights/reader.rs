@@ -3,7 +3,9 @@
 //! May touch: the module's own tensors. Must stay true: a module in two formats, in none, or of another shape than
 //! the model's is refused by name, before any of its values is used.
 
+use conclave_kernels::dummy::DummyFormat;
 use conclave_kernels::weight::{HostLinear, HostWeight};
+use conclave_plan::quant::QuantFormat;
 use safetensors::Dtype;
 
 use super::modules::{LinearModule, VectorModule};
@@ -135,6 +137,25 @@ pub(crate) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<H
         in_features: module.in_features,
         data,
     })
+}
+
+/// How a module is stored, by its tensors alone.
+pub(crate) fn format(checkpoint: &Checkpoint, module: &LinearModule) -> DummyFormat {
+    let tensor = |suffix: &str| checkpoint.tensor(&format!("{}.{suffix}", module.name));
+    let group = match checkpoint.config.quant.as_ref().map(|quant| quant.format) {
+        Some(QuantFormat::Int4 { group, .. }) => group,
+        _ => 128,
+    };
+    match tensor("weight").map(|tensor| tensor.dtype) {
+        Some(Dtype::F8_E4M3) => DummyFormat::Fp8Block,
+        Some(Dtype::F32) => DummyFormat::F32,
+        Some(Dtype::F16) => DummyFormat::F16,
+        Some(_) => DummyFormat::Bf16,
+        None if tensor("qweight").is_some() || tensor("weight_packed").is_some() => {
+            DummyFormat::Int4 { group }
+        }
+        None => DummyFormat::Bf16,
+    }
 }
 
 /// Reads a vector as F32.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 
+use super::places::Places;
 use crate::model_path::FoundModel;
 use crate::settings::ServeSettings;
 
@@ -12,8 +13,9 @@ pub fn worker(
     found: &FoundModel,
     router: SocketAddr,
     rank: u32,
-    workers: u32,
+    places: &Places,
 ) -> Vec<String> {
+    let workers = places.workers;
     let (model, engine, device) = (&settings.model, &settings.engine, &settings.device);
     let mut arguments = vec!["--child".to_owned()];
     let mut give = |flag: &str, value: String| arguments.push(format!("--{flag}={value}"));
@@ -34,7 +36,8 @@ pub fn worker(
     if let Some(length) = engine.max_model_len {
         give("max-model-len", length.to_string());
     }
-    give("device", device_of(&device.device, rank));
+    give("device", places.device_of(rank));
+    give("expected-workers", workers.to_string());
     give("threads", threads(device.threads, workers).to_string());
     give("kv-cache-dtype", name_of(&device.kv_cache_dtype));
     if let Some(bytes) = device.kv_cache_memory_bytes {
@@ -42,8 +45,10 @@ pub fn worker(
     }
     give(
         "gpu-memory-utilization",
-        device.gpu_memory_utilization.to_string(),
+        (device.gpu_memory_utilization / f64::from(places.workers_per_gpu())).to_string(),
     );
+    give("deterministic", device.deterministic.to_string());
+    give("fp8-activations", name_of(&device.fp8_activations));
     give(
         "drain-timeout",
         format!("{}ms", settings.drain.drain_timeout.as_millis()),
@@ -64,14 +69,6 @@ fn name_of(value: &impl ValueEnum) -> String {
         .unwrap_or_default()
 }
 
-/// `cuda` means one GPU each, by rank.
-fn device_of(device: &str, rank: u32) -> String {
-    match device {
-        "cuda" => format!("cuda:{rank}"),
-        other => other.to_owned(),
-    }
-}
-
 /// The machine's cores, shared.
 fn threads(asked: usize, workers: u32) -> usize {
     match asked {
@@ -82,15 +79,11 @@ fn threads(asked: usize, workers: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{device_of, threads};
+    use super::threads;
 
     #[test]
-    fn cores_are_shared_and_gpus_are_not() {
+    fn cores_are_shared() {
         assert_eq!(threads(3, 2), 3);
         assert_eq!(threads(0, u32::MAX), 1);
-        assert_eq!(
-            (device_of("cuda", 1), device_of("cpu", 1)),
-            ("cuda:1".into(), "cpu".into())
-        );
     }
 }

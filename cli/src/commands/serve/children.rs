@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use conclave_router::View;
+use conclave_worker::Fault;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{mpsc, watch};
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::arguments;
+use super::places::Places;
 use crate::commands::worker::LoadLine;
 use crate::load_bar::LoadBar;
 use crate::model_path::FoundModel;
@@ -48,6 +50,8 @@ pub struct Plan {
     executable: std::path::PathBuf,
     arguments: Vec<Vec<String>>,
     token: String,
+    /// Of the first worker's first start.
+    fault: Option<Fault>,
 }
 
 impl Plan {
@@ -56,18 +60,19 @@ impl Plan {
         found: &FoundModel,
         router: SocketAddr,
         token: String,
-        count: u32,
+        places: &Places,
     ) -> Result<Plan> {
         let executable = std::env::current_exe().context("the path of this executable is not known")?;
-        let arguments = (0..count).map(|rank| arguments::worker(settings, found, router, rank, count));
+        let arguments = (0..places.workers).map(|rank| arguments::worker(settings, found, router, rank, places));
         Ok(Plan {
             executable,
             arguments: arguments.collect(),
             token,
+            fault: settings.device.inject_fault,
         })
     }
 
-    fn spawn(&self, rank: usize) -> std::io::Result<Child> {
+    fn spawn(&self, rank: usize, is_first: bool) -> std::io::Result<Child> {
         let mut command = Command::new(&self.executable);
         // What was set for this process has been read and is passed on by flags.
         for (name, _) in std::env::vars_os() {
@@ -75,9 +80,11 @@ impl Plan {
                 command.env_remove(name);
             }
         }
+        let fault = self.fault.filter(|_| rank == 0 && is_first);
         command
             .arg("worker")
             .args(&self.arguments[rank])
+            .args(fault.map(|fault| format!("--inject-fault={fault}")))
             .env("CONCLAVE_CLUSTER_TOKEN", &self.token)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -141,9 +148,10 @@ struct Watcher {
 impl Watcher {
     async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
+        let mut is_first = true;
         loop {
             let started = Instant::now();
-            let died = match self.plan.spawn(self.rank) {
+            let died = match self.plan.spawn(self.rank, std::mem::take(&mut is_first)) {
                 Ok(child) => match self.watch(child).await {
                     None => return,
                     Some(status) => format!("ended ({status})"),

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod children;
+mod places;
 mod ready;
 mod token;
 
@@ -23,9 +24,7 @@ use crate::settings::ServeSettings;
 use crate::signals::{self, Shutdown};
 use crate::{parent, parts};
 use children::{Children, Phase};
-
-/// Local workers where nothing says otherwise.
-const DEFAULT_WORKERS: u32 = 2;
+use places::Places;
 
 pub async fn run(settings: &ServeSettings) -> Result<()> {
     let shutdown = signals::shutdown()?;
@@ -53,7 +52,8 @@ impl Cluster {
         if let Some(note) = note {
             tracing::info!("{note}");
         }
-        let workers = workers.unwrap_or(DEFAULT_WORKERS);
+        let places = Places::choose(&settings.device.device, workers)?;
+        let workers = places.workers;
         let token = token::draw()?;
         let mut config = parts::router(
             &settings.model,
@@ -77,7 +77,7 @@ impl Cluster {
             // A dropped sender means the same.
             let _ = gateway_phase.wait_for(|&phase| phase != Phase::Running).await;
         }));
-        let plan = children::Plan::new(settings, found, router.cluster_address(), token, workers)?;
+        let plan = children::Plan::new(settings, found, router.cluster_address(), token, &places)?;
         let children = children::start(plan, &router.view(), &phases);
         Ok(Cluster {
             started,

@@ -9,7 +9,7 @@ mod one;
 
 use std::collections::HashMap;
 
-use conclave_plan::model::{QkNorm, Scoring};
+use conclave_plan::model::{LayerSpec, ModelSpec, QkNorm, Scoring};
 
 use super::exchange::group::Cut;
 use super::format::padded;
@@ -102,6 +102,23 @@ pub(super) struct Forward {
     generation: u64,
 }
 
+impl Sizes {
+    fn of(spec: &ModelSpec, layer: &LayerSpec) -> Sizes {
+        Sizes {
+            hidden: spec.hidden,
+            heads: layer.attention.heads,
+            q_width: layer.attention.q_width(),
+            kv_width: layer.attention.kv_width(),
+            inter: layer.moe.intermediate,
+            experts: layer.moe.experts,
+            top_k: layer.moe.top_k,
+            vocab: spec.vocab,
+            eps: spec.rms_eps,
+            rotary: layer.attention.rotary_dim,
+        }
+    }
+}
+
 impl CudaBackend {
     pub(super) fn prepare_forward(&mut self, model: ForwardModel) -> Result<bool> {
         const OP: &str = "forward";
@@ -109,22 +126,11 @@ impl CudaBackend {
         let Some(first) = spec.layers.first() else {
             return Ok(false);
         };
-        let same = |layer: &conclave_plan::model::LayerSpec| *layer == *first;
+        let same = |layer: &LayerSpec| *layer == *first;
         if model.layers.len() != spec.layers.len() || !spec.layers.iter().all(same) {
             return Err(KernelError::Unsupported("the layers differ in shape".into()));
         }
-        let sizes = Sizes {
-            hidden: spec.hidden,
-            heads: first.attention.heads,
-            q_width: first.attention.q_width(),
-            kv_width: first.attention.kv_width(),
-            inter: first.moe.intermediate,
-            experts: first.moe.experts,
-            top_k: first.moe.top_k,
-            vocab: spec.vocab,
-            eps: spec.rms_eps,
-            rotary: first.attention.rotary_dim,
-        };
+        let sizes = Sizes::of(spec, first);
         let turns = Step::turns(
             &self.gpu,
             &mut self.workspace,
@@ -193,6 +199,28 @@ impl CudaBackend {
         if let Some(forward) = self.forward.take() {
             self.prepare_forward(forward.model)?;
         }
+        Ok(())
+    }
+
+    /// Allocates the workspace of whole steps before the weights are there.
+    pub(super) fn reserve_forward(&mut self, spec: &ModelSpec) -> Result<()> {
+        let Some(first) = spec.layers.first() else {
+            return Ok(());
+        };
+        let sizes = Sizes::of(spec, first);
+        let turns = Step::turns(
+            &self.gpu,
+            &mut self.workspace,
+            sizes.rotary,
+            first.attention.rope_theta,
+        )?;
+        self.places(&sizes, turns)?;
+        sample::params(
+            &self.gpu,
+            &mut self.workspace,
+            self.limits.max_logit_rows,
+            sizes.vocab,
+        )?;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ impl CpuBackend {
     pub(crate) fn run_embed(&mut self, table: LinearId, hidden: &Buffer) -> Result<()> {
         const OP: &str = "embed";
         let table = self.weights.linear(OP, "table", table)?;
+        self.queued.resolve(&mut self.step.ids)?;
         let ids = &self.step.ids;
         if let Some(id) = ids.iter().find(|id| **id as usize >= table.out_features) {
             return Err(mismatch(
