@@ -1,10 +1,13 @@
 //! `conclave bench`.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use super::values::tokens;
-use super::{KvCacheDtype, LogSettings, ModelSettings};
+use super::values::{duration, rate, tokens};
+use super::{DeviceSettings, LogSettings, ModelSettings};
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchSettings {
@@ -22,9 +25,6 @@ pub struct BenchSettings {
     /// Ranks of the group.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub workers: u32,
-    /// Threads of each rank; 0 shares the machine's cores among the ranks.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
     /// Formats for --ops: f32, f16, bf16, fp8, int4, int4-g32.
     #[arg(
         long,
@@ -36,9 +36,17 @@ pub struct BenchSettings {
     /// Tokens in a step for --ops; sequences (decode) or prompt tokens (prefill).
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,512")]
     pub batch: Vec<usize>,
-    /// What keys and values are kept as.
-    #[arg(long, value_enum, default_value_t = KvCacheDtype::Bf16)]
-    pub kv_cache_dtype: KvCacheDtype,
+    /// Tokens that each sequence has before decode is measured.
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = tokens)]
+    pub context: u32,
+    /// After each measurement, a table of the kernels of one step (GPUs only).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub profile: bool,
+    /// Write the figures as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    pub result_filename: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceSettings,
     #[command(flatten)]
     pub load: LoadSettings,
     #[command(flatten)]
@@ -72,9 +80,18 @@ pub struct LoadSettings {
     /// Tokens to generate, whatever the model would end with.
     #[arg(long, value_name = "N", default_value = "128", value_parser = tokens, visible_alias = "output-len")]
     pub random_output_len: u32,
+    /// How long a soak takes.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub duration: Duration,
+    /// Requests per second of a soak.
+    #[arg(long, value_name = "RATE", default_value_t = 8.0, value_parser = rate)]
+    pub request_rate: f64,
     /// Seed of the prompts.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub seed: u64,
+    /// Further flags for the cluster that is started, as `conclave serve` takes them, in one string.
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
+    pub serve_args: Option<String>,
     /// Key for the gateway.
     #[arg(long, value_name = "KEY")]
     pub bench_api_key: Option<String>,
@@ -111,6 +128,8 @@ pub enum Scenario {
     Serve,
     /// An agent's conversation over a long shared prefix, with and without the prefix cache.
     Agent,
+    /// Random arrivals, lengths and hang-ups for --duration; nothing may fail or leak.
+    Soak,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

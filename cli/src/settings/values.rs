@@ -59,6 +59,14 @@ pub fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A number above 0.
+pub fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("it must be a number above 0".into()),
+    }
+}
+
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let found = units
         .iter()

@@ -88,6 +88,10 @@ impl Device {
                 self.handle(command)?;
                 continue;
             }
+            if self.is_ready() {
+                self.fetch()?;
+                continue;
+            }
             if held.is_none() {
                 held = commands.try_recv().ok();
             }
@@ -95,7 +99,7 @@ impl Device {
                 self.handle(command)?;
                 continue;
             }
-            if held.is_some() || self.is_ready() {
+            if held.is_some() {
                 self.fetch()?;
                 continue;
             }

@@ -47,8 +47,10 @@ pub struct Miss {
 
 /// The bound on the relative error of logits: on the CPU everything is F32,
 pub const CPU_TOLERANCE: f64 = 1e-3;
-/// on a GPU keys, values and prompts' activations are BF16.
+/// on a GPU prompts' activations are BF16,
 pub const GPU_TOLERANCE: f64 = 1e-2;
+/// and keys and values are rounded: so many times what that alone does, on the CPU.
+pub const OF_ROUNDED_KV: f64 = 1.5;
 /// A margin of so many root mean square errors of a logit is a tie.
 const TIE_ERRORS: f64 = 4.0;
 

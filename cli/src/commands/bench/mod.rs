@@ -3,6 +3,8 @@
 mod agent;
 mod core;
 mod ops;
+mod profile;
+mod results;
 mod serve;
 mod steps;
 
@@ -12,7 +14,7 @@ use crate::settings::{BenchSettings, Scenario};
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     if !settings.ops && !settings.core && settings.scenario.is_none() {
-        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent");
+        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak");
     }
     if settings.ops {
         ops::run(settings)?;
@@ -26,12 +28,13 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         Some(Scenario::Prefill) => steps::run(settings, steps::Phase::Prefill),
         Some(Scenario::Serve) => serve::run(settings).await,
         Some(Scenario::Agent) => agent::run(settings).await,
+        Some(Scenario::Soak) => serve::soak::run(settings).await,
     }
 }
 
 /// Threads of each rank, if asked for 0: the machine's cores, shared.
 fn threads(settings: &BenchSettings) -> usize {
-    match settings.threads {
+    match settings.device.threads {
         0 => std::thread::available_parallelism()
             .map_or(1, |cores| (cores.get() / settings.workers as usize).max(1)),
         threads => threads,

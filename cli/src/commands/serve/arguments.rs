@@ -62,7 +62,7 @@ pub fn worker(
 }
 
 /// A value as its flag spells it.
-fn name_of(value: &impl ValueEnum) -> String {
+pub fn name_of(value: &impl ValueEnum) -> String {
     value
         .to_possible_value()
         .map(|value| value.get_name().to_owned())

@@ -23,6 +23,7 @@ use crate::model_path::{self, FoundModel};
 use crate::settings::ServeSettings;
 use crate::signals::{self, Shutdown};
 use crate::{parent, parts};
+pub use arguments::name_of;
 use children::{Children, Phase};
 use places::Places;
 

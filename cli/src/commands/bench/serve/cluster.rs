@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
 use crate::commands::generate::connect;
+use crate::commands::serve::name_of;
 use crate::http_client;
 use crate::local_cluster::LocalCluster;
 use crate::settings::{Backend, BenchSettings, LoadFormat};
@@ -34,16 +35,9 @@ pub struct BusyIdle {
 impl BusyIdle {
     /// Sums over all workers, out of Prometheus text.
     fn read(text: &str) -> Option<BusyIdle> {
-        let sum = |name: &str| {
-            let values = text
-                .lines()
-                .filter(|line| line.starts_with(name))
-                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-            values.reduce(|a, b| a + b)
-        };
         Some(BusyIdle {
-            busy: sum("conclave:worker_busy_seconds")?,
-            idle: sum("conclave:worker_idle_seconds")?,
+            busy: sum(text, "conclave:worker_busy_seconds")?,
+            idle: sum(text, "conclave:worker_idle_seconds")?,
         })
     }
 
@@ -51,6 +45,14 @@ impl BusyIdle {
         let (busy, idle) = (self.busy - before.busy, self.idle - before.idle);
         (busy + idle > 0.0).then(|| idle / (busy + idle))
     }
+}
+
+fn sum(text: &str, name: &str) -> Option<f64> {
+    let values = text
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.reduce(|a, b| a + b)
 }
 
 impl Target {
@@ -87,6 +89,22 @@ impl Target {
             format!("--workers={}", settings.workers),
             format!("--threads={}", super::super::threads(settings)),
         ];
+        let device = &settings.device;
+        flags.push(format!("--device={}", device.device));
+        flags.push(format!("--kv-cache-dtype={}", name_of(&device.kv_cache_dtype)));
+        flags.push(format!(
+            "--gpu-memory-utilization={}",
+            device.gpu_memory_utilization
+        ));
+        flags.push(format!("--deterministic={}", device.deterministic));
+        flags.extend(
+            device
+                .kv_cache_memory_bytes
+                .map(|bytes| format!("--kv-cache-memory-bytes={bytes}")),
+        );
+        flags.extend(device.inject_fault.map(|fault| format!("--inject-fault={fault}")));
+        let further = settings.load.serve_args.as_deref().unwrap_or_default();
+        flags.extend(further.split_whitespace().map(str::to_owned));
         if settings.model.load_format == LoadFormat::Dummy {
             flags.push("--skip-tokenizer-init".to_owned());
         }
@@ -111,21 +129,22 @@ impl Target {
 
     /// `None` where the cluster does not tell.
     pub async fn busy_and_idle(&self) -> Option<BusyIdle> {
-        let text = match &self.grpc {
+        BusyIdle::read(&self.metrics().await?)
+    }
+
+    /// The sum of a metric over all its labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        sum(&self.metrics().await?, name)
+    }
+
+    async fn metrics(&self) -> Option<String> {
+        match &self.grpc {
             Some(client) => {
-                client
-                    .clone()
-                    .metrics(MetricsRequest {})
-                    .await
-                    .ok()?
-                    .into_inner()
-                    .text
+                let answer = client.clone().metrics(MetricsRequest {}).await.ok()?;
+                Some(answer.into_inner().text)
             }
-            None => http_client::get(self.http.as_ref()?, None, "/metrics")
-                .await
-                .ok()?,
-        };
-        BusyIdle::read(&text)
+            None => http_client::get(self.http.as_ref()?, None, "/metrics").await.ok(),
+        }
     }
 
     /// Ends a cluster that was started.

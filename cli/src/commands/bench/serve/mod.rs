@@ -4,6 +4,7 @@ mod cluster;
 mod grpc;
 mod http;
 mod report;
+pub mod soak;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,6 +43,8 @@ pub struct Call {
     pub cache_salt: String,
     /// The generated tokens' ids are asked for.
     pub wants_ids: bool,
+    /// After so many pieces the client hangs up (HTTP only).
+    pub most_pieces: usize,
 }
 
 /// A prompt of random token ids that begins like all others.
@@ -66,6 +69,11 @@ impl Prompts {
     }
 
     pub fn tokens(&self, index: usize) -> Vec<u32> {
+        self.some_tokens(index, self.length)
+    }
+
+    /// The first `length` tokens of a prompt, behind the common prefix.
+    fn some_tokens(&self, index: usize, length: u32) -> Vec<u32> {
         let token = |salt: u64, position: u32| {
             let mixed =
                 (self.seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(u64::from(position) + 1);
@@ -73,7 +81,7 @@ impl Prompts {
             ((mixed >> 32) % u64::from(self.vocab)) as u32
         };
         let prefix = (0..self.prefix).map(|position| token(0, position));
-        let rest = (0..self.length).map(|position| token(index as u64 + 1, position));
+        let rest = (0..length).map(|position| token(index as u64 + 1, position));
         prefix.chain(rest).collect()
     }
 }
@@ -97,7 +105,9 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         (Some(before), Some(after)) => after.idle_share_since(&before),
         _ => None,
     };
-    Report::of(results, duration, load, idle).print();
+    let report = Report::of(results, duration, load, idle);
+    report.print();
+    super::results::write(settings.result_filename.as_deref(), "serve", &report.json())?;
     target.end().await
 }
 
@@ -130,7 +140,9 @@ async fn request(target: &Target, load: &LoadSettings, prompts: &Prompts, index:
         prompt: prompts.tokens(index),
         output: prompts.output,
         cache_salt: String::new(),
-        wants_ids: false,
+        // Pieces come without a tokenizer, too.
+        wants_ids: true,
+        most_pieces: usize::MAX,
     };
     complete(target, load, &call).await
 }

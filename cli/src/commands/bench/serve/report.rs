@@ -4,6 +4,7 @@ use std::ops::Div;
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::{Map, Value, json};
 
 use super::Timing;
 use crate::settings::LoadSettings;
@@ -71,6 +72,33 @@ impl Report {
 
     pub fn print(&self) {
         print!("{}", self.render());
+    }
+
+    /// The table's figures under the names of `vllm bench serve --save-result`.
+    pub fn json(&self) -> Value {
+        let rate = |count: u64| count as f64 / self.seconds;
+        let mut figures = Map::new();
+        let mut put = |name: &str, value: Value| figures.insert(name.to_owned(), value);
+        put("completed", json!(self.successful));
+        put("failed", json!(self.failed));
+        put("max_concurrency", json!(self.concurrency));
+        put("duration", json!(self.seconds));
+        put("total_input_tokens", json!(self.input_tokens));
+        put("total_output_tokens", json!(self.output_tokens));
+        put("request_throughput", json!(rate(self.successful as u64)));
+        put("output_throughput", json!(rate(self.output_tokens)));
+        put(
+            "total_token_throughput",
+            json!(rate(self.input_tokens + self.output_tokens)),
+        );
+        for (short, times) in [("ttft", &self.ttft), ("tpot", &self.tpot), ("itl", &self.itl)] {
+            let ms = |time: Duration| json!(time.as_secs_f64() * 1e3);
+            put(&format!("mean_{short}_ms"), ms(mean(times)));
+            put(&format!("median_{short}_ms"), ms(percentile(times, 0.5)));
+            put(&format!("p99_{short}_ms"), ms(percentile(times, 0.99)));
+        }
+        put("worker_idle_share", json!(self.idle_share));
+        Value::Object(figures)
     }
 
     fn render(&self) -> String {

@@ -1,0 +1,234 @@
+"""End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--workers 2]
+
+Serves the bundled model on the GPU and compares every recorded answer token for token; verifies every reference
+checkpoint; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN. Needs only Python's
+standard library. Prints one line a check, ends with status 1 if one fails.
+"""
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+parser = argparse.ArgumentParser()
+parser.add_argument("binary")
+parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
+parser.add_argument("--device", default="cuda")
+arguments = parser.parse_args()
+failures = 0
+
+
+def check(name, good, detail=""):
+    global failures
+    failures += not good
+    print(("ok    " if good else "FAIL  ") + name + (f": {detail}" if detail else ""), flush=True)
+
+
+class Server:
+    """`conclave serve`, ready. Its standard error goes to a file."""
+
+    def __init__(self, *flags, model="models/demo", log="serve.log"):
+        self.log = open(log, "w+")
+        command = [arguments.binary, "serve", os.path.join(arguments.root, model), "--port=0", "--grpc-port=0"]
+        command += [f"--device={arguments.device}", *flags]
+        started = time.time()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, stdin=subprocess.DEVNULL)
+        self.http = None
+        for line in self.process.stdout:
+            if line.startswith("  HTTP  "):
+                self.http = line.split()[1]
+            if line.startswith("  try "):
+                break
+        self.seconds = time.time() - started
+        if self.http is None:
+            print(self.text())
+            raise SystemExit("the server did not come up")
+
+    def ask(self, body, path="/v1/chat/completions"):
+        request = urllib.request.Request(
+            self.http + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def get(self, path):
+        with urllib.request.urlopen(self.http + path, timeout=30) as answer:
+            return answer.read().decode()
+
+    def text(self):
+        self.log.flush()
+        return open(self.log.name).read()
+
+    def workers(self):
+        """Process ids of the worker children."""
+        found = []
+        for entry in os.listdir("/proc"):
+            try:
+                parent = re.search(r"PPid:\s+(\d+)", open(f"/proc/{entry}/status").read())
+                line = open(f"/proc/{entry}/cmdline").read().split("\0")
+            except (OSError, NotADirectoryError):
+                continue
+            if parent and int(parent.group(1)) == self.process.pid and "worker" in line[1:2]:
+                found.append(int(entry))
+        return sorted(found)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return "killed"
+
+
+def cases(kinds=("chat", "tool", "tool result")):
+    lines = open(os.path.join(arguments.root, "tests/data/demo/prompts.jsonl"))
+    return [case for case in map(json.loads, lines) if case["kind"] in kinds]
+
+
+def body_of(case):
+    body = {"messages": case["messages"], "temperature": 0, "max_tokens": 700, "return_token_ids": True}
+    if case.get("tools"):
+        body["tools"] = case["tools"]
+    return body
+
+
+def answers(server, name):
+    wrong = []
+    for case in cases():
+        got = server.ask(body_of(case))["choices"][0]["token_ids"]
+        want = case["completion_ids"]
+        if got != want:
+            at = next((i for i, pair in enumerate(zip(got, want)) if pair[0] != pair[1]), min(len(got), len(want)))
+            wrong.append(f"{case['messages'][-1]['content'][:40]!r} at {at} of {len(want)}: "
+                         f"{got[at:at + 3]} instead of {want[at:at + 3]}")
+    check(f"{name}: {len(cases())} recorded answers", not wrong, f"{len(wrong)} differ: {wrong[:8]}" if wrong else "")
+
+
+def together(server, name):
+    """All at once: batches of many sizes."""
+    results = {}
+
+    def one(index, case):
+        results[index] = server.ask(body_of(case))["choices"][0]["token_ids"] == case["completion_ids"]
+
+    threads = [threading.Thread(target=one, args=item) for item in enumerate(cases() * 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = sum(results.values())
+    check(f"{name}: {len(threads)} requests at once", good == len(threads), f"{good} equal the recorded answers")
+
+
+def serve_checks():
+    for flags in ([], ["--deterministic=true"], ["--workers=2"]):
+        server = Server("--workers=1", *flags) if "--workers=2" not in flags else Server(*flags)
+        name = " ".join(["serve", *flags])
+        print(f"      {name}: ready after {server.seconds:.2f} s")
+        answers(server, name)
+        together(server, name)
+        status = server.stop()
+        check(f"{name}: ends", status == 0, f"status {status}")
+        print("\n".join(line for line in server.text().splitlines() if "WARN" in line or "ERROR" in line)[:1500])
+
+
+def kill_and_recover():
+    server = Server("--workers=2")
+    case = max(cases(("chat",)), key=lambda case: len(case["completion_ids"]))
+    good = []
+
+    def one():
+        got = server.ask(body_of(case))["choices"][0]["token_ids"]
+        good.append(got == case["completion_ids"])
+
+    for round_ in range(3):
+        threads = [threading.Thread(target=one) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1 + 0.1 * round_)
+        workers = server.workers()
+        if workers:
+            os.kill(workers[round_ % len(workers)], signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        time.sleep(4)
+    check("kill -9 of one of two workers, three times", len(good) == 24 and all(good),
+          f"{sum(good)} of 24 answers are whole and as recorded")
+    server.stop()
+
+
+def preemption():
+    """Few pages: sequences must give way to each other, and every answer is whole all the same."""
+    server = Server("--workers=1", "--kv-cache-memory-bytes=6MB", "--no-enable-prefix-caching")
+    together(server, "few KV pages")
+    text = server.get("/metrics")
+    count = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_preemptions"))
+    check("few KV pages: preemptions", count > 0, f"{count:.0f}")
+    server.stop()
+
+
+def faults():
+    server = Server("--workers=1", "--inject-fault=kernel@20")
+    case = cases(("chat",))[0]
+    results = []
+    for _ in range(6):
+        try:
+            results.append(server.ask(body_of(case))["choices"][0]["token_ids"] == case["completion_ids"])
+        except Exception as error:  # noqa: BLE001
+            results.append(str(error))
+    text = server.text()
+    reason = next((line for line in text.splitlines() if "failed" in line and ("CUDA" in line or "provoked" in line)), "")
+    check("a faulty kernel ends the worker, and the cluster comes back", all(r is True for r in results) and reason != "",
+          f"{results} {reason[:200]}")
+    server.stop()
+    server = Server("--workers=1", "--inject-fault=nan@12")
+    outcomes = []
+
+    def one():
+        try:
+            outcomes.append(server.ask(body_of(case))["choices"][0]["token_ids"] == case["completion_ids"])
+        except Exception as error:  # noqa: BLE001
+            outcomes.append(getattr(error, "code", None) or str(error))
+
+    threads = [threading.Thread(target=one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failed = [outcome for outcome in outcomes if outcome is not True]
+    check("a NaN in one row fails that request alone", len(failed) == 1, f"{outcomes}")
+    server.stop()
+
+
+def verify():
+    data = os.path.join(arguments.root, "tests/data")
+    pairs = [(os.path.join(arguments.root, "models/demo"), os.path.join(data, "demo/reference.safetensors"))]
+    for folder, _, files in sorted(os.walk(data)):
+        if "reference.safetensors" in files and "config.json" in files:
+            pairs.append((folder, os.path.join(folder, "reference.safetensors")))
+    for folder, reference in pairs:
+        for flags in ([], ["--workers=2"], ["--kv-cache-dtype=fp8_e4m3"]):
+            run = subprocess.run(
+                [arguments.binary, "verify", folder, f"--reference={reference}",
+                 f"--device={arguments.device}", *flags], capture_output=True, text=True, timeout=120)
+            lines = run.stdout.splitlines()
+            brief = [re.sub(r"\s+", " ", line).strip() for line in lines if not line.startswith("  positions")]
+            name = "verify " + " ".join([os.path.relpath(folder, data), *flags])
+            check(name, run.returncode == 0, "; ".join(brief) + run.stderr[-300:])
+
+
+for part in (verify, serve_checks, preemption, kill_and_recover, faults):
+    began = time.time()
+    try:
+        part()
+    except Exception as error:  # noqa: BLE001
+        check(part.__name__, False, repr(error))
+    print(f"      {part.__name__}: {time.time() - began:.1f} s", flush=True)
+print("all good" if failures == 0 else f"{failures} checks failed")
+sys.exit(failures > 0)

@@ -1,0 +1,52 @@
+//! What a cluster does when a device breaks or logits are no numbers, and that a soak leaves nothing behind.
+
+use conclave_tests::{Client, Server, client::ids, server};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::thread;
+
+fn body(max_tokens: u64) -> Value {
+    json!({
+        "prompt": (0..40).map(|k| (k * 31 + 5) % 3000).collect::<Vec<u64>>(),
+        "max_tokens": max_tokens, "ignore_eos": true, "temperature": 0, "return_token_ids": true,
+    })
+}
+
+#[test]
+fn a_device_that_breaks_takes_no_request_with_it() {
+    let answer = |server: &Server| {
+        let answer = Client::new(&server.http).post("/v1/completions", &body(60));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        ids(&answer.body["choices"][0]["token_ids"])
+    };
+    let undisturbed = answer(&Server::serve(&["--workers=1"]));
+    let server = Server::serve(&["--workers=1", "--inject-fault=kernel@20"]);
+    assert_eq!(answer(&server), undisturbed);
+    server.wait_for_line("a fault was provoked");
+}
+
+#[test]
+fn a_nan_fails_one_request() {
+    let server = Server::serve(&["--workers=1", "--inject-fault=nan@8"]);
+    let answers: Vec<u16> = thread::scope(|scope| {
+        let ask = || Client::new(&server.http).post("/v1/completions", &body(40)).status;
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        let answers = running.into_iter().map(|thread| thread.join().expect("an answer"));
+        answers.collect()
+    });
+    let failed = answers.iter().filter(|status| **status != 200).count();
+    assert_eq!(failed, 1, "{answers:?}");
+}
+
+#[test]
+fn a_short_soak_leaves_nothing_behind() {
+    let output = Command::new(server::binary())
+        .args(["bench", "--scenario=soak", "--duration=5s", "--request-rate=20"])
+        .args(["--random-input-len=600", "--random-output-len=40", "--workers=2"])
+        .output()
+        .expect("run conclave");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    assert!(text.contains("afterwards: 0 requests run, 0 KV pages are held"), "{text}");
+}
