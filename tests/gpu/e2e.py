@@ -220,7 +220,7 @@ def verify():
             lines = run.stdout.splitlines()
             brief = [re.sub(r"\s+", " ", line).strip() for line in lines if not line.startswith("  positions")]
             name = "verify " + " ".join([os.path.relpath(folder, data), *flags])
-            check(name, run.returncode == 0, "; ".join(brief) + run.stderr[-300:])
+            check(name, run.returncode == 0, "; ".join(brief[1:]) + run.stderr[-300:])
 
 
 for part in (verify, serve_checks, preemption, kill_and_recover, faults):

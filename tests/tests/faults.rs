@@ -29,9 +29,15 @@ fn a_device_that_breaks_takes_no_request_with_it() {
 fn a_nan_fails_one_request() {
     let server = Server::serve(&["--workers=1", "--inject-fault=nan@8"]);
     let answers: Vec<u16> = thread::scope(|scope| {
-        let ask = || Client::new(&server.http).post("/v1/completions", &body(40)).status;
+        let ask = || {
+            Client::new(&server.http)
+                .post("/v1/completions", &body(40))
+                .status
+        };
         let running: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
-        let answers = running.into_iter().map(|thread| thread.join().expect("an answer"));
+        let answers = running
+            .into_iter()
+            .map(|thread| thread.join().expect("an answer"));
         answers.collect()
     });
     let failed = answers.iter().filter(|status| **status != 200).count();
@@ -48,5 +54,8 @@ fn a_short_soak_leaves_nothing_behind() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{errors}");
-    assert!(text.contains("afterwards: 0 requests run, 0 KV pages are held"), "{text}");
+    assert!(
+        text.contains("afterwards: 0 requests run, 0 KV pages are held"),
+        "{text}"
+    );
 }

@@ -1,5 +1,7 @@
 //! Faults on purpose (`--inject-fault`): a broken device ends the worker with the reason; a NaN fails one row.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use conclave_worker::verify::{greedy, run, start};
 
 mod common;
@@ -19,7 +21,11 @@ async fn a_broken_device_ends_the_worker_and_the_router_is_told_why() {
     attached.step(steps.next().unwrap()).await;
     let failed = attached.failed().await;
     assert_eq!((failed.epoch, failed.step, failed.suspect_rank), (1, 1, None));
-    assert!(failed.reason.contains("a fault was provoked"), "{}", failed.reason);
+    assert!(
+        failed.reason.contains("a fault was provoked"),
+        "{}",
+        failed.reason
+    );
     let error = worker.task.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("a fault was provoked"), "{error}");
 }
@@ -32,7 +38,10 @@ async fn a_nan_fails_its_row_and_no_other() {
     let worker = spawn(config);
     let mut attached = router.attached().await;
     form(1, &mut [&mut attached], 1000).await;
-    let Expected { prompt, greedy: tokens } = expected();
+    let Expected {
+        prompt,
+        greedy: tokens,
+    } = expected();
     let pages = prompt.len().div_ceil(16) as u32 + 1;
     let mut first = empty(1, 0);
     for slot in 0..2 {
@@ -53,7 +62,10 @@ async fn a_nan_fails_its_row_and_no_other() {
     attached.result().await;
     let poisoned = attached.result().await;
     assert!(poisoned.samples[0].error.contains("NaN"), "{poisoned:?}");
-    assert_eq!((poisoned.samples[1].error.as_str(), poisoned.samples[1].token), ("", tokens[1]));
+    assert_eq!(
+        (poisoned.samples[1].error.as_str(), poisoned.samples[1].token),
+        ("", tokens[1])
+    );
     assert_eq!(attached.result().await.samples[0].token, tokens[2]);
     worker.task.abort();
 }

@@ -1,6 +1,8 @@
 //! Steps sent ahead of results: the second takes the first one's tokens from the device. What comes out is what comes
 //! out one by one.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::sync::Arc;
 
 use conclave_proto::cluster::v1 as wire;
@@ -29,9 +31,7 @@ fn steps(prompt: &[u32], count: usize, sampling: &wire::Sampling) -> Vec<wire::S
         runs: vec![run(0, prompt.len() + index, &[], true)],
         ..wire::Step::default()
     };
-    std::iter::once(first)
-        .chain((0..count - 1).map(decode))
-        .collect()
+    std::iter::once(first).chain((0..count - 1).map(decode)).collect()
 }
 
 /// Runs them with `ahead` steps on their way at a time.
@@ -80,7 +80,11 @@ fn what_looks_at_tokens_waits_for_them() {
     sampling.logprobs = Some(2);
     let steps = steps(&reference.input_ids, 12, &sampling);
     let one_by_one = tokens(1, &steps, 1);
-    assert_ne!(one_by_one, reference.greedy_ids[..12], "the sampling has an effect");
+    assert_ne!(
+        one_by_one,
+        reference.greedy_ids[..12],
+        "the sampling has an effect"
+    );
     assert_eq!(tokens(1, &steps, 2), one_by_one);
     assert_eq!(tokens(2, &steps, 3), one_by_one);
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use common::repository;
 use conclave_kernels::backend::KvDtype;
+use conclave_worker::device::DeviceKind;
 use conclave_worker::verify::{Comparison, VerifyConfig, verify};
 
 /// Checkpoint directory and reference file.
@@ -40,8 +41,12 @@ fn verified(checkpoint: &(PathBuf, PathBuf), workers: u32, prefill_chunk: Option
         threads: 1,
         kv_dtype: KvDtype::F32,
         prefill_chunk,
+        device: DeviceKind::Cpu,
+        deterministic: false,
     };
-    verify(&config).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.0.display()))
+    let found = verify(&config);
+    let mut found = found.unwrap_or_else(|error| panic!("{}: {error}", checkpoint.0.display()));
+    found.swap_remove(0).1
 }
 
 fn check(checkpoint: &(PathBuf, PathBuf), comparison: &Comparison) {

@@ -47,7 +47,8 @@ impl Queued {
         for id in ids.iter_mut().filter(|id| **id & SAMPLED != 0) {
             let row = (*id & !SAMPLED) as usize;
             let token = self.last.get(row);
-            *id = *token.ok_or_else(|| mismatch("embed", "sampled row", row, format!("below {}", self.last.len())))?;
+            *id = *token
+                .ok_or_else(|| mismatch("embed", "sampled row", row, format!("below {}", self.last.len())))?;
         }
         Ok(())
     }
@@ -74,7 +75,10 @@ mod tests {
         let mut ids = [3, SAMPLED, 4];
         queued.resolve(&mut ids).unwrap();
         assert_eq!(ids, [3, 7, 4]);
-        assert!(queued.resolve(&mut [SAMPLED | 1]).is_err(), "the last step had one row");
+        assert!(
+            queued.resolve(&mut [SAMPLED | 1]).is_err(),
+            "the last step had one row"
+        );
         assert_eq!(queued.take().unwrap(), sampled(&[5, 6]));
         assert_eq!(queued.take().unwrap(), sampled(&[7]));
         queued.resolve(&mut ids).unwrap();

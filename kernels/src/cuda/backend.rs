@@ -2,12 +2,12 @@
 
 use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec, Scoring};
 
+use super::driver::allocated_bytes;
 use super::dummy::WeightKind;
 use super::format::padded;
 use super::loader::as_bytes;
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
-use super::driver::allocated_bytes;
 use super::{CudaBackend, KvCache, made, shape};
 use crate::backend::*;
 use crate::dummy::DummyFormat;

@@ -57,7 +57,14 @@ struct ReadParams {
 }
 
 impl CudaBackend {
-    pub(super) fn fill(&self, address: u64, bytes: usize, format: Format, seed: u64, inputs: usize) -> Result<()> {
+    pub(super) fn fill(
+        &self,
+        address: u64,
+        bytes: usize,
+        format: Format,
+        seed: u64,
+        inputs: usize,
+    ) -> Result<()> {
         // Outputs of unit variance for inputs of unit variance. A random FP8 byte below 2 has a root mean square of 0.62.
         let deviation = 1.0 / (inputs as f32).sqrt();
         let scale = if format == Format::Fp8 {

@@ -27,8 +27,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
-pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
 pub use devices::{DeviceInfo, devices};
+pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
 pub use dummy::WeightKind;
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};

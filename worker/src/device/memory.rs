@@ -106,7 +106,15 @@ fn divide(
         _ => expected,
     };
     let Some(pages) = pages_beside(planned).filter(|pages| *pages >= wanted) else {
-        return Err(does_not_fit(needs, left, usable, memory, config, layout, wanted * page_bytes));
+        return Err(does_not_fit(
+            needs,
+            left,
+            usable,
+            memory,
+            config,
+            layout,
+            wanted * page_bytes,
+        ));
     };
     if expected > 1 && planned == expected {
         tracing::warn!(
@@ -127,7 +135,12 @@ fn divide(
     }
     let room = left - needs.replicated - layout.kv_bytes.min(left - needs.replicated);
     let fitting = room / needs.expert.max(1);
-    layout.expert_capacity = Some(config.expert_memory.unwrap_or(u64::MAX).min(fitting * stored_expert(source)));
+    layout.expert_capacity = Some(
+        config
+            .expert_memory
+            .unwrap_or(u64::MAX)
+            .min(fitting * stored_expert(source)),
+    );
     layout.workspace_bytes = memory.ours;
     layout.device = Some(DeviceTable {
         total: memory.total,
@@ -159,17 +172,22 @@ fn does_not_fit(
     let workers = config.expected_workers.max(1);
     let weights = needs.replicated + needs.share(workers);
     let mut advice = Vec::new();
-    let enough = (workers + 1..=needs.experts).find(|more| needs.replicated + needs.share(*more) + kv_bytes <= left);
+    let enough =
+        (workers + 1..=needs.experts).find(|more| needs.replicated + needs.share(*more) + kv_bytes <= left);
     if let Some(more) = enough {
         advice.push(format!("{more} workers (--workers {more})"));
     }
     let layers = needs.layers as u64;
     let fitting = (left.saturating_sub(kv_bytes) as f64 / (weights as f64 / layers.max(1) as f64)) as u64;
     if (1..layers).contains(&fitting) {
-        advice.push(format!("fewer layers (--hf-overrides '{{\"num_hidden_layers\":{fitting}}}')"));
+        advice.push(format!(
+            "fewer layers (--hf-overrides '{{\"num_hidden_layers\":{fitting}}}')"
+        ));
     }
     if layout.kv.pages > 0 {
-        advice.push("a smaller KV cache (--kv-cache-memory-bytes, --kv-cache-dtype fp8_e4m3, --max-model-len)".into());
+        advice.push(
+            "a smaller KV cache (--kv-cache-memory-bytes, --kv-cache-dtype fp8_e4m3, --max-model-len)".into(),
+        );
     }
     if memory.ours > (1 << 30) {
         advice.push("smaller steps (--max-num-batched-tokens, --max-num-seqs)".into());
@@ -190,4 +208,94 @@ fn does_not_fit(
         advice.join(", or ")
     );
     WorkerError::config("gpu-memory-utilization", config.gpu_memory_utilization, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use conclave_kernels::cpu::CpuBackend;
+
+    use super::*;
+    use crate::config::LoadFormat;
+
+    const H100: u64 = 85_520_809_984;
+    const H200: u64 = 150_121_545_728;
+
+    /// MiniMax-M2.7 in INT4 on a device of `total` bytes.
+    fn divided(total: u64, change: impl FnOnce(&mut WorkerConfig)) -> Result<Layout> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/minimax-m2/full-size/awq");
+        let mut config = WorkerConfig::new("", &directory);
+        config.load_format = LoadFormat::Dummy { seed: 0 };
+        change(&mut config);
+        let source = WeightSource::dummy(&directory, None, 0, 1)?;
+        let mut layout = Layout::new(&config, &source, None)?;
+        let limits = conclave_kernels::backend::Limits {
+            max_tokens: 1,
+            max_logit_rows: 1,
+            max_runs: 1,
+            max_pages_per_run: 1,
+            max_expert_rows: 1,
+            page_tokens: 16,
+        };
+        // Any device gives sizes; this one counts what a checkpoint stores.
+        let device = CpuBackend::new(limits, 1, None).map_err(ModelError::from)?;
+        let needs = Needs::of(&device, &source);
+        let memory = DeviceMemory {
+            free: total - (3 << 30),
+            total,
+            ours: 2 << 30,
+        };
+        divide(memory, &needs, &config, &source, &mut layout)?;
+        Ok(layout)
+    }
+
+    fn tokens(layout: &Layout) -> usize {
+        layout.kv.pages * layout.kv.page_tokens
+    }
+
+    #[test]
+    fn what_the_weights_leave_is_for_keys_and_values() {
+        let layout = divided(H200, |_| ()).unwrap();
+        assert!((20_000..60_000).contains(&tokens(&layout)), "{}", tokens(&layout));
+        assert_eq!(layout.slots.kv_pages, layout.kv.pages);
+        let fp8 = divided(H200, |config| {
+            config.kv_cache_dtype = conclave_kernels::backend::KvDtype::Fp8E4m3;
+        });
+        assert!(tokens(&fp8.unwrap()).abs_diff(2 * tokens(&layout)) <= 32);
+        let more = divided(H200, |config| config.gpu_memory_utilization = 0.97).unwrap();
+        assert!(tokens(&more) > tokens(&layout) + 20_000);
+        // The router may give it all experts, and no more than fit.
+        let device = layout.device.as_ref().unwrap();
+        assert_eq!(device.workers, 1);
+        assert!(layout.expert_capacity.unwrap() >= 115 << 30);
+    }
+
+    #[test]
+    fn one_of_several_workers_may_be_lost_if_the_rest_holds_the_longest_sequence() {
+        let short = divided(H200, |config| {
+            config.expected_workers = 2;
+            config.max_model_len = Some(8192);
+        });
+        assert_eq!(short.unwrap().device.unwrap().workers, 1);
+        let long = divided(H200, |config| config.expected_workers = 2).unwrap();
+        assert_eq!(long.device.as_ref().unwrap().workers, 2);
+        assert!(tokens(&long) > 200_000);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_what_would() {
+        let error = divided(H100, |_| ()).unwrap_err().to_string();
+        for part in [
+            "out of memory",
+            "--workers 2",
+            "num_hidden_layers\":3",
+            "KV cache",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let error = divided(H200, |config| config.kv_pages = Some(10_000)).unwrap_err();
+        assert!(error.to_string().contains("--kv-cache-dtype fp8_e4m3"), "{error}");
+        divided(H100, |config| config.expected_workers = 2).unwrap();
+    }
 }

@@ -237,7 +237,14 @@ impl Device {
         if number != live.next_step {
             let expected = live.next_step;
             self.rank.end_epoch();
-            return self.fail(epoch, number, RankError::OutOfOrder { step: number, expected });
+            return self.fail(
+                epoch,
+                number,
+                RankError::OutOfOrder {
+                    step: number,
+                    expected,
+                },
+            );
         }
         live.next_step += 1;
         let fault = self.fault.take_if(|fault| fault.step == number);

@@ -21,7 +21,10 @@ pub struct Slot {
 pub(super) enum LastSampled {
     Token(u32),
     /// Drawn on the device for this row of that step, which has not been fetched.
-    Row { step: u64, row: u32 },
+    Row {
+        step: u64,
+        row: u32,
+    },
 }
 
 impl Slot {

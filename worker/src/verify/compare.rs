@@ -49,10 +49,13 @@ pub struct Miss {
 pub const CPU_TOLERANCE: f64 = 1e-3;
 /// on a GPU prompts' activations are BF16,
 pub const GPU_TOLERANCE: f64 = 1e-2;
-/// and keys and values are rounded: so many times what that alone does, on the CPU.
-pub const OF_ROUNDED_KV: f64 = 1.5;
-/// A margin of so many root mean square errors of a logit is a tie.
+/// and keys and values are rounded: so many times what that alone does on the CPU, where it makes other tokens choose
+/// other experts.
+pub const OF_ROUNDED_KV: f64 = 3.0;
+/// A margin of so many root mean square errors of a logit is a tie,
 const TIE_ERRORS: f64 = 4.0;
+/// or of so many of the position where they are largest.
+const WORST_TIE_ERRORS: f64 = 2.0;
 
 impl Comparison {
     /// Logits within the tolerance, and every greedy token equal or tied.
@@ -85,7 +88,10 @@ pub fn compare(
             greedy_ids.push(sample.token);
             let expected = reference.greedy_ids.get(index).copied().unwrap_or(sample.token);
             if sample.token != expected {
-                let value = |token: u32| last.get(token as usize).map_or(f64::NAN, |value| f64::from(*value));
+                let value = |token: u32| {
+                    last.get(token as usize)
+                        .map_or(f64::NAN, |value| f64::from(*value))
+                };
                 misses.push(Miss {
                     index,
                     expected,
@@ -123,7 +129,11 @@ pub fn compare(
     for (position, expected) in (prompt.len()..total.saturating_sub(1)).zip(&reference.greedy_ids) {
         // As in serving, unless the token that was sampled is another.
         let differs = greedy_ids.last() != Some(expected);
-        let tokens = if differs { std::slice::from_ref(expected) } else { &[] };
+        let tokens = if differs {
+            std::slice::from_ref(expected)
+        } else {
+            &[]
+        };
         let step = wire::Step {
             runs: vec![run(0, position, tokens, true)],
             ..wire::Step::default()
@@ -142,8 +152,14 @@ pub fn compare(
         DeviceKind::Cuda(_) => GPU_TOLERANCE,
     };
     let error = rms_error(&found.logits, &reference.logits);
+    let rows = found
+        .logits
+        .chunks(vocab.max(1))
+        .zip(reference.logits.chunks(vocab.max(1)));
+    let worst = rows.map(|(a, b)| rms_error(a, b)).fold(0.0, f64::max);
+    let bound = (TIE_ERRORS * error).max(WORST_TIE_ERRORS * worst);
     for miss in &mut misses {
-        miss.is_tie = miss.margin.abs() <= TIE_ERRORS * error;
+        miss.is_tie = miss.margin.abs() <= bound;
     }
     found.misses = misses;
     Ok(found)
@@ -211,10 +227,7 @@ fn measure(
 }
 
 fn rms_error(found: &[f32], expected: &[f32]) -> f64 {
-    let squares = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| f64::from(a - b).powi(2));
+    let squares = found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2));
     (squares.sum::<f64>() / found.len().max(1) as f64).sqrt()
 }
 

@@ -18,5 +18,6 @@ pub fn write(file: Option<&Path>, scenario: &str, figures: &Value) -> Result<()>
         "figures": figures,
     });
     let text = serde_json::to_string_pretty(&record)? + "\n";
-    std::fs::write(file, text).with_context(|| format!("result_filename {}: cannot be written", file.display()))
+    std::fs::write(file, text)
+        .with_context(|| format!("result_filename {}: cannot be written", file.display()))
 }

@@ -87,7 +87,11 @@ pub fn run(settings: &BenchSettings, phase: Phase) -> Result<()> {
             }
         }
     }
-    let name = if phase == Phase::Decode { "decode" } else { "prefill" };
+    let name = if phase == Phase::Decode {
+        "decode"
+    } else {
+        "prefill"
+    };
     results::write(settings.result_filename.as_deref(), name, &Value::Array(figures))
 }
 
@@ -252,9 +256,7 @@ impl Load {
             steps[0].end_slots.push(0);
         }
         steps[0].start_slots.push(self.start(0, tokens));
-        steps[0]
-            .runs
-            .push(run_of(0, 0, &self.tokens(tokens, salt), true));
+        steps[0].runs.push(run_of(0, 0, &self.tokens(tokens, salt), true));
         steps
     }
 
@@ -270,7 +272,9 @@ impl Load {
             self.ranks.step(steps, false)?;
         }
         let context = self.context;
-        self.timed(DECODE_ROOM, |load, step| load.decode_step(sequences, context + step))
+        self.timed(DECODE_ROOM, |load, step| {
+            load.decode_step(sequences, context + step)
+        })
     }
 
     /// The same prompt again and again, each time on a fresh slot; ranks without a share take part.
@@ -332,7 +336,10 @@ impl Load {
             Ok(())
         })?;
         let (about, ceilings) = take.recv()?;
-        Ok((about, ceilings.ok_or_else(|| anyhow!("this device measures no ceilings"))?))
+        Ok((
+            about,
+            ceilings.ok_or_else(|| anyhow!("this device measures no ceilings"))?,
+        ))
     }
 
     fn profiled(&mut self, steps: Vec<wire::Step>, phase: Phase, batch: usize) -> Result<()> {

@@ -63,7 +63,8 @@ impl Plan {
         places: &Places,
     ) -> Result<Plan> {
         let executable = std::env::current_exe().context("the path of this executable is not known")?;
-        let arguments = (0..places.workers).map(|rank| arguments::worker(settings, found, router, rank, places));
+        let arguments =
+            (0..places.workers).map(|rank| arguments::worker(settings, found, router, rank, places));
         Ok(Plan {
             executable,
             arguments: arguments.collect(),

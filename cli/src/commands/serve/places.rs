@@ -62,11 +62,20 @@ mod tests {
     #[test]
     fn a_worker_has_a_gpu_or_shares_one() {
         let cpu = Places::on(Vec::new(), None).expect("places");
-        assert_eq!((cpu.workers, cpu.device_of(1), cpu.workers_per_gpu()), (2, "cpu".into(), 1));
+        assert_eq!(
+            (cpu.workers, cpu.device_of(1), cpu.workers_per_gpu()),
+            (2, "cpu".into(), 1)
+        );
         let gpus = Places::on(vec![0, 2], None).expect("places");
-        assert_eq!((gpus.workers, gpus.device_of(1), gpus.workers_per_gpu()), (2, "cuda:2".into(), 1));
+        assert_eq!(
+            (gpus.workers, gpus.device_of(1), gpus.workers_per_gpu()),
+            (2, "cuda:2".into(), 1)
+        );
         let shared = Places::on(vec![0, 2], Some(3)).expect("places");
-        assert_eq!((shared.device_of(2), shared.workers_per_gpu()), ("cuda:0".into(), 2));
+        assert_eq!(
+            (shared.device_of(2), shared.workers_per_gpu()),
+            ("cuda:0".into(), 2)
+        );
         assert!(Places::on(Vec::new(), Some(0)).is_err());
     }
 }

@@ -97,7 +97,14 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
     }
     let settled = settle(&target).await;
     let memory_after = device_memory(device);
-    let problems = report(settings, &tally, began.elapsed(), settled, memory_before, memory_after)?;
+    let problems = report(
+        settings,
+        &tally,
+        began.elapsed(),
+        settled,
+        memory_before,
+        memory_after,
+    )?;
     target.end().await?;
     if !problems.is_empty() {
         bail!("{}", problems.join("; "));
@@ -147,7 +154,10 @@ impl Tally {
 async fn settle(target: &Target) -> (f64, f64) {
     let began = Instant::now();
     loop {
-        let running = target.metric("vllm:num_requests_running").await.unwrap_or(f64::NAN);
+        let running = target
+            .metric("vllm:num_requests_running")
+            .await
+            .unwrap_or(f64::NAN);
         let pages = target
             .metric("conclave:kv_pages_referenced")
             .await
@@ -196,13 +206,22 @@ fn report(
     println!("  afterwards: {running} requests run, {pages} KV pages are held");
     let mut problems = Vec::new();
     if running != 0.0 || pages != 0.0 {
-        problems.push(format!("{running} requests and {pages} KV pages did not come back"));
+        problems.push(format!(
+            "{running} requests and {pages} KV pages did not come back"
+        ));
     }
     if let Some(first) = tally.failed.first() {
-        problems.push(format!("{} requests failed, the first: {first}", tally.failed.len()));
+        problems.push(format!(
+            "{} requests failed, the first: {first}",
+            tally.failed.len()
+        ));
     }
     if let (Some(before), Some(after)) = (before, after) {
-        println!("  device memory: {} MiB before, {} MiB after", before >> 20, after >> 20);
+        println!(
+            "  device memory: {} MiB before, {} MiB after",
+            before >> 20,
+            after >> 20
+        );
         if after > before + GROWTH_BYTES {
             problems.push(format!("device memory grew by {} bytes", after - before));
         }
