@@ -165,11 +165,29 @@ def kill_and_recover():
 
 def preemption():
     """Few pages: sequences must give way to each other, and every answer is whole all the same."""
-    server = Server("--workers=1", "--kv-cache-memory-bytes=6MB", "--no-enable-prefix-caching")
-    together(server, "few KV pages")
+    server = Server("--workers=1", "--deterministic=true", "--kv-cache-memory-bytes=6MB", "--no-enable-prefix-caching")
+
+    def ids(index):
+        prompt = [(k * 31 + index * 97 + 5) % 3000 for k in range(40)]
+        body = {"prompt": prompt, "max_tokens": 300, "ignore_eos": True, "temperature": 0, "return_token_ids": True}
+        return server.ask(body, "/v1/completions")["choices"][0]["token_ids"]
+
+    alone = [ids(index) for index in range(24)]
+    crowd = {}
+
+    def one(index):
+        crowd[index] = ids(index)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = sum(crowd.get(index) == alone[index] for index in range(24))
     text = server.get("/metrics")
     count = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_preemptions"))
-    check("few KV pages: preemptions", count > 0, f"{count:.0f}")
+    check("few KV pages: sequences give way to each other", count > 0 and good == 24,
+          f"{count:.0f} preemptions, {good} of 24 answers as alone")
     server.stop()
 
 

@@ -67,7 +67,7 @@ fn print(name: &str, workers: u32, device: DeviceKind, path: &str, found: &Compa
             miss.found,
             miss.expected,
             miss.margin,
-            if miss.is_tie { "a tie" } else { "WRONG" }
+            if miss.is_tie { "a tie" } else { "no tie" }
         );
     }
     if let Some(error) = found.router_max_error {
