@@ -16,8 +16,6 @@ pub async fn complete(address: &str, key: Option<&str>, call: &Call) -> Result<T
         "ignore_eos": true,
         "temperature": 0,
         "stream": true,
-        // Pieces come without a tokenizer, too.
-        "return_token_ids": true,
         "stream_options": {"include_usage": true},
     });
     if !call.cache_salt.is_empty() {
