@@ -1,7 +1,7 @@
-"""End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--workers 2]
+"""End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--only PART,...]
 
 Serves the bundled model on the GPU and compares every recorded answer token for token; verifies every reference
-checkpoint; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN. Needs only Python's
+checkpoint; runs out of KV pages; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN. Needs only Python's
 standard library. Prints one line a check, ends with status 1 if one fails.
 """
 import argparse
@@ -19,6 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 parser.add_argument("--device", default="cuda")
+parser.add_argument("--only", default="verify,serve_checks,preemption,kill_and_recover,faults")
 arguments = parser.parse_args()
 failures = 0
 
@@ -242,6 +243,8 @@ def verify():
 
 
 for part in (verify, serve_checks, preemption, kill_and_recover, faults):
+    if part.__name__ not in arguments.only.split(","):
+        continue
     began = time.time()
     try:
         part()
