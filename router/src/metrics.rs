@@ -39,6 +39,11 @@ const TOKENS: [f64; 18] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5,
 ];
 
+/// Bounds of work on grammars, in seconds: a mask should take tens of microseconds, compiling may take a second.
+const GRAMMAR: [f64; 15] = [
+    10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0,
+];
+
 /// vLLM's bounds of `n`.
 const CHOICES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
 
@@ -77,6 +82,8 @@ pub struct Metrics {
     preemptions: Counter,
     success: Family<Finished, Counter>,
     refused: Family<Refused, Counter>,
+    pub grammar_compile_time: Histogram,
+    pub grammar_mask_time: Histogram,
     pub time_to_first_token: Histogram,
     pub inter_token_latency: Histogram,
     pub request_latency: Histogram,
@@ -123,6 +130,8 @@ impl Metrics {
             preemptions: Counter::default(),
             success: Family::default(),
             refused: Family::default(),
+            grammar_compile_time: Histogram::new(GRAMMAR),
+            grammar_mask_time: Histogram::new(GRAMMAR),
             time_to_first_token: Histogram::new(FIRST_TOKEN),
             inter_token_latency: Histogram::new(BETWEEN_TOKENS),
             request_latency: Histogram::new(REQUEST),
@@ -260,6 +269,16 @@ impl Metrics {
     fn register_conclave(&mut self) {
         let r = &mut self.registry;
         r.register("conclave:workers", "Attached workers", self.workers.clone());
+        r.register(
+            "conclave:grammar_compile_seconds",
+            "Compiling what an output is held to",
+            self.grammar_compile_time.clone(),
+        );
+        r.register(
+            "conclave:grammar_mask_seconds",
+            "Finding the tokens that may come next, for one sequence and step",
+            self.grammar_mask_time.clone(),
+        );
         r.register(
             "conclave:workers_lost",
             "Workers lost since the start",

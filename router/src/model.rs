@@ -1,12 +1,13 @@
 //! The checkpoint as the router knows it: its text files only. Weights are the workers' business.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use conclave_plan::model::ModelSpec;
 use conclave_plan::storage::StorageFormat;
-use conclave_text::Text;
 use conclave_text::generation_config::GenerationConfig;
+use conclave_text::grammar::{Constraint, Grammar, GrammarCompiler};
 use conclave_text::parse::ParserNames;
+use conclave_text::{Text, TextError};
 
 use crate::config::RouterConfig;
 use crate::error::{Result, RouterError};
@@ -39,6 +40,9 @@ pub struct TextModel {
     pub text: Arc<Text>,
     /// Text of more bytes has more tokens than the model's length, whatever it is; `None`: cannot be told.
     pub longest_prompt_bytes: Option<usize>,
+    /// Made when it is first asked for, since the vocabulary has to become a tree; or why it cannot be made.
+    grammars: OnceLock<conclave_text::Result<GrammarCompiler>>,
+    vocab: u32,
 }
 
 impl Model {
@@ -75,7 +79,7 @@ impl Model {
         let text = if config.skip_tokenizer_init {
             None
         } else {
-            Some(TextModel::load(config, max_model_len)?)
+            Some(TextModel::load(config, max_model_len, vocab)?)
         };
         if let Some(text) = &text {
             eos.extend(text.text.eos_token_ids());
@@ -111,7 +115,7 @@ impl Model {
 }
 
 impl TextModel {
-    fn load(config: &RouterConfig, max_model_len: u32) -> Result<TextModel> {
+    fn load(config: &RouterConfig, max_model_len: u32, vocab: u32) -> Result<TextModel> {
         let parsers = ParserNames {
             reasoning: config.reasoning_parser.clone(),
             tool_calls: config.tool_call_parser.clone(),
@@ -126,7 +130,26 @@ impl TextModel {
         Ok(TextModel {
             longest_prompt_bytes: bounded.then(|| longest_token.saturating_mul(max_model_len as usize)),
             text: Arc::new(text),
+            grammars: OnceLock::new(),
+            vocab,
         })
+    }
+
+    /// The compiler of grammars. The first call takes as long as the vocabulary is large.
+    pub fn grammars(&self) -> conclave_text::Result<&GrammarCompiler> {
+        let made = self
+            .grammars
+            .get_or_init(|| self.text.grammar_compiler(self.vocab));
+        made.as_ref().map_err(TextError::clone)
+    }
+
+    /// Compiles what an output is held to, from `reasoning_end` on if it begins with reasoning.
+    pub fn compile(
+        &self,
+        constraint: &Constraint,
+        reasoning_end: Option<u32>,
+    ) -> conclave_text::Result<Grammar> {
+        self.grammars()?.compile(constraint, reasoning_end)
     }
 }
 

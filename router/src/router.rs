@@ -88,6 +88,7 @@ impl Router {
             log_prompts: config.log_prompts,
             started: SystemTime::now(),
         });
+        tokio::spawn(warm_grammars(context.clone()));
         let (stop_api, api_stopped) = oneshot::channel();
         let api = api_server(&config, context, client_listener, api_stopped)?;
         let sequencer_ended = start_sequencer(
@@ -227,6 +228,21 @@ fn api_server(
             },
         );
     Ok(tokio::spawn(server))
+}
+
+/// Makes the compiler of grammars, so that no request has to wait for it.
+async fn warm_grammars(context: Arc<Context>) {
+    let shared = context.clone();
+    let make = move || {
+        if let Some(text) = &shared.model.text
+            && let Err(error) = text.grammars()
+        {
+            tracing::warn!(%error, "output of this model cannot be constrained");
+        }
+        Ok(())
+    };
+    // The queue is empty at the start; without it, the first request makes the compiler.
+    let _ = context.pool.grammar(make).await;
 }
 
 /// Serving from the first epoch on, whatever the cluster goes through: requests wait, they are not refused.

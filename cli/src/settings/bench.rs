@@ -33,7 +33,7 @@ pub struct BenchSettings {
         default_value = "bf16,fp8,int4"
     )]
     pub formats: Vec<String>,
-    /// Tokens in a step for --ops; sequences (decode) or prompt tokens (prefill).
+    /// Tokens in a step for --ops; sequences (decode) or prompt tokens (prefill, text).
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,512")]
     pub batch: Vec<usize>,
     /// Tokens that each sequence has before decode is measured.
@@ -130,6 +130,10 @@ pub enum Scenario {
     Agent,
     /// Random arrivals, lengths and hang-ups for --duration; nothing may fail or leak.
     Soak,
+    /// The same load straight over gRPC and through the gateway, in turns: what the gateway costs.
+    Gateway,
+    /// Chats of the lengths in --batch: template and tokenizer, and time to first token beside prefill.
+    Text,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

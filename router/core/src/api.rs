@@ -72,6 +72,8 @@ pub struct Submit {
     pub prompt_logprobs: Option<u32>,
     /// Every sampling step waits for a mask (structured output): see `Event::Mask`.
     pub masked: bool,
+    /// The mask of the first token, where it is known already: no step is spent on waiting for it.
+    pub first_mask: Option<Arc<[u8]>>,
     /// Tokens generated before (re-submitted by a gateway that lost its router): continue after them. They are
     /// not delivered again; they count in `Usage::generated_tokens`.
     pub generated: Vec<u32>,

@@ -109,7 +109,7 @@ impl Sequence {
             prompt_logprobs: submit.prompt_logprobs,
             next_prompt_logprob: 1,
             masked: submit.masked,
-            mask: None,
+            mask: submit.first_mask.filter(|_| submit.masked),
             cached_tokens: None,
             in_flight: 0,
             state: State::Waiting { for_prefix_of: None },

@@ -16,7 +16,7 @@ use super::prompt::{self, Prompt};
 use super::validate::{self, Checked};
 use super::{Context, errors};
 use crate::sequencer::Submission;
-use crate::stream::{CancelOnDrop, Choice, RequestSpec, ResponseStream};
+use crate::stream::{CancelOnDrop, Choice, Constrained, Ends, RequestSpec, ResponseStream};
 
 /// How long a request waits for the sequencer to look at it, which takes microseconds unless it is flooded.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,11 +49,13 @@ async fn run(
     if context.log_prompts {
         tracing::info!(prompt = %checked.prompt, "prompt");
     }
-    let prompt = prompt::prepare(context, &mut checked).await?;
+    let salt = salt(&checked.cache_salt);
+    let prompt = prompt::prepare(context, &mut checked, salt).await?;
     let max_new_tokens = room(context, &checked, prompt.tokens.len())?;
     context.metrics.request_n.observe(checked.n.into());
     context.metrics.request_max_tokens.observe(max_new_tokens.into());
-    let (guard, submission, admitted) = submission(context, checked, prompt, max_new_tokens, arrived, span)?;
+    let (guard, submission, admitted) =
+        submission(context, checked, prompt, max_new_tokens, salt, arrived, span)?;
     // `admitted` is dropped before `guard` if the client goes away meanwhile: the sequencer either has not seen the
     // submission, and finds it abandoned, or has, and learns of the end.
     let admitted = admitted;
@@ -119,16 +121,17 @@ fn submission(
     checked: Checked,
     prompt: Prompt,
     max_new_tokens: u32,
+    salt: u64,
     arrived: Instant,
     span: tracing::Span,
 ) -> Result<(CancelOnDrop, Submission, Admission), Status> {
     let texts = prompt.choice_texts(context, &checked)?;
     let stop_tokens: Arc<[u32]> = checked.stop_tokens.into();
     let eos: Arc<[u32]> = context.model.eos.as_slice().into();
-    let salt = salt(&checked.cache_salt);
     let mut sequences = Vec::new();
     let mut permits = Vec::new();
     let mut choices = Vec::new();
+    let length = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
     for (index, text) in (0..).zip(texts) {
         let id = SequenceId(context.next_sequence.fetch_add(1, Ordering::Relaxed));
         let permit = context.sequencer.ends.clone().try_reserve_owned().map_err(|_| {
@@ -138,7 +141,14 @@ fn submission(
             )
         })?;
         permits.push((id, permit));
-        choices.push(Choice::new(index, text, eos.clone()));
+        let constrained = prompt.grammar.as_ref().map(|(grammar, _)| {
+            let ends = Ends {
+                stop_tokens: stop_tokens.clone(),
+                length: length.saturating_add(max_new_tokens),
+            };
+            Constrained::new(grammar, id, length, ends, context.sequencer.masks.clone())
+        });
+        choices.push(Choice::new(index, text, constrained, eos.clone()));
         sequences.push(Submit {
             id,
             prompt: prompt.tokens.clone(),
@@ -154,7 +164,8 @@ fn submission(
             cache_salt: salt,
             // One choice's are enough: the prompt is the same.
             prompt_logprobs: checked.output.prompt_logprobs.filter(|_| index == 0),
-            masked: false,
+            masked: prompt.grammar.is_some(),
+            first_mask: prompt.grammar.as_ref().map(|(_, mask)| mask.clone()),
             generated: Vec::new(),
         });
     }

@@ -1,10 +1,12 @@
 //! From a request's input to prompt tokens, and the calls that do only that. All of it runs on the text pool.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use conclave_proto::v1 as pb;
 use conclave_proto::v1::tokenize_request::Input as TokenizeInput;
 use conclave_text::detokenize::Detokenizer;
+use conclave_text::grammar::{Constraint, Grammar};
 use conclave_text::output::OutputOptions;
 use conclave_text::tokenizer::Tokenizer;
 use conclave_text::{ChatOutput, Text, TextError};
@@ -25,6 +27,8 @@ pub struct Prompt {
     chat: Option<ChatOutput>,
     /// Where each token's text begins in the prompt's, in characters; empty without prompt log-probabilities.
     pub offsets: Vec<u32>,
+    /// What the output is held to, with the mask of its first token.
+    pub grammar: Option<(Grammar, Arc<[u8]>)>,
 }
 
 /// What the pool needs to know of a request.
@@ -35,10 +39,12 @@ struct Job {
     echo: bool,
     offsets: bool,
     skip_special_tokens: bool,
+    structured: Option<Constraint>,
+    salt: u64,
 }
 
 /// Does the text work of a request.
-pub async fn prepare(context: &Arc<Context>, checked: &mut Checked) -> Result<Prompt, Status> {
+pub async fn prepare(context: &Arc<Context>, checked: &mut Checked, salt: u64) -> Result<Prompt, Status> {
     let job = Job {
         input: std::mem::replace(&mut checked.prompt, Input::Ids(Vec::new())),
         bad_words: std::mem::take(&mut checked.bad_words),
@@ -46,11 +52,49 @@ pub async fn prepare(context: &Arc<Context>, checked: &mut Checked) -> Result<Pr
         echo: checked.output.echo,
         offsets: checked.output.prompt_logprobs.is_some(),
         skip_special_tokens: checked.output.skip_special_tokens,
+        structured: checked.structured.take(),
+        salt,
     };
     let Some(text) = text(context) else {
         return job.without_text();
     };
-    context.pool.prompt(move || job.run(&text)).await
+    let (mut prompt, constraint) = context.pool.prompt(move || job.run(&text)).await?;
+    if let Some(constraint) = constraint {
+        let (chat, shared) = (prompt.chat.clone(), context.clone());
+        let compile = move || compile(&shared, &constraint, chat.as_ref());
+        prompt.grammar = Some(context.pool.grammar(compile).await?);
+    }
+    Ok(prompt)
+}
+
+/// A constraint's grammar, and the mask of the first token.
+fn compile(
+    context: &Context,
+    constraint: &Constraint,
+    chat: Option<&ChatOutput>,
+) -> Result<(Grammar, Arc<[u8]>), Status> {
+    let model = context
+        .model
+        .text
+        .as_ref()
+        .ok_or_else(|| no_tokenizer("structured"))?;
+    let began = Instant::now();
+    let compiled = model
+        .compile(constraint, model.text.reasoning_end(chat))
+        .and_then(|grammar| {
+            let mask = grammar.matcher().mask()?;
+            Ok((grammar, mask))
+        });
+    context
+        .metrics
+        .grammar_compile_time
+        .observe(began.elapsed().as_secs_f64());
+    compiled.map_err(|error| match error {
+        TextError::Request { field, reason } if !field.starts_with("tool") => {
+            errors::invalid_text(&format!("structured.{field}"), &reason)
+        }
+        other => text_error(other),
+    })
 }
 
 impl Job {
@@ -65,10 +109,11 @@ impl Job {
             echo: None,
             chat: None,
             offsets: Vec::new(),
+            grammar: None,
         })
     }
 
-    fn run(self, text: &Text) -> Result<Prompt, Status> {
+    fn run(self, text: &Text) -> Result<(Prompt, Option<Constraint>), Status> {
         let tokenizer = text.tokenizer();
         let mut given = None;
         let mut output = None;
@@ -86,7 +131,7 @@ impl Job {
             }
             Input::Chat(wire) => {
                 let chat = chat::from_wire(wire)?;
-                let rendered = text.render_chat(&chat).map_err(text_error)?;
+                let rendered = text.render_chat_salted(&chat, self.salt).map_err(text_error)?;
                 output = Some(rendered.output);
                 rendered.ids
             }
@@ -102,7 +147,10 @@ impl Job {
                 Some(decoded.map_err(text_error)?)
             }
         };
-        Ok(Prompt {
+        let constraint = text
+            .constraint(output.as_ref(), self.structured)
+            .map_err(text_error)?;
+        let prompt = Prompt {
             bad_words: bad_words(tokenizer, &self.bad_words)?,
             offsets: if self.offsets {
                 offsets(tokenizer, &tokens, self.skip_special_tokens)
@@ -112,7 +160,9 @@ impl Job {
             tokens: tokens.into(),
             echo: echo.map(Into::into),
             chat: output,
-        })
+            grammar: None,
+        };
+        Ok((prompt, constraint))
     }
 }
 

@@ -6,13 +6,15 @@
 use std::fmt::{self, Display};
 
 use conclave_proto::v1::generate_request::Prompt;
-use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams};
+use conclave_proto::v1::structured_output::Kind;
+use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams, StructuredOutput};
 use conclave_router_core::api::Sampling;
 use tonic::Status;
 
 use super::errors::{Violations, unknown_model};
 use super::limits::*;
 use crate::model::Model;
+use conclave_text::grammar::Constraint;
 use conclave_text::stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 
 /// A request whose fields are all within their ranges. Lengths in tokens are checked when they are known.
@@ -35,6 +37,8 @@ pub struct Checked {
     /// Keep only so many of the prompt's last tokens.
     pub truncate: Option<u32>,
     pub output: OutputSpec,
+    /// The form that the output is held to.
+    pub structured: Option<Constraint>,
 }
 
 /// What the prompt is given as.
@@ -129,15 +133,9 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
             needs_text(false, "use logit_bias"),
         );
     }
-    if request
-        .structured
-        .is_some_and(|structured| structured.kind.is_some())
-    {
-        v.add(
-            "structured",
-            "set",
-            "this router does not constrain output; leave it out",
-        );
+    let structured = request.structured.and_then(constraint);
+    if structured.is_some() && !has_tokenizer {
+        v.add("structured", "set", needs_text(false, "leave it out"));
     }
     let prompt = input(
         &mut v,
@@ -173,6 +171,19 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
         cache_salt: request.cache_salt,
         truncate,
         output,
+        structured,
+    })
+}
+
+/// The text layer checks what is in it.
+fn constraint(structured: StructuredOutput) -> Option<Constraint> {
+    Some(match structured.kind? {
+        Kind::JsonSchema(schema) => Constraint::JsonSchema(schema),
+        Kind::JsonObject(true) => Constraint::JsonObject,
+        Kind::JsonObject(false) => return None,
+        Kind::Regex(regex) => Constraint::Regex(regex),
+        Kind::Choice(choices) => Constraint::Choice(choices.values),
+        Kind::Grammar(grammar) => Constraint::Grammar(grammar),
     })
 }
 

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Status;
 
 use super::peer::Peer;
-use super::{Channels, End, Input, Inspection, Output, Sink, Submission, View, wire};
+use super::{Channels, End, Input, Inspection, NextMask, Output, Sink, Submission, View, wire};
 use crate::clock::Clock;
 use crate::cluster::transport;
 use crate::metrics::Metrics;
@@ -114,6 +114,9 @@ impl Machine {
                     self.input(input);
                 }
                 Some(End { id, reason }) = self.channels.ends.recv() => self.handle(Event::End { id, reason }),
+                Some(NextMask { id, position, mask }) = self.channels.masks.recv() => {
+                    self.handle(Event::Mask { id, position, mask });
+                }
                 Some(submission) = self.channels.submissions.recv() => self.submit(submission),
                 _ = ticks.tick(), if timed => {
                     tick = true;

@@ -85,6 +85,14 @@ pub struct End {
     pub reason: EndReason,
 }
 
+/// The tokens that may come next in one sequence.
+#[derive(Debug)]
+pub struct NextMask {
+    pub id: SequenceId,
+    pub position: u32,
+    pub mask: Arc<[u8]>,
+}
+
 /// Where the output of a request's sequences goes. Called by the sequencer: must return at once.
 pub trait Sink: Send + Sync {
     fn push(self: Arc<Self>, choice: u32, output: Output);
@@ -142,6 +150,8 @@ pub struct Handle {
     /// A sequence reserves its place here before it is submitted, so that its end can always be told at once,
     /// from code that cannot wait.
     pub ends: mpsc::Sender<End>,
+    /// Masks of the sequences that wait for one.
+    pub masks: mpsc::Sender<NextMask>,
     pub view: watch::Receiver<View>,
 }
 
@@ -150,6 +160,7 @@ pub struct Channels {
     inputs: mpsc::Receiver<Input>,
     submissions: mpsc::Receiver<Submission>,
     ends: mpsc::Receiver<End>,
+    masks: mpsc::Receiver<NextMask>,
     view: watch::Sender<View>,
 }
 
@@ -158,17 +169,20 @@ pub fn channels(max_live: usize) -> (Handle, Channels) {
     let (inputs, inputs_in) = mpsc::channel(INPUT_QUEUE);
     let (submissions, submissions_in) = mpsc::channel(SUBMISSION_QUEUE);
     let (ends, ends_in) = mpsc::channel(max_live);
+    let (masks, masks_in) = mpsc::channel(max_live);
     let (view_out, view) = watch::channel(View::default());
     let handle = Handle {
         inputs,
         submissions,
         ends,
+        masks,
         view,
     };
     let channels = Channels {
         inputs: inputs_in,
         submissions: submissions_in,
         ends: ends_in,
+        masks: masks_in,
         view: view_out,
     };
     (handle, channels)

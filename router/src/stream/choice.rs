@@ -5,9 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use conclave_proto::v1 as pb;
 use conclave_router_core::api::{Delivered, FinishReason, Logprobs};
+use conclave_text::TextError;
 use conclave_text::output::{OutputDelta, OutputStream};
 use conclave_text::parse::{End, ToolCallDelta};
 use conclave_text::tokenizer::Tokenizer;
+
+use super::constrained::Constrained;
+use crate::metrics::Metrics;
 
 /// What the tokens of a choice led to.
 pub enum Verdict {
@@ -29,6 +33,8 @@ pub struct Choice {
     index: u32,
     /// `None`: token ids only.
     text: Option<ChoiceText>,
+    /// `None`: any token may come.
+    constrained: Option<Constrained>,
     /// Characters of the prompt's text that were put before the choice's own.
     echoed: u32,
     eos: Arc<[u32]>,
@@ -38,10 +44,16 @@ pub struct Choice {
 
 impl Choice {
     /// `eos`: tokens that end a sequence without being a reason to name.
-    pub fn new(index: u32, text: Option<ChoiceText>, eos: Arc<[u32]>) -> Choice {
+    pub fn new(
+        index: u32,
+        text: Option<ChoiceText>,
+        constrained: Option<Constrained>,
+        eos: Arc<[u32]>,
+    ) -> Choice {
         Choice {
             index,
             text,
+            constrained,
             echoed: 0,
             eos,
             tokens: 0,
@@ -59,6 +71,14 @@ impl Choice {
         self.text
             .as_ref()
             .map_or(0, |text| text.output.reasoning_tokens())
+    }
+
+    /// Moves the grammar on, if there is one. To be called first: the sequence waits for the next mask.
+    pub fn follow(&mut self, tokens: &[Delivered], metrics: &Metrics) -> Result<(), TextError> {
+        match &mut self.constrained {
+            Some(constrained) if !self.done => constrained.follow(tokens, metrics),
+            _ => Ok(()),
+        }
     }
 
     /// Takes new tokens. Those after a stop string are not the client's.

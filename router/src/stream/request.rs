@@ -164,6 +164,7 @@ impl Request {
                     self.spec.span.record("ttft_ms", first * 1e3);
                 }
                 let choice = &mut work.choices[place];
+                let followed = choice.follow(&tokens, &self.metrics);
                 let given = tokens.len();
                 let (delta, verdict) = choice.push(tokens);
                 // Tokens after a stop string are not the client's.
@@ -175,6 +176,10 @@ impl Request {
                     self.end(place, EndReason::Stop);
                     self.finished(&finished);
                     self.queue.push(Some(place), Event::Finished(finished));
+                }
+                if let Err(error) = followed {
+                    self.end(place, EndReason::Cancelled);
+                    self.tell_end(work, place, FinishReason::Error(error.to_string()));
                 }
             }
             Output::Finish { reason, usage } => {
@@ -189,17 +194,22 @@ impl Request {
     }
 
     fn finish(&self, work: &mut Work, place: usize, reason: FinishReason) {
+        self.tell_end(work, place, reason);
+        work.timings[place].finished(work.choices[place].tokens(), &self.metrics);
+        work.finished += 1;
+        if work.finished == work.choices.len() {
+            self.complete(work);
+        }
+    }
+
+    /// Unless the client was told already.
+    fn tell_end(&self, work: &mut Work, place: usize, reason: FinishReason) {
         if let Some((delta, finished)) = work.choices[place].finish(reason) {
             if is_worth_sending(&delta) {
                 self.queue.push_delta(delta);
             }
             self.finished(&finished);
             self.queue.push(Some(place), Event::Finished(finished));
-        }
-        work.timings[place].finished(work.choices[place].tokens(), &self.metrics);
-        work.finished += 1;
-        if work.finished == work.choices.len() {
-            self.complete(work);
         }
     }
 

@@ -166,9 +166,16 @@ impl Text {
             .and_then(|_| self.format.reasoning_end())
     }
 
-    /// What a chat's tools and tool_choice demand of the output, if anything.
-    pub fn tool_constraint(&self, chat: &ChatOutput) -> Result<Option<Constraint>> {
-        tool_constraint(&self.format, chat)
+    /// What an output is held to: by the form that was asked for, and by a chat's tools and tool_choice.
+    pub fn constraint(
+        &self,
+        chat: Option<&ChatOutput>,
+        answer: Option<Constraint>,
+    ) -> Result<Option<Constraint>> {
+        match chat {
+            None => Ok(answer),
+            Some(chat) => tool_constraint(&self.format, chat, answer),
+        }
     }
 
     /// The output of one choice. With `chat` reasoning and calls are told from content; without, all is text.

@@ -140,6 +140,7 @@ impl Bench {
             cache_salt: 0,
             prompt_logprobs: None,
             masked: false,
+            first_mask: None,
             generated: Vec::new(),
         }))
     }

@@ -118,6 +118,7 @@ pub(crate) fn request(id: u64, prompt: &[u32], max_new_tokens: u32) -> Submit {
         cache_salt: 0,
         prompt_logprobs: None,
         masked: false,
+        first_mask: None,
         generated: Vec::new(),
     }
 }

@@ -13,6 +13,8 @@ use crate::{
 pub const MAX_CONSTRAINT_BYTES: usize = 256 << 10;
 /// Most choices.
 pub const MAX_CHOICES: usize = 10_000;
+/// How the grammar of tool calls refers to that of an answer.
+pub(super) const ANSWER: &str = "answer";
 
 /// The form of an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub enum Constraint {
     Grammar(String),
     /// Tool calls in the model's format; from `tool_constraint`.
     Tools(String),
+    /// Tool calls (which refer to the other as `@answer`), or an answer of this form.
+    ToolsOr(String, Box<Constraint>),
 }
 
 impl Constraint {
@@ -41,6 +45,7 @@ impl Constraint {
             Self::Choice(_) => "choice",
             Self::Grammar(_) => "grammar",
             Self::Tools(_) => "tools",
+            Self::ToolsOr(_, answer) => answer.field(),
         }
     }
 
@@ -55,6 +60,7 @@ impl Constraint {
                 text.len()
             }
             Self::Choice(values) => values.iter().map(String::len).sum(),
+            Self::ToolsOr(tools, answer) => tools.len() + answer.bytes(),
         }
     }
 
@@ -66,23 +72,32 @@ impl Constraint {
                 self.bytes()
             )));
         }
-        let mut body = match self {
+        let mut grammars = vec![self.body()?];
+        if after_reasoning {
+            const BODY: &str = "body";
+            grammars[0].name = Some(BODY.to_owned());
+            let lead = GrammarWithLexer::from_lark(format!("start: (\"\\n\" | \"\\n\\n\")? @{BODY}"));
+            grammars.insert(0, lead);
+        }
+        if let Self::ToolsOr(_, answer) = self {
+            let mut answer = answer.body()?;
+            answer.name = Some(ANSWER.to_owned());
+            grammars.push(answer);
+        }
+        Ok(TopLevelGrammar {
+            grammars,
+            max_tokens: None,
+        })
+    }
+
+    fn body(&self) -> Result<GrammarWithLexer> {
+        Ok(match self {
             Self::JsonSchema(text) => GrammarWithLexer::from_json_schema(self.schema(text)?),
             Self::JsonObject => GrammarWithLexer::from_json_schema(with_style(json!({"type": "object"}))),
             Self::Regex(regex) => GrammarWithLexer::from_regex(self.unanchored(regex)?),
             Self::Choice(values) => GrammarWithLexer::from_lark(self.choices(values)?),
             Self::Grammar(text) => GrammarWithLexer::from_lark(self.lark(text)?),
-            Self::Tools(text) => GrammarWithLexer::from_lark(text.clone()),
-        };
-        if !after_reasoning {
-            return Ok(TopLevelGrammar::from_grammar(body));
-        }
-        const BODY: &str = "body";
-        body.name = Some(BODY.to_owned());
-        let lead = GrammarWithLexer::from_lark(format!("start: (\"\\n\" | \"\\n\\n\")? @{BODY}"));
-        Ok(TopLevelGrammar {
-            grammars: vec![lead, body],
-            max_tokens: None,
+            Self::Tools(text) | Self::ToolsOr(text, _) => GrammarWithLexer::from_lark(text.clone()),
         })
     }
 
@@ -143,11 +158,11 @@ impl Constraint {
     }
 }
 
-/// Sets how JSON is written. Blanks between a document's parts are bounded: a model left to itself may write nothing
-/// else for ever. `oneOf` is taken as `anyOf`, since no grammar can say "only one". A request cannot set these.
+/// Sets how JSON is written. Between a document's parts there is at most one line break with its
+/// indentation: a model left to itself may write nothing else for ever. `oneOf` is taken as `anyOf`, since no grammar can say "only one". A request cannot set these.
 pub(super) fn with_style(mut schema: Value) -> Value {
     if let Value::Object(map) = &mut schema {
-        let style = json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}", "coerce_one_of": true});
+        let style = json!({"whitespace_pattern": r"(\x0D?\x0A[\x20\x09]{0,64})|[\x20\x09]{1,64}", "coerce_one_of": true});
         map.insert("x-guidance".to_owned(), style);
     }
     schema

@@ -53,20 +53,35 @@ pub(crate) enum Wrapping {
     Harmony,
 }
 
-/// The constraint that a request's tools and tool_choice put on the output, if any.
-pub fn tool_constraint(format: &Format, output: &ChatOutput) -> Result<Option<Constraint>> {
+/// The constraint that a request's tools, tool_choice and wish for an answer of some form put on the output, if any.
+/// Where calls are allowed and not forced, the output is either calls or such an answer.
+pub fn tool_constraint(
+    format: &Format,
+    output: &ChatOutput,
+    answer: Option<Constraint>,
+) -> Result<Option<Constraint>> {
     let forced = matches!(output.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
     let strict = output.tools.iter().any(|tool| tool.strict);
-    if output.tools.is_empty() || output.tool_choice == ToolChoice::None || !(forced || strict) {
+    if output.tools.is_empty() || output.tool_choice == ToolChoice::None {
+        return Ok(answer);
+    }
+    if forced && answer.is_some() {
+        let reason = "cannot go with a tool_choice that forces a call: leave one of them out";
+        return Err(TextError::request("structured", reason));
+    }
+    if !(forced || strict || answer.is_some()) {
         return Ok(None);
     }
     let Some(wrapping) = format.wrapping() else {
+        if !(forced || strict) {
+            return Ok(answer);
+        }
         let reason = "this model's output format has no tool calls that could be forced";
         return Err(TextError::request("tool_choice", reason));
     };
     if !forced && matches!(wrapping, Wrapping::Bare { .. } | Wrapping::Harmony) {
         // Text and calls cannot be told apart before a call's name is known.
-        return Ok(None);
+        return Ok(answer);
     }
     let tools: Vec<&ToolSpec> = match &output.tool_choice {
         ToolChoice::Named(name) => output.tools.iter().filter(|tool| tool.name == *name).collect(),
@@ -77,8 +92,24 @@ pub fn tool_constraint(format: &Format, output: &ChatOutput) -> Result<Option<Co
         format,
         several: output.parallel_tool_calls,
     };
-    lark.write(&wrapping, &tools, forced)?;
-    Ok(Some(Constraint::Tools(lark.rules)))
+    let beside = match (forced, &answer) {
+        (true, _) => Beside::Nothing,
+        (false, None) => Beside::Text,
+        (false, Some(_)) => Beside::Answer,
+    };
+    lark.write(&wrapping, &tools, beside)?;
+    Ok(Some(match answer {
+        None => Constraint::Tools(lark.rules),
+        Some(answer) => Constraint::ToolsOr(lark.rules, Box::new(answer)),
+    }))
+}
+
+/// What an output may be instead of calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Text,
+    Answer,
 }
 
 struct Lark<'a> {
@@ -108,15 +139,16 @@ impl Lark<'_> {
         if self.several { "+" } else { "" }
     }
 
-    fn write(&mut self, wrapping: &Wrapping, tools: &[&ToolSpec], forced: bool) -> Result<()> {
-        let start = match (wrapping, forced) {
+    fn write(&mut self, wrapping: &Wrapping, tools: &[&ToolSpec], beside: Beside) -> Result<()> {
+        let start = match (wrapping, beside) {
             (Wrapping::Harmony, _) => "think? call",
             (Wrapping::Bare { .. }, _) => "block",
-            (_, true) => "\"\\n\"? block",
-            (_, false) => "text? (block text?)*",
+            (_, Beside::Nothing) => "\"\\n\"? block",
+            (_, Beside::Text) => "text? (block text?)*",
+            (_, Beside::Answer) => "\"\\n\"? block | @answer",
         };
         self.rule("start", start);
-        if !forced {
+        if beside == Beside::Text {
             self.rule("text", "/(.|\\n)+/");
         }
         let calls: Vec<String> = (0..tools.len()).map(|index| format!("t{index}")).collect();

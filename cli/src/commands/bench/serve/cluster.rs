@@ -12,7 +12,7 @@ use crate::commands::generate::connect;
 use crate::commands::serve::name_of;
 use crate::http_client;
 use crate::local_cluster::LocalCluster;
-use crate::settings::{Backend, BenchSettings, LoadFormat};
+use crate::settings::{Backend, BenchSettings, LoadFormat, Scenario};
 
 /// Ids below this are drawn where the vocabulary's size cannot be asked for.
 const SMALL_VOCAB: u32 = 256;
@@ -105,7 +105,7 @@ impl Target {
         flags.extend(device.inject_fault.map(|fault| format!("--inject-fault={fault}")));
         let further = settings.load.serve_args.as_deref().unwrap_or_default();
         flags.extend(further.split_whitespace().map(str::to_owned));
-        if settings.model.load_format == LoadFormat::Dummy {
+        if settings.model.load_format == LoadFormat::Dummy && settings.scenario != Some(Scenario::Text) {
             flags.push("--skip-tokenizer-init".to_owned());
         }
         let cluster = LocalCluster::start(&settings.model, &flags).await?;

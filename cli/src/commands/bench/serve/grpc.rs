@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use conclave_proto::v1::conclave_client::ConclaveClient;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
-use conclave_proto::v1::{FinishReason, GenerateRequest, OutputOptions, SamplingParams, TokenIds};
+use conclave_proto::v1::{FinishReason, GenerateRequest, SamplingParams, TokenIds};
 use tonic::transport::Channel;
 
 use super::{Call, Timing};
@@ -21,10 +21,6 @@ pub async fn complete(client: &ConclaveClient<Channel>, call: &Call) -> Result<T
             max_tokens: Some(i64::from(call.output)),
             ignore_eos: true,
             ..SamplingParams::default()
-        }),
-        output: Some(OutputOptions {
-            skip_detokenize: true,
-            ..OutputOptions::default()
         }),
         cache_salt: call.cache_salt.clone(),
         ..GenerateRequest::default()

@@ -3,8 +3,10 @@
 mod cluster;
 mod grpc;
 mod http;
+pub mod overhead;
 mod report;
 pub mod soak;
+pub mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

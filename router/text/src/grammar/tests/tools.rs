@@ -44,7 +44,7 @@ fn forced_calls_are_in_the_models_format() {
     let now = "<invoke name=\"now\">\n</invoke>\n";
     let compile = |choice, strict, parallel| {
         let prompt = text().render_chat(&tool_chat(choice, strict, parallel)).unwrap();
-        let constraint = text().tool_constraint(&prompt.output).unwrap()?;
+        let constraint = text().constraint(Some(&prompt.output), None).unwrap()?;
         let end = text().reasoning_end(Some(&prompt.output));
         assert_eq!(end, Some(THINK_END));
         Some(compiler().compile(&constraint, end).unwrap())
@@ -140,7 +140,7 @@ fn forced_calls_of_other_formats() {
         let prompt = text()
             .render_chat(&tool_chat(ToolChoice::Required, true, true))
             .unwrap();
-        let constraint = tool_constraint(&format, &prompt.output).unwrap().unwrap();
+        let constraint = tool_constraint(&format, &prompt.output, None).unwrap().unwrap();
         let grammar = compile(&constraint).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(accepts(&grammar, output), "{name}");
         let mut parser = format
@@ -159,4 +159,30 @@ fn forced_calls_of_other_formats() {
         assert_eq!(pieces.tool_calls[0].name.as_deref(), Some("now"), "{name}");
     }
     assert!(!tokenizer.added_tokens().is_empty());
+}
+
+/// With tools that may be called, an answer of a given form is one of two outputs; with forced ones it is a mistake.
+#[test]
+fn calls_or_an_answer_of_the_form_asked_for() {
+    let answer =
+        schema(r#"{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}"#);
+    let constraint = |choice| {
+        let prompt = text().render_chat(&tool_chat(choice, false, true)).unwrap();
+        text().constraint(Some(&prompt.output), Some(answer.clone()))
+    };
+    let either = constraint(ToolChoice::Auto).unwrap().unwrap();
+    let either = compiler().compile(&either, Some(THINK_END)).unwrap();
+    let now = "<minimax:tool_call>\n<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>";
+    for (output, taken) in [
+        ("r\n</think>\n\n{\"ok\": true}".to_owned(), (true, true)),
+        (format!("r\n</think>\n\n{now}"), (true, true)),
+        (format!("r\n</think>\n\n\n{now}"), (true, true)),
+        ("r\n</think>\n\nYes.".to_owned(), (false, false)),
+        ("r\n</think>\n\n{\"ok\": 1}".to_owned(), (false, false)),
+    ] {
+        assert_eq!(follow(&either, &output), taken, "{output}");
+    }
+    assert_eq!(constraint(ToolChoice::None).unwrap(), Some(answer.clone()));
+    let error = constraint(ToolChoice::Required).unwrap_err();
+    assert_eq!(error.field(), Some("structured"));
 }
