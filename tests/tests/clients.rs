@@ -101,25 +101,29 @@ fn python(requirements: &str) -> Result<PathBuf, String> {
     Ok(python)
 }
 
-/// The folder of a node and npm that are new enough: the machine's, or those of a Python wheel.
-fn node() -> Result<PathBuf, String> {
+/// The folder of node and npm out of a Python wheel; `None` where the machine's own are new enough.
+fn node() -> Result<Option<PathBuf>, String> {
     let version = run(Command::new("node").arg("--version")).unwrap_or_default();
     let major = version.trim_start_matches('v').split('.').next();
     let is_new = major
         .and_then(|major| major.parse().ok())
         .is_some_and(|major: u32| major >= OLDEST_NODE);
     if is_new && run(Command::new("npm").arg("--version")).is_ok() {
-        return Ok(PathBuf::new());
+        return Ok(None);
     }
     let python = python("node-requirements.txt")?;
-    Ok(python.parent().map(Path::to_owned).unwrap_or_default())
+    Ok(python.parent().map(Path::to_owned))
 }
 
 /// A folder with the npm packages and the suites, and the PATH that finds node.
 fn npm_packages() -> Result<(PathBuf, String), String> {
     let node = node()?;
     let _turn = INSTALLING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let path = format!("{}:{}", node.display(), std::env::var("PATH").unwrap_or_default());
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = match node {
+        Some(folder) => format!("{}:{path}", folder.display()),
+        None => path,
+    };
     let modules = folder().join("npm");
     fs::create_dir_all(&modules).map_err(|error| error.to_string())?;
     let wanted = fs::read_to_string(sources().join("package.json")).map_err(|error| error.to_string())?;

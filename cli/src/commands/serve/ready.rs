@@ -44,16 +44,19 @@ fn render(ready: &Ready<'_>) -> String {
             r#"{"messages":[{"role":"user","content":"What is expert parallelism?"}]}"#,
         )
     };
-    let generate = if ready.needs_ids {
-        String::new()
-    } else {
-        format!("\n  or    conclave generate --router {grpc} \"What does NCCL do?\"")
+    let chat = match ready {
+        Ready { needs_ids: true, .. } => String::new(),
+        // The gRPC port asks for no key and speaks no TLS.
+        Ready { needs_key: true, .. } | Ready { tls: true, .. } => {
+            format!("\n  or    conclave chat --url grpc://{grpc}")
+        }
+        _ => format!("\n  or    conclave chat --url http://{http}"),
     };
     format!(
         "conclave {version} serves {model} on {workers} {plural}, ready after {seconds:.1} s\n\
          \x20 HTTP  {scheme}://{http}\n\
          \x20 gRPC  http://{grpc}\n\
-         \x20 try   curl {scheme}://{http}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'{generate}",
+         \x20 try   curl {scheme}://{http}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'{chat}",
         version = env!("CARGO_PKG_VERSION"),
         scheme = if ready.tls { "https" } else { "http" },
     )
@@ -86,6 +89,12 @@ mod tests {
             text.contains("/v1/chat/completions") && text.contains("Bearer YOUR_KEY"),
             "{text}"
         );
+        assert!(
+            text.ends_with("conclave chat --url grpc://127.0.0.1:50051"),
+            "{text}"
+        );
+        ready.needs_key = false;
+        assert!(render(&ready).ends_with("conclave chat --url http://127.0.0.1:8000"));
         ready.needs_ids = true;
         assert!(render(&ready).contains("/v1/completions"));
         ready.tls = true;
