@@ -54,15 +54,3 @@ def claude(url):
 def recorded():
     lines = (REPOSITORY / "tests/data/demo/prompts.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-@pytest.fixture(scope="session")
-def constrained(client):
-    """Skips tests of constrained output on a server that says it does not constrain."""
-    choice = {"structured_outputs": {"choice": ["a"]}}
-    try:
-        client.completions.create(model="conclave-demo", prompt="a", max_tokens=1, extra_body=choice)
-    except openai.BadRequestError as refused:
-        if "does not constrain" in str(refused):
-            pytest.skip("this server does not constrain output")
-        raise

@@ -91,7 +91,7 @@ def test_streamed_tool_use(claude):
     assert use.input == {"city": "Lisbon"} and len(pieces) > 1
 
 
-def test_tool_choice_any(claude, constrained):
+def test_tool_choice_any(claude):
     forced = claude.messages.create(
         model=MODEL, max_tokens=500, messages=ASK_SUM, tools=[TOOL], extra_body=GREEDY, tool_choice={"type": "any"}
     )

@@ -82,7 +82,7 @@ def test_tool_call_and_its_result(client):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-def test_forced_calls(client, constrained, choice):
+def test_forced_calls(client, choice):
     # A question that the model would answer without a call.
     answer = client.chat.completions.create(
         model=MODEL, messages=ASK_SUM, tools=[WEATHER], tool_choice=choice, temperature=0, max_tokens=400
@@ -115,14 +115,14 @@ class Sum(BaseModel):
     result: int
 
 
-def test_parse_helper(client, constrained):
+def test_parse_helper(client):
     parsed = client.chat.completions.parse(
         model=MODEL, messages=ASK_SUM, response_format=Sum, temperature=0, max_tokens=400
     ).choices[0].message.parsed
     assert isinstance(parsed, Sum)
 
 
-def test_parse_helper_with_strict_tools(client, constrained):
+def test_parse_helper_with_strict_tools(client):
     tool = openai.pydantic_function_tool(Sum, name="tell_sum")
     choice = client.chat.completions.parse(
         model=MODEL, messages=ASK_SUM, tools=[tool], tool_choice="required", temperature=0, max_tokens=400
@@ -130,7 +130,7 @@ def test_parse_helper_with_strict_tools(client, constrained):
     assert isinstance(choice.message.tool_calls[0].function.parsed_arguments, Sum)
 
 
-def test_json_object(client, constrained):
+def test_json_object(client):
     answer = client.chat.completions.create(
         model=MODEL, messages=ASK_SUM, response_format={"type": "json_object"}, temperature=0, max_tokens=300
     ).choices[0]
@@ -182,7 +182,7 @@ def test_streamed_responses(client):
     assert "Lisbon is cloudy" in answer.output_text
 
 
-def test_responses_parse(client, constrained):
+def test_responses_parse(client):
     parsed = client.responses.parse(
         model=MODEL, input="What is 27 + 45?", text_format=Sum, temperature=0, max_output_tokens=400
     )

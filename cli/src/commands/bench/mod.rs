@@ -14,7 +14,9 @@ use crate::settings::{BenchSettings, Scenario};
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     if !settings.ops && !settings.core && settings.scenario.is_none() {
-        bail!("nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|gateway|text");
+        bail!(
+            "nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|gateway|text"
+        );
     }
     if settings.ops {
         ops::run(settings)?;
