@@ -83,6 +83,9 @@ pub fn check(rank: &mut Rank) -> usize {
     }
     if "faults".contains(&rank.options.only) && rank.ranks > 1 {
         failed += faults(rank);
+        if !rank.options.nccl {
+            failed += forged(rank);
+        }
     }
     // Counted once for all ranks.
     if rank.rank == 0 { failed } else { 0 }
@@ -149,6 +152,8 @@ fn routings(
         rank.station.set_hidden(&tokens.state).unwrap();
         // Three in a graph, twice, and one without.
         let graph = rank.station.record(mode.family, 3, Until::All).unwrap();
+        // Making and ending a graph may wait for kernels of other threads.
+        rank.meet();
         rank.station.launch(&graph).unwrap();
         rank.station.launch(&graph).unwrap();
         rank.station.queue(mode.family, 0, Until::All).unwrap();
@@ -189,6 +194,47 @@ fn routings(
         }
     }
     failed
+}
+
+/// The last rank announces more tokens than its places: nobody believes it.
+fn forged(rank: &mut Rank) -> usize {
+    const SIZES: (usize, usize, usize) = (200, 5, 33);
+    let (placement, shape) = (
+        placement(Holding::Even, SIZES.2, rank.ranks),
+        shape(rank, &MODES[0], SIZES),
+    );
+    rank.connect(shape, &placement, PATIENT);
+    let tokens = Tokens::new(rank.rank as u64, 3, SIZES, Routing::Uniform, rank.ranks);
+    rank.set_tokens(&tokens, Family::Few);
+    rank.station.set_hidden(&tokens.state).unwrap();
+    let forger = rank.ranks - 1;
+    if rank.rank == forger {
+        for peer in 0..forger {
+            let too_many = shape.few_tokens as u32 + 1;
+            rank.station.forge_count(peer, rank.epoch(), too_many).unwrap();
+        }
+    }
+    rank.meet();
+    let mut wrong = "";
+    if rank.rank != forger {
+        rank.station.queue(Family::Few, 0, Until::All).unwrap();
+        let untouched = rank.station.hidden().unwrap() == tokens.state;
+        let fault = rank.station.control().fault();
+        let right =
+            fault.is_some_and(|fault| fault.reason == FaultReason::Count && fault.peer as usize == forger);
+        if !right || !untouched {
+            println!(
+                "FAILED   a forged count: rank {}: {fault:?}, state untouched: {untouched}",
+                rank.rank
+            );
+            wrong = "wrong";
+        }
+    }
+    let failed = rank.gather(wrong).iter().any(|line| !line.is_empty());
+    if !failed {
+        rank.say("ok       a forged count");
+    }
+    usize::from(failed)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

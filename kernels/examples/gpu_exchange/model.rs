@@ -167,6 +167,12 @@ fn best(logits: &[f32]) -> u32 {
     index.unwrap_or(0) as u32
 }
 
+/// Rows that are not near their like.
+fn strayed(found: &[f32], expected: &[f32], width: usize) -> usize {
+    let rows = found.chunks_exact(width).zip(expected.chunks_exact(width));
+    rows.filter(|(a, b)| compare(a, b).0 > 2e-2).count()
+}
+
 pub fn model(rank: &mut Rank) -> usize {
     let mut failed = 0;
     let ordinal = (rank.rank % rank.options.gpus) as i32;
@@ -254,10 +260,15 @@ pub fn model(rank: &mut Rank) -> usize {
             let right = fault.is_none()
                 && match deterministic {
                     true => different == 0 && (equal == DECODED || prompt.is_empty()),
-                    false => error < 2e-2,
+                    // A result that is rounded elsewhere may change a close choice of experts: of few tokens.
+                    false => strayed(&found, &expected, part.vocab) * 10 <= expected.len() / part.vocab,
                 };
+            let (stray, rows) = (
+                strayed(&found, &expected, part.vocab),
+                expected.len() / part.vocab,
+            );
             let line = format!(
-                "rank {}: error {error:.1e}, {different} of {} logits differ, {equal} of {DECODED} tokens equal, {fault:?}",
+                "rank {}: error {error:.1e}, {stray} of {rows} rows stray, {different} of {} logits differ, {equal} of {DECODED} tokens equal, {fault:?}",
                 rank.rank,
                 expected.len()
             );

@@ -128,6 +128,11 @@ impl Rank {
         self.station.begin(family, counts.max().unwrap_or(0)).unwrap();
     }
 
+    /// Number of the epoch.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// The worst of what all ranks say, and who said it.
     pub fn worst(&mut self, value: f64) -> (f64, usize) {
         let all = self.gather(&value.to_string());

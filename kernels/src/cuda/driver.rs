@@ -377,9 +377,10 @@ impl Memory {
         })
     }
 
-    /// Waits for the stream.
+    /// Waits for the stream, before the copy too: a copy that waits in the device's queue holds up those of other threads.
     pub(crate) fn read(&self, device: &Device, stream: &Stream, offset: usize, to: &mut [u8]) -> Result<()> {
         self.bounds(device, offset, to.len())?;
+        stream.wait(device)?;
         // SAFETY: bounds checked, and `to` is not touched until the stream has been waited for.
         device.check("copy from the device", unsafe {
             sys::cuMemcpyDtoHAsync_v2(

@@ -90,6 +90,10 @@ impl CudaBackend {
             &params,
             rows.iter().any(|row| row.params.temperature != 0.0),
         )?;
+        if self.exchange().is_some_and(|exchange| !exchange.recordable()) {
+            // As in `Memory::read`: threads that share a context share its queue of copies.
+            self.gpu.stream.wait(&self.gpu.device)?;
+        }
         let slot = self.sampling.next;
         let host = &mut self.sampling.slots[slot].0;
         if let Some(memory) = self.workspace.memory(Slot::Tokens) {

@@ -26,19 +26,25 @@ pub(super) type Carry<'a> = Option<&'a dyn Fn() -> Result<()>>;
 
 impl Connected {
     /// `areas`: where this rank writes for each rank, its own included; `host`: the words of a `Control`; `staged`: the others
-    /// are one area of this device. The stream must be waited for before the first exchange.
+    /// are one area of this device; `sharing`: ranks of this device; `kept`: what an epoch before needed. The stream must be
+    /// waited for before the first exchange.
     pub(super) fn new(
         gpu: &Gpu,
         epoch: &Epoch<'_>,
         area: [u64; MAX_RANKS],
-        host: u64,
-        staged: bool,
-        sharing: usize,
+        (host, staged, sharing): (u64, bool, usize),
+        kept: Option<Places>,
     ) -> Result<Connected> {
         let sizes = epoch.shape;
         let (at, _) = Area::new(&sizes, staged);
         let (entries, local) = table(epoch.placement, epoch.layers, epoch.rank as u32)?;
-        let places = Places::new(gpu, &sizes, &entries, local)?;
+        let experts = epoch.placement.experts as usize;
+        let kept = kept.filter(|places| places.hold(&sizes, entries.len(), experts));
+        let mut places = match kept {
+            Some(places) => places,
+            None => Places::new(gpu, &sizes, entries.len(), experts)?,
+        };
+        places.set(gpu, &sizes, &entries, local)?;
         let timeout = epoch.timeout.as_nanos().try_into().unwrap_or(u64::MAX);
         places.start(gpu, epoch.number, timeout)?;
         let params = ExchangeParams {

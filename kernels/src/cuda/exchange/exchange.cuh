@@ -161,15 +161,23 @@ struct Patience {
     }
 };
 
-// The unit once it has the stamp; false: gave up.
-DEVICE bool await_unit(const ExchangeParams &p, const void *from, uint32_t stamp, Reason reason, int peer, uint64_t exchange, Unit &u) {
-    u = load_unit(from);
-    if (u.stamp == stamp) return true;
+// Polls a unit that was not there at first; out of line, to keep the registers of those who seldom wait.
+static __device__ __noinline__ bool spin_unit(const ExchangeParams &p, const void *from, uint32_t stamp, Reason reason, int peer, uint64_t exchange, Unit &u) {
     Patience patience;
     do {
         if (!patience.wait(p, reason, peer, exchange)) return false;
         u = load_unit(from);
     } while (u.stamp != stamp);
+    return true;
+}
+
+// The unit once it has the stamp; false: gave up.
+DEVICE bool await_unit(const ExchangeParams &p, const void *from, uint32_t stamp, Reason reason, int peer, uint64_t exchange, Unit &u) {
+    u = load_unit(from);
+    if (u.stamp == stamp) return true;
+    Unit late;  // in memory, as its address is taken: the usual case keeps to registers
+    if (!spin_unit(p, from, stamp, reason, peer, exchange, late)) return false;
+    u = late;
     return true;
 }
 

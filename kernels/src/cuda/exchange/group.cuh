@@ -36,8 +36,10 @@ DEVICE int2 scan_pairs(int a, int b, int2 *scratch, int2 &total) {
     return make_int2(before.x + sum.x - a, before.y + sum.y - b);
 }
 
-// From the marks to groups. `ids`: [ranks * region, k], of row r * region + i for i < counts[r]. Ends without a barrier.
-DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int region, int k, const uint32_t *ids,
+// From the marks to groups, after a barrier. `id_of(slot)`: the local expert of slot row * k + j, or ABSENT, for the rows
+// r * region + i, i < counts[r]. Ends without a barrier.
+template <class Id>
+DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int region, int k, const Id &id_of,
                           const uint32_t *tokens_of) {
     __shared__ int first[MAX_EXPERTS];
     __shared__ int2 scratch[MAX_EXPERTS / WARP];
@@ -59,7 +61,7 @@ DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int 
         int row = i / k, r = 0;
         while (row >= counts[r]) row -= counts[r++];
         row += r * region;
-        const uint32_t slot = row * k + i % k, id = ids[slot];
+        const uint32_t slot = row * k + i % k, id = id_of(slot);
         if (id == ABSENT) continue;
         const uint32_t *marks = tokens_of + id * p.words;
         int place = first[id];

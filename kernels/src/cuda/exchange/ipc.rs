@@ -2,7 +2,8 @@
 //!
 //! Life: [`IpcExchange::new`] allocates the receive buffers once; for each epoch the ranks exchange [`PeerHandle`]s and each
 //! calls [`IpcExchange::connect`]; the first exchange may start when all ranks have connected. Peers that are no longer
-//! named are unmapped, so memory of a dead process goes back to its device.
+//! named are unmapped when new ones come (the memory of a dead process goes back to its device then), or when there are
+//! many: survivors go on without asking the driver for anything, which may take long while it clears a process away.
 
 use std::time::Duration;
 
@@ -35,7 +36,11 @@ pub(crate) struct IpcExchange {
     connected: Option<Connected>,
     /// How the ranks of this device run beside each other.
     beside: &'static str,
+    shares_context: bool,
 }
+
+/// Mapped areas of former peers that may wait for being unmapped.
+const FORMER_PEERS: usize = 4;
 
 impl IpcExchange {
     /// Buffers for epochs of shapes that need at most `bytes` ([`ExchangeShape::area_bytes`]).
@@ -46,6 +51,7 @@ impl IpcExchange {
             peers: Vec::new(),
             connected: None,
             beside: "",
+            shares_context: false,
         })
     }
 
@@ -80,8 +86,12 @@ impl IpcExchange {
         }
         gpu.device.enter()?;
         gpu.stream.wait(&gpu.device)?;
-        self.connected = None;
-        self.peers.retain(|peer| peers.contains(&peer.handle));
+        let kept = self.connected.take().map(|connected| connected.places);
+        let named = |peer: &PeerArea| peers.contains(&peer.handle);
+        let known = self.peers.iter().filter(|peer| named(peer)).count();
+        if known + 1 < peers.len() || self.peers.len() > known + FORMER_PEERS {
+            self.peers.retain(named);
+        }
         let mut area = [0; MAX_RANKS];
         for (place, handle) in area.iter_mut().zip(peers) {
             if *handle == self.own.handle {
@@ -108,8 +118,9 @@ impl IpcExchange {
         } else {
             "time-sliced, milliseconds an exchange: start nvidia-cuda-mps-control"
         };
+        self.shares_context = here.iter().any(|peer| *peer != own && peer.shares_process(own));
         let host = self.control.address();
-        let connected = Connected::new(gpu, epoch, area, host, false, here.len())?;
+        let connected = Connected::new(gpu, epoch, area, (host, false, here.len()), kept)?;
         self.own.memory.clear(&gpu.device, &gpu.stream, bytes)?;
         self.control.clear();
         gpu.stream.wait(&gpu.device)?;
@@ -137,11 +148,18 @@ impl IpcExchange {
 
     /// Where the area of `peer` is mapped.
     pub(crate) fn area(&self, peer: usize) -> Result<u64> {
-        let areas = &self.connected()?.params.area[..self.peers.len() + 1];
+        let connected = self.connected()?;
+        let areas = &connected.params.area[..connected.shape.ranks];
         areas
             .get(peer)
             .copied()
             .ok_or_else(|| shape("exchange", "peer", peer, format!("below {}", areas.len())))
+    }
+
+    /// Where `peer` reads how many tokens of this rank's it gets in the few-token family.
+    pub(crate) fn header_at(&self, peer: usize) -> Result<u64> {
+        let connected = self.connected()?;
+        Ok(self.area(peer)? + connected.at.few_header + connected.params.rank as u64 * 16)
     }
 
     fn connected(&self) -> Result<&Connected> {
@@ -166,6 +184,11 @@ impl Exchange for IpcExchange {
 
     fn local_experts(&self) -> Result<usize> {
         IpcExchange::local_experts(self)
+    }
+
+    /// Not while threads share a context: there the driver may wait for a peer's kernels, and those wait for this rank.
+    fn recordable(&self) -> bool {
+        !self.shares_context
     }
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {

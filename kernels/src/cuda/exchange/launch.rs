@@ -6,6 +6,8 @@ use crate::cuda::{Gpu, Launch};
 use crate::ops::rmsnorm::cuda::pairs;
 
 const FEW_THREADS: u32 = 512;
+/// One warp more in dispatch: the scout.
+const DISPATCH_THREADS: u32 = FEW_THREADS + 32;
 const MANY_THREADS: u32 = 256;
 /// Blocks that may wait on one device, all of its ranks together: the others' kernels need the rest.
 const WAITING_BLOCKS: usize = 64;
@@ -17,10 +19,11 @@ fn name(exact: bool) -> &'static str {
     if exact { "exact" } else { "bf16" }
 }
 
-/// Blocks of a kernel that waits, on a device of `sharing` ranks.
-fn few_blocks(sharing: usize) -> u32 {
+/// Blocks of a kernel that waits, on a device of `sharing` ranks: one groups or settles, the others move rows.
+/// `tokens`: of this rank; others may have more, and then blocks take several rows.
+fn few_blocks(sharing: usize, ranks: i32, tokens: i32) -> u32 {
     match sharing {
-        1 => FEW_BLOCKS as u32,
+        1 => 1 + ((tokens * ranks) as u32).clamp(32, FEW_BLOCKS as u32),
         ranks => (WAITING_BLOCKS / ranks).max(2) as u32,
     }
 }
@@ -45,19 +48,23 @@ fn many_launch(gpu: &Gpu, rows: usize) -> Launch {
 }
 
 pub(super) fn dispatch_few(gpu: &Gpu, exact: bool, sharing: usize, params: &DispatchFew) -> Result<()> {
-    let marks = (params.group.experts * params.group.words * 4) as usize;
+    let exchange = &params.exchange;
+    let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
+    let blocks = few_blocks(sharing, exchange.ranks, params.tokens.count);
+    let marks = (params.group.experts * params.group.words * 4) as usize + slots * 2;
     gpu.launch(
         &format!("exchange_dispatch_{}", name(exact)),
-        launch(few_blocks(sharing), FEW_THREADS, marks),
+        launch(blocks, DISPATCH_THREADS, marks),
         params,
     )
 }
 
 pub(super) fn combine_few(gpu: &Gpu, exact: bool, sharing: usize, params: &CombineFew) -> Result<()> {
     let hidden = params.exchange.hidden;
+    let blocks = few_blocks(sharing, params.exchange.ranks, params.tokens.count);
     gpu.launch(
         &format!("exchange_combine_{}_{}", name(exact), pairs(hidden)),
-        launch(few_blocks(sharing), FEW_THREADS, hidden as usize * 4),
+        launch(blocks, FEW_THREADS, hidden as usize * 8),
         params,
     )
 }
@@ -79,7 +86,9 @@ pub(super) fn return_many(gpu: &Gpu, rows: usize, params: &CombineMany) -> Resul
 }
 
 pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
-    gpu.launch("exchange_settle", launch(1, super::MAX_RANKS as u32, 0), params)?;
+    if params.exchange.alone == 0 || params.tokens.count == 0 {
+        gpu.launch("exchange_settle", launch(1, super::MAX_RANKS as u32, 0), params)?;
+    }
     if params.tokens.count == 0 {
         return Ok(());
     }

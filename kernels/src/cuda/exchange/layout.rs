@@ -16,7 +16,7 @@ pub(super) const MOST_FEW_ROWS: usize = 1024;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Area {
-    few_header: u64,
+    pub(super) few_header: u64,
     few_meta: u64,
     few_rows: u64,
     few_back: u64,

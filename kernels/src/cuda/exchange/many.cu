@@ -170,35 +170,43 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_return(const
         const unsigned present = __ballot_sync(ALL_LANES, sorted != ABSENT);
         if (!present) continue;
         uint8_t *to = p.area[owner] + p.at.many_back + (static_cast<size_t>(place_for(p, owner)) * p.many_tokens + token) * p.hidden * 2;
-        for (int first = 0; first < units; first += 2 * WARP) {
-            float sum[2][8] = {};
-            for (unsigned rest = present; rest; rest &= rest - 1) {
-                const int slot = __ffs(rest) - 1;
-                const size_t from = static_cast<size_t>(__shfl_sync(ALL_LANES, sorted, slot)) * p.hidden;
-                const float w = __shfl_sync(ALL_LANES, weight, slot);
+        for (int u = lane; u < ceil_div(units, WARP) * WARP; u += WARP) {
+            constexpr int AHEAD = 4;
+            float sum[8] = {};
+            for (unsigned rest = present; rest;) {
+                uint4 v[AHEAD];
+                float w[AHEAD];
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int u = first + i * WARP + lane;
-                    if (u >= units) continue;
-                    const uint4 v = *reinterpret_cast<const uint4 *>(c.sorted + from + u * 8);
-                    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+                for (int a = 0; a < AHEAD; a++) {
+                    const int slot = rest ? __ffs(rest) - 1 : 0;
+                    const size_t from = static_cast<size_t>(__shfl_sync(ALL_LANES, sorted, slot)) * p.hidden;
+                    w[a] = __shfl_sync(ALL_LANES, weight, slot);
+                    v[a] = make_uint4(0, 0, 0, 0);
+                    if (rest && u < units) v[a] = *reinterpret_cast<const uint4 *>(c.sorted + from + u * 8);
+                    rest &= rest - 1;
+                }
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    const uint32_t words[4] = {v[a].x, v[a].y, v[a].z, v[a].w};
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        sum[i][2 * e] = fmaf(w, bf16_low(words[e]), sum[i][2 * e]);
-                        sum[i][2 * e + 1] = fmaf(w, bf16_high(words[e]), sum[i][2 * e + 1]);
+                        sum[2 * e] = fmaf(w[a], bf16_low(words[e]), sum[2 * e]);
+                        sum[2 * e + 1] = fmaf(w[a], bf16_high(words[e]), sum[2 * e + 1]);
                     }
                 }
             }
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int u = first + i * WARP + lane;
-                if (u < units)
-                    *reinterpret_cast<uint4 *>(to + u * 16) = make_uint4(pack_bf16(sum[i][0], sum[i][1]), pack_bf16(sum[i][2], sum[i][3]),
-                                                                         pack_bf16(sum[i][4], sum[i][5]), pack_bf16(sum[i][6], sum[i][7]));
-            }
+            if (u < units)
+                *reinterpret_cast<uint4 *>(to + u * 16) =
+                    make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
         }
     }
     tell_all(p, [&](int rank) { store_release(reinterpret_cast<uint64_t *>(p.area[rank] + p.at.many_done) + place_for(p, rank), exchange); });
+}
+
+// Waits until every rank has returned all; threads beyond the ranks pass. False: gave up.
+DEVICE bool await_returns(const ExchangeParams &p, uint64_t exchange) {
+    return threadIdx.x >= p.ranks ||
+           await_done(p, reinterpret_cast<const uint64_t *>(p.area[p.rank] + p.at.many_done) + threadIdx.x, threadIdx.x, exchange);
 }
 
 // One block of MAX_RANKS threads.
@@ -206,19 +214,25 @@ extern "C" __global__ void __launch_bounds__(MAX_RANKS) exchange_settle(const __
     const ExchangeParams &p = c.exchange;
     wait_for_inputs();
     const uint64_t exchange = p.state->open;
-    if (!failed(p) && threadIdx.x < p.ranks)
-        await_done(p, reinterpret_cast<const uint64_t *>(p.area[p.rank] + p.at.many_done) + threadIdx.x, threadIdx.x, exchange);
+    if (!failed(p)) await_returns(p, exchange);
     if (threadIdx.x == 0) p.state->begun = exchange;
     allow_next_kernel();
 }
 
-// hidden += what came back, in the order of ranks.
+// hidden += what came back, in the order of ranks. Alone on its device it waits itself, without `settle`.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_add(const __grid_constant__ CombineMany c) {
+    constexpr int AHEAD = 2;
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
     wait_for_inputs();
     allow_next_kernel();
-    if (__syncthreads_or(failed(p))) return;
+    bool good = !failed(p);
+    if (p.alone) {
+        const uint64_t exchange = p.state->open;
+        good = good && await_returns(p, exchange);
+        if (blockIdx.x == 0 && threadIdx.x == 0) p.state->begun = exchange;
+    }
+    if (!__syncthreads_and(good)) return;
     for (int token = blockIdx.x * MANY_WARPS + warp; token < c.tokens.count; token += gridDim.x * MANY_WARPS) {
         const uint64_t mask = or_lanes(lane < p.k ? 1ull << p.owner[token * p.k + lane] : 0);
         float *to = c.hidden + static_cast<size_t>(token) * p.hidden;
@@ -227,11 +241,22 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) exchange_add(const __
         for (int u = lane; u < units; u += WARP) {
             float4 low = *reinterpret_cast<const float4 *>(to + u * 8), high = *reinterpret_cast<const float4 *>(to + u * 8 + 4);
             float sum[8] = {};
-            for (uint64_t rest = mask; rest; rest &= rest - 1) {
-                const size_t row = static_cast<size_t>(__ffsll(rest) - 1) * p.many_tokens + token;
-                const uint4 v = __ldcg(reinterpret_cast<const uint4 *>(back + row * p.hidden * 2 + u * 16));
-                sum[0] += bf16_low(v.x), sum[1] += bf16_high(v.x), sum[2] += bf16_low(v.y), sum[3] += bf16_high(v.y);
-                sum[4] += bf16_low(v.z), sum[5] += bf16_high(v.z), sum[6] += bf16_low(v.w), sum[7] += bf16_high(v.w);
+            for (uint64_t rest = mask; rest;) {
+                uint4 v[AHEAD];
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    v[a] = make_uint4(0, 0, 0, 0);
+                    if (rest) {
+                        const size_t row = static_cast<size_t>(__ffsll(rest) - 1) * p.many_tokens + token;
+                        v[a] = __ldcg(reinterpret_cast<const uint4 *>(back + row * p.hidden * 2 + u * 16));
+                    }
+                    rest &= rest - 1;
+                }
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    sum[0] += bf16_low(v[a].x), sum[1] += bf16_high(v[a].x), sum[2] += bf16_low(v[a].y), sum[3] += bf16_high(v[a].y);
+                    sum[4] += bf16_low(v[a].z), sum[5] += bf16_high(v[a].z), sum[6] += bf16_low(v[a].w), sum[7] += bf16_high(v[a].w);
+                }
             }
             low.x += sum[0], low.y += sum[1], low.z += sum[2], low.w += sum[3];
             high.x += sum[4], high.y += sum[5], high.z += sum[6], high.w += sum[7];

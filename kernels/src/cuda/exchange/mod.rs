@@ -232,6 +232,11 @@ pub(crate) trait Exchange: Send {
         Ok(())
     }
 
+    /// Whether steps may be recorded as graphs while peers run.
+    fn recordable(&self) -> bool {
+        true
+    }
+
     /// What recorded exchanges depend on, beside their tokens: another value, another recording.
     fn recorded(&self) -> usize {
         0

@@ -167,6 +167,16 @@ pub(super) fn copy(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result<()> {
     gpu.device.check("copy to a peer", code)
 }
 
+/// Writes into a peer's area and waits; the caller knows the range.
+pub(super) fn poke(gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<()> {
+    // SAFETY: inside an area that the caller has mapped; `bytes` has been read when the call returns.
+    let code = unsafe {
+        sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast::<c_void>(), bytes.len(), gpu.stream.raw)
+    };
+    gpu.device.check("copy to a peer", code)?;
+    gpu.stream.wait(&gpu.device)
+}
+
 fn uuid(device: &Device) -> Result<[u8; 16]> {
     let mut uuid = sys::CUuuid_st { bytes: [0; 16] };
     // SAFETY: pointer to a local.

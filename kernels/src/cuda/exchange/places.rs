@@ -52,7 +52,11 @@ pub(super) fn table(placement: &Placement, layers: usize, rank: u32) -> Result<(
     Ok((entries, most))
 }
 
-/// Memory that no peer touches.
+/// Tokens for which there is always room.
+const TOKENS: usize = 8192;
+
+/// Memory that no peer touches. It is kept over epochs: while a dead peer's process is torn down, the driver may hold up
+/// every allocation for hundreds of milliseconds.
 pub(super) struct Places {
     /// `State`: exchanges begun and open, the time that a poll may last, failure, arrivals.
     pub(super) state: Memory,
@@ -65,35 +69,63 @@ pub(super) struct Places {
     /// Rows of the few-token family as they came, as F32.
     pub(super) x: Memory,
     pub(super) rows: Memory,
-    _groups: Memory,
+    group_memory: Memory,
     pub(super) groups: Groups,
     pub(super) most_groups: usize,
     pub(super) local_experts: usize,
 }
 
 impl Places {
-    pub(super) fn new(gpu: &Gpu, shape: &ExchangeShape, entries: &[u32], local: usize) -> Result<Places> {
+    /// For `shape` and every shape of no more ranks. `experts`: of a layer, on all ranks.
+    pub(super) fn new(gpu: &Gpu, shape: &ExchangeShape, entries: usize, experts: usize) -> Result<Places> {
         let alloc = |words: usize| gpu.alloc(words.max(1) * 4, "an exchange");
-        let (few, k) = (shape.few_rows(), shape.top_k);
-        let placement = alloc(entries.len())?;
-        gpu.write(&placement, 0, as_bytes(entries))?;
-        let local = local.max(1);
-        let groups = gpu.alloc(Groups::bytes(few * k, local), "groups of an exchange")?;
+        let (few, k) = (shape.few_rows().next_multiple_of(128), shape.top_k);
+        let group_memory = gpu.alloc(Groups::bytes(few * k, experts), "groups of an exchange")?;
         Ok(Places {
             state: gpu.alloc(STATE, "an exchange")?,
-            placement,
+            placement: alloc(entries)?,
             loads: alloc(2 * MAX_RANKS)?,
-            owner: alloc(shape.few_tokens.max(shape.many_tokens) * k)?,
+            owner: alloc(shape.few_tokens.max(shape.many_tokens).max(TOKENS) * k)?,
             counts: alloc(MAX_RANKS)?,
             ids: alloc(few * k)?,
             weights: alloc(few * k)?,
             x: alloc(few * shape.hidden)?,
             rows: alloc(1)?,
-            groups: Groups::at(groups.address, few * k, local),
-            _groups: groups,
-            most_groups: max_groups(few * k, local),
-            local_experts: local,
+            groups: Groups::default(),
+            group_memory,
+            most_groups: 0,
+            local_experts: 0,
         })
+    }
+
+    /// Whether there is room for an epoch.
+    pub(super) fn hold(&self, shape: &ExchangeShape, entries: usize, experts: usize) -> bool {
+        let (few, k) = (shape.few_rows(), shape.top_k);
+        let tokens = shape.few_tokens.max(shape.many_tokens);
+        self.placement.bytes >= entries * 4
+            && self.ids.bytes >= few * k * 4
+            && self.owner.bytes >= tokens * k * 4
+            && self.x.bytes >= few * shape.hidden * 4
+            && self.group_memory.bytes >= Groups::bytes(few * k, experts)
+    }
+
+    /// For an epoch in which this rank holds `local` experts of a layer.
+    pub(super) fn set(
+        &mut self,
+        gpu: &Gpu,
+        shape: &ExchangeShape,
+        entries: &[u32],
+        local: usize,
+    ) -> Result<()> {
+        let rows = shape.few_rows() * shape.top_k;
+        let local = local.max(1);
+        self.groups = Groups::at(self.group_memory.address, rows, local);
+        self.most_groups = max_groups(rows, local);
+        self.local_experts = local;
+        gpu.write(&self.placement, 0, as_bytes(entries))?;
+        let loads = [0u32; 2 * MAX_RANKS];
+        gpu.write(&self.loads, 0, as_bytes(&loads))?;
+        gpu.write(&self.rows, 0, as_bytes(&[0u32]))
     }
 
     /// For an epoch's first exchange; `timeout`: nanoseconds that a poll may last.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::control::Control;
 use super::ipc::{Epoch, IpcExchange};
 use super::nccl::{NcclExchange, UniqueId};
-use super::peer::{PeerHandle, copy};
+use super::peer::{PeerHandle, copy, poke};
 use super::{Exchange, ExchangeShape, FewResults, ManyResults, StepSizes, Tokens};
 use crate::backend::{KernelError, Result};
 use crate::cuda::format::padded;
@@ -59,6 +59,8 @@ struct Buffers {
     sorted_blocks: usize,
     sorted_y: Memory,
     count: usize,
+    /// What the buffers were made for.
+    room: (ExchangeShape, usize),
 }
 
 /// What the ranks of an epoch are connected by.
@@ -170,9 +172,12 @@ impl Station {
             }
         }
         let sizes = epoch.shape;
-        if self.buffers.as_ref().is_none_or(|buffers| buffers.shape != sizes) {
-            self.buffers = None;
-            self.buffers = Some(Buffers::new(&self.gpu, sizes, factors.len())?);
+        match &mut self.buffers {
+            Some(buffers) if buffers.hold(&sizes, factors.len()) => buffers.shape = sizes,
+            _ => {
+                self.buffers = None;
+                self.buffers = Some(Buffers::new(&self.gpu, sizes, factors.len())?);
+            }
         }
         let owners = &epoch.placement.layer(0).owners;
         let held = owners
@@ -366,22 +371,45 @@ impl Station {
         self.gpu.stream.wait(&self.gpu.device)
     }
 
-    /// Makes the device's context this thread's.
-    pub fn enter(&self) -> Result<()> {
-        self.gpu.device.enter()
+    /// Tells `peer` that so many tokens come in the first exchange of epoch `number`, as a faulty rank might.
+    pub fn forge_count(&self, peer: usize, number: u32, count: u32) -> Result<()> {
+        let Carrier::Ipc(ipc) = &self.carrier else {
+            return Err(KernelError::Unsupported("no peer's buffers are mapped".into()));
+        };
+        let header = [count, 0, 1, number];
+        poke(&self.gpu, ipc.header_at(peer)?, as_bytes(&header))
     }
 
-    /// Milliseconds of `repeats` launches, one after the other.
-    pub fn time(&self, graph: &StationGraph, repeats: usize) -> Result<f32> {
+    /// Milliseconds of each of `repeats` launches, one after the other.
+    pub fn time(&self, graph: &StationGraph, repeats: usize) -> Result<Vec<f32>> {
         let (device, stream) = (&self.gpu.device, &self.gpu.stream);
-        let (start, end) = (Event::new(device)?, Event::new(device)?);
-        start.record(device, stream)?;
-        for _ in 0..repeats {
-            self.launch(graph)?;
+        let events = (0..=repeats)
+            .map(|_| Event::new(device))
+            .collect::<Result<Vec<_>>>()?;
+        for (index, event) in events.iter().enumerate() {
+            event.record(device, stream)?;
+            if index < repeats {
+                self.launch(graph)?;
+            }
         }
-        end.record(device, stream)?;
-        end.wait(device)?;
-        end.since(device, &start)
+        self.wait()?;
+        events
+            .windows(2)
+            .map(|pair| pair[1].since(device, &pair[0]))
+            .collect()
+    }
+
+    /// Microseconds of each kernel of an exchange, on its own.
+    pub fn profile(&mut self, family: Family) -> Result<Vec<(String, f32)>> {
+        self.gpu.times = Some(std::cell::RefCell::new(Vec::new()));
+        let queued = self.queue(family, 0, Until::All);
+        let times = self.gpu.times.take().map(std::cell::RefCell::into_inner);
+        queued?;
+        self.wait()?;
+        let times = times.unwrap_or_default().into_iter();
+        times
+            .map(|(name, start, end)| Ok((name, end.since(&self.gpu.device, &start)? * 1e3)))
+            .collect()
     }
 
     /// GB/s of copies of `bytes` to the area of `peer`, while nobody exchanges; the peer must connect anew after it.
@@ -436,7 +464,17 @@ impl Buffers {
             sorted_blocks: sorted / PLANE_ROWS,
             sorted_y: alloc(sorted * hidden * 2)?,
             count: 0,
+            room: (shape, experts),
             shape,
         })
+    }
+
+    /// Whether there is room for another epoch.
+    fn hold(&self, shape: &ExchangeShape, experts: usize) -> bool {
+        let (room, most) = &self.room;
+        let same = (room.hidden, room.top_k, *most) == (shape.hidden, shape.top_k, experts);
+        same && room.few_rows() >= shape.few_rows()
+            && room.few_tokens.max(room.many_tokens) >= shape.few_tokens.max(shape.many_tokens)
+            && room.many_rows() >= shape.many_rows()
     }
 }

@@ -334,7 +334,8 @@ impl CudaBackend {
             rows,
             inline,
         };
-        if pieces.count > 1 || self.gpu.times.is_some() {
+        let recordable = self.exchange().is_none_or(|exchange| exchange.recordable());
+        if pieces.count > 1 || !recordable || self.gpu.times.is_some() {
             few::queue(self, forward, &pieces, logits)?;
             return self.queued();
         }

@@ -104,7 +104,7 @@ impl NcclExchange {
         let mut area = [0; MAX_RANKS];
         area[..sizes.ranks].fill(self.staging.address);
         area[epoch.rank] = self.own.address;
-        let connected = Connected::new(gpu, epoch, area, self.control.address(), true, 1)?;
+        let connected = Connected::new(gpu, epoch, area, (self.control.address(), true, 1), None)?;
         // Old stamps must not be carried, nor be found here.
         self.own.clear(&gpu.device, &gpu.stream, bytes)?;
         self.staging.clear(&gpu.device, &gpu.stream, bytes)?;
