@@ -35,7 +35,14 @@ pub fn bench(rank: &mut Rank) -> usize {
             rank.meet();
         }
         copies = rank.gather(&copies.to_string())[0].parse().unwrap();
-        rank.say(&format!("copies to a peer, 64 MiB: {copies:.0} GB/s"));
+        let peer = (rank.rank + 1) % rank.ranks;
+        rank.meet();
+        let both = rank.station.copy_bandwidth(peer, 64 << 20).unwrap();
+        let (slowest, _) = rank.worst(-both);
+        rank.say(&format!(
+            "copies to a peer, 64 MiB: {copies:.0} GB/s; by all ranks at once {:.0} GB/s each",
+            -slowest
+        ));
     }
     rank.say(" tokens  rows          us a layer   MB to others  share of copies");
     for (family, exact, wire_name) in [

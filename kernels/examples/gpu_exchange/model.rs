@@ -214,6 +214,13 @@ pub fn model(rank: &mut Rank) -> usize {
                 prompt.clear();
             }
             let mut whole = Model::load(&dir, ordinal, deterministic, None);
+            if whole.experts < rank.ranks {
+                rank.say(&format!(
+                    "skipped  {folder}: {} experts for {} ranks",
+                    whole.experts, rank.ranks
+                ));
+                continue;
+            }
             let (expected, tokens) = match prompt.is_empty() {
                 true => (Vec::new(), vec![0; DECODED]),
                 false => whole.run(&prompt, length, None),
