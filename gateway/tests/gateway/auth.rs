@@ -113,6 +113,123 @@ async fn paths_that_only_look_like_a_route_are_closed_too() {
     );
 }
 
+/// Ways to write a path that some server or proxy takes for the same.
+fn spellings(path: &str) -> Vec<String> {
+    let rest = path.trim_start_matches('/');
+    let dots = rest.replacen('/', "/./", 1);
+    vec![
+        path.to_owned(),
+        format!("//{rest}"),
+        format!("///{rest}"),
+        format!("{path}/"),
+        format!("{path}//"),
+        format!("{path}/."),
+        format!("/./{rest}"),
+        format!("/%2e/{rest}"),
+        format!("/%2e%2e/{rest}"),
+        format!("/{dots}"),
+        format!("/health/../{rest}"),
+        format!("/health/%2e%2e/{rest}"),
+        format!("/health/..%2f{rest}"),
+        format!("/docs;{path}"),
+        format!("{path};/health"),
+        format!("{path}%00"),
+        format!("{path}%20"),
+        format!("{path}%2f"),
+        format!("/{}", rest.replace('/', "%2f")),
+        format!("/{}", rest.replace('/', "//")),
+        format!("/{}", rest.replace('/', "\\")),
+        format!("/{}", rest.to_uppercase()),
+        format!("{path}?api_key=secret"),
+        format!("{path}?access_token=secret&key=secret"),
+        format!("http://other{path}"),
+    ]
+}
+
+/// Keys that are nearly the right one, `secret`.
+const NEARLY: &[&[(&str, &str)]] = &[
+    &[],
+    &[("authorization", "")],
+    &[("authorization", "Bearer")],
+    &[("authorization", "Bearer ")],
+    &[("authorization", "secret")],
+    &[("authorization", "Bearer Secret")],
+    &[("authorization", "Bearer secre")],
+    &[("authorization", "Bearer secret1")],
+    &[("authorization", "Bearer secret secret")],
+    &[("authorization", "Bearer secret, Bearer secret")],
+    &[("authorization", "Bearer s\u{e9}cret")],
+    &[("authorization", "Bearer \u{ff53}ecret")],
+    &[("authorization", "Basic c2VjcmV0OnNlY3JldA==")],
+    &[
+        ("authorization", "Bearer secret"),
+        ("authorization", "Bearer secret"),
+    ],
+    &[("authorization", "Bearer wrong"), ("x-api-key", "secret")],
+    &[("x-api-key", "")],
+    &[("x-api-key", "SECRET")],
+    &[("x-api-key", "secret2")],
+    &[("x-api-key", "secret"), ("x-api-key", "secret")],
+    &[("api-key", "secret")],
+    &[("cookie", "api_key=secret")],
+    &[("x-forwarded-authorization", "Bearer secret")],
+];
+
+/// Every route of the table, in every method and spelling, with every key that is not quite one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_spelling_of_a_path_and_no_key_that_is_nearly_right_gets_in() {
+    let setup = start_with(
+        |config| config.api_keys = vec![String::from("secret")],
+        |_| Ok(say(hello())),
+    )
+    .await;
+    let (mut tried, mut refused) = (0, 0);
+    for route in routes().filter(|route| route.access != Access::Public) {
+        let path = route.path.replace("{*id}", "demo").replace("{id}", "resp_x");
+        let spelled = spellings(&path);
+        let by_path = spelled.iter().map(|path| (path, NEARLY[0]));
+        let by_key = NEARLY.iter().map(|keys| (&spelled[0], *keys));
+        for (path, keys) in by_path.chain(by_key) {
+            for method in [
+                "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND",
+            ] {
+                let reply = setup.client.send(method, path, keys, b"").await;
+                tried += 1;
+                // A head that no server should read is refused before anything else.
+                let closed = [401, 403].contains(&reply.status) || reply.status == 400;
+                assert!(closed, "{method} {path} {keys:?}: {}", reply.status);
+                refused += u32::from(reply.status != 400);
+            }
+        }
+    }
+    for path in [
+        "/conclave.v1.Conclave/Generate",
+        "/conclave.v1.Conclave/Metrics",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/conclave.cluster.v1.Cluster/Attach",
+    ] {
+        for kind in ["application/grpc", "application/grpc-web", "application/json"] {
+            let reply = setup
+                .client
+                .send("POST", path, &[("content-type", kind)], &[0; 5])
+                .await;
+            assert_eq!(reply.status, 401, "{path} {kind}");
+            let keyed = [("content-type", kind), ("x-api-key", "secret")];
+            assert_eq!(
+                setup.client.send("POST", path, &keyed, &[0; 5]).await.status,
+                404,
+                "{path} {kind}"
+            );
+        }
+    }
+    println!(
+        "{tried} requests: {refused} are 401 or 403, {} are 400",
+        tried - refused
+    );
+    assert!(setup.seen.generate.lock().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn a_key_file_is_followed() {
     let dir = tempfile::tempdir().unwrap();
