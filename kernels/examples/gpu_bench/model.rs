@@ -17,6 +17,8 @@ pub const VOCAB: usize = 200_064;
 pub const PAGE: usize = 16;
 /// Rows of logits and decode tokens at a time.
 const ROWS: usize = 128;
+/// Memory left to the driver: graphs, modules, small lists.
+const RESERVE: usize = 256 << 20;
 
 /// Formats of attention and experts.
 #[derive(Clone, Copy)]
@@ -211,6 +213,19 @@ impl Setup {
         let final_norm = b.dummy_vector(HIDDEN, 1.0, 0.1, next()).unwrap();
         b.synchronize().unwrap();
         let weights = before - b.memory().unwrap().0;
+        let spec = spec(arguments.layers);
+        let value = if arguments.kv == KvDtype::Bf16 { 2 } else { 1 };
+        let page_bytes = arguments.layers * 2 * PAGE * KV_HEADS * HEAD_DIM * value;
+        let before = b.memory().unwrap().0;
+        b.reserve(&spec).unwrap();
+        let free = b.memory().unwrap().0;
+        println!("workspace         {:.2} GB", (before - free) as f64 / 1e9);
+        // What is left beside the logits and the driver's own needs.
+        let room = (free as usize).saturating_sub(ROWS * VOCAB * 4 + RESERVE) / page_bytes;
+        if room < pages {
+            println!("pages             {pages} wanted, {room} fit: sequences share pages");
+        }
+        let pages = pages.min(room);
         let layers = handles
             .into_iter()
             .map(|(attention, moe_norm, gate, bias, experts)| {
@@ -228,14 +243,14 @@ impl Setup {
             .collect();
         let logits = b.alloc(ROWS * VOCAB * 4, "logits").unwrap();
         let model = ForwardModel {
-            spec: spec(arguments.layers),
+            spec,
             embedding,
             final_norm,
             head,
             layers,
         };
         assert!(b.set_forward(model).unwrap());
-        b.set_one(arguments.one != "off", false, arguments.one != "cold")
+        b.set_one(arguments.one != "off", false, arguments.one == "ahead")
             .unwrap();
         b.synchronize().unwrap();
         Setup {

@@ -4,7 +4,7 @@
 //! matrix products of BF16. Deterministic steps use the passes only: the order of every sum is then the same whatever
 //! the batch, and longer steps are cut into pieces of 128 tokens.
 
-use super::{Forward, Layer, cache};
+use super::{Forward, Layer, Way, cache};
 use crate::backend::Result;
 use crate::cuda::exchange::{Exchange, FewResults, Tokens};
 use crate::cuda::format::padded;
@@ -57,7 +57,7 @@ pub(super) struct Pieces {
     pub(super) each: usize,
     pub(super) count: usize,
     pub(super) rows: usize,
-    pub(super) inline: bool,
+    pub(super) way: Way,
 }
 
 pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, logits: u64) -> Result<()> {
@@ -82,7 +82,7 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, l
             piece.serve_others()?;
             continue;
         }
-        stream = piece.layers(pieces.inline)?;
+        stream = piece.layers(pieces.way)?;
     }
     // After several pieces `stream` is the whole hidden state, which holds all of them.
     head(backend, forward, stream, pieces.rows, logits)
@@ -167,7 +167,7 @@ impl Forward {
 
 impl Piece<'_> {
     /// Embedding and all layers; returns where the residual stream is.
-    fn layers(&self, inline: bool) -> Result<Stream> {
+    fn layers(&self, way: Way) -> Result<Stream> {
         const OP: &str = "forward";
         let (backend, forward, gpu) = (self.backend, self.forward, self.gpu);
         let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
@@ -181,11 +181,7 @@ impl Piece<'_> {
             self.tokens,
             self.hidden(),
         )?;
-        if let Some(one) = forward
-            .one
-            .as_ref()
-            .filter(|_| inline && self.tokens == 1 && forward.use_one)
-        {
+        if let Some(one) = forward.one_of(way) {
             one.queue(gpu)?;
             return Ok(Stream {
                 x0: one.params.after,
@@ -200,7 +196,7 @@ impl Piece<'_> {
             x1: 0,
             more: 0,
         };
-        if inline {
+        if way != Way::Grouped {
             for layer in &forward.layers {
                 stream = self.inline_layer(layer, stream)?;
             }

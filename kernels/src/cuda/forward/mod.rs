@@ -88,6 +88,16 @@ struct Places {
     sorted_blocks: usize,
 }
 
+/// How a step of at most 128 tokens is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Way {
+    /// One token: one kernel.
+    One,
+    /// Up to four tokens: six kernels a layer that do norm, choice and sum themselves.
+    Inline,
+    Grouped,
+}
+
 pub(super) struct Forward {
     model: ForwardModel,
     /// Some experts are on other ranks: nothing runs without an exchange.
@@ -98,7 +108,7 @@ pub(super) struct Forward {
     /// One token as one kernel, where that serves the model, and whether it is wanted (`set_one`).
     one: Option<One>,
     use_one: bool,
-    graphs: HashMap<(usize, usize, bool, u64, usize), Graph>,
+    graphs: HashMap<(usize, usize, Way, u64, usize), Graph>,
     generation: u64,
 }
 
@@ -187,7 +197,7 @@ impl CudaBackend {
             sizes,
             places,
             one,
-            use_one: false,
+            use_one: true,
             graphs: HashMap::new(),
             generation,
         });
@@ -325,14 +335,16 @@ impl CudaBackend {
             }
             None => (FEW_TOKENS, tokens.div_ceil(FEW_TOKENS)),
         };
-        let inline =
-            cut.is_none() && !self.deterministic && forward.inline(tokens) && self.step.runs.len() == tokens;
+        let way = match cut.is_some() || self.deterministic || self.step.runs.len() != tokens {
+            true => Way::Grouped,
+            false => forward.way(tokens, self.step.runs[0].2 as usize),
+        };
         let pieces = few::Pieces {
             tokens,
             each: piece,
             count: pieces,
             rows,
-            inline,
+            way,
         };
         let recordable = self.exchange().is_none_or(|exchange| exchange.recordable());
         if pieces.count > 1 || !recordable || self.gpu.times.is_some() {
@@ -340,7 +352,7 @@ impl CudaBackend {
             return self.queued();
         }
         let recorded = self.exchange().map_or(0, |exchange| exchange.recorded());
-        let key = (tokens, rows, inline, logits, recorded);
+        let key = (tokens, rows, way, logits, recorded);
         if forward.generation == self.workspace.generation
             && let Some(graph) = forward.graphs.get(&key)
         {
@@ -374,6 +386,20 @@ impl CudaBackend {
 }
 
 impl Forward {
+    /// The way of `tokens` decode tokens of different sequences; the first one at `position`.
+    fn way(&self, tokens: usize, position: usize) -> Way {
+        let short = |one: &One| self.use_one && tokens == 1 && position < one.longest;
+        match self.inline(tokens) {
+            true if self.one.as_ref().is_some_and(short) => Way::One,
+            true => Way::Inline,
+            false => Way::Grouped,
+        }
+    }
+
+    fn one_of(&self, way: Way) -> Option<&One> {
+        self.one.as_ref().filter(|_| way == Way::One)
+    }
+
     /// Whether the kernels that do norm, choice and sum themselves serve so many tokens.
     fn inline(&self, tokens: usize) -> bool {
         let sizes = &self.sizes;

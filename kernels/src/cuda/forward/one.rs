@@ -39,7 +39,7 @@ impl CudaBackend {
         let mut rows = Vec::with_capacity(layers.len());
         for layer in layers {
             let (handles, weights) = (&layer.handles, &layer.handles.attention);
-            let mut streams = [0; 6];
+            let mut streams = [0; 8];
             let mut bf16_scales = [0; 4];
             for (i, id) in [weights.q, weights.k, weights.v, weights.o]
                 .into_iter()
@@ -58,7 +58,12 @@ impl CudaBackend {
             if !same {
                 return Ok(None);
             }
-            (streams[4], streams[5]) = (gate.memory.address, layer.experts.base);
+            streams[4..].copy_from_slice(&[
+                gate.memory.address,
+                layer.experts.base,
+                cache.keys.address,
+                cache.values.address,
+            ]);
             rows.push(OneLayer {
                 streams,
                 vectors: [
@@ -68,8 +73,6 @@ impl CudaBackend {
                     layer.moe_norm,
                     layer.route.bias,
                 ],
-                keys: cache.keys.address,
-                values: cache.values.address,
                 bf16_scales,
                 expert_bf16_scales: layer.experts.bf16_scales,
                 unused: 0,
@@ -100,7 +103,7 @@ impl CudaBackend {
             renormalize: i32::from(spec.moe.renormalize),
             eps: sizes.eps,
             scale: crate::ops::attention::cuda::scale(shape.head_dim),
-            prefetch: 1,
+            prefetch: 0,
             ..OneParams::default()
         };
         One::new(&self.gpu, &mut self.workspace, &shape, &rows, params).map(Some)

@@ -14,11 +14,16 @@ const SHARED: usize = 59_392;
 const IMAGE: usize = 24_576;
 const GATE_IMAGE: usize = 2048;
 const HEAD_DIM: usize = 128;
+/// Bytes of a warp's ring at most.
+const RING: usize = 10_752;
 const HEADS_HELD: usize = 8;
 const MAX_WIDTH: usize = 4096;
 const MAX_SPLITS: usize = 32;
 const MAX_OUTPUT_PARTS: usize = 4;
 const HALF_SLOTS: usize = 4;
+/// Tiles of 16 tokens of one block's share of a context, and runs of a warp in one layer.
+const MAX_TILES: usize = 1024;
+const MAX_ENTRIES: usize = 32;
 /// Ops of a layer, and what is measured of each: waiting, input, product, arrival.
 pub(crate) const TRACE: (usize, usize) = (6, 4);
 
@@ -26,12 +31,10 @@ pub(crate) const TRACE: (usize, usize) = (6, 4);
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct OneLayer {
-    /// q, k, v, o, gate, experts.
-    pub(crate) streams: [u64; 6],
+    /// q, k, v, o, gate, experts, and the pages of keys and values.
+    pub(crate) streams: [u64; 8],
     /// norm, q_norm, k_norm, moe_norm, bias.
     pub(crate) vectors: [u64; 5],
-    pub(crate) keys: u64,
-    pub(crate) values: u64,
     /// Of q, k, v, o.
     pub(crate) bf16_scales: [i32; 4],
     pub(crate) expert_bf16_scales: i32,
@@ -101,11 +104,26 @@ pub(crate) struct OneShape {
 /// A step of one token, ready to be queued.
 pub(crate) struct One {
     pub(crate) params: OneParams,
+    /// Contexts that the kernel serves are shorter.
+    pub(crate) longest: usize,
     kernel: String,
     shared: u32,
 }
 
 impl OneShape {
+    /// Runs of weights that the busiest warp reads in one layer (`write_program`).
+    fn entries(&self, blocks: usize) -> usize {
+        let units = (self.q_width + 2 * self.kv_width) / 32;
+        let output = self.width / 32 * self.parts();
+        let gate_up = self.top_k * self.inter / 32;
+        units.div_ceil(blocks)
+            + 1
+            + output.div_ceil(blocks / self.parts() * self.parts())
+            + 1
+            + gate_up.div_ceil(blocks)
+            + (self.width / 16).div_ceil(blocks / 2)
+    }
+
     /// Cuts of the output projection's inputs: each is at most one head a warp.
     fn parts(&self) -> usize {
         (self.q_width / HEAD_DIM).div_ceil(WARPS)
@@ -121,7 +139,9 @@ impl OneShape {
             && self.q_width.is_multiple_of(self.kv_width)
             && self.q_width / self.kv_width <= HEADS_HELD
             && self.kv_width / HEAD_DIM <= blocks
+            && blocks >= 2 * MAX_OUTPUT_PARTS
             && self.parts() <= MAX_OUTPUT_PARTS
+            && self.entries(blocks) <= MAX_ENTRIES
             && self.gate == Format::F32
             && Format::Bf16.image_bytes(slice) <= GATE_IMAGE
             && self.dense.image_bytes(self.width) <= IMAGE
@@ -150,10 +170,16 @@ impl OneShape {
 
     /// Shared memory of a block: the rings, as `OneShape` of `one.cuh` sizes them, and what stands behind.
     fn shared_bytes(&self) -> usize {
-        let copy = |format: Format| format.span() * format.stage_bytes();
-        let slot = copy(self.dense).max(copy(self.experts));
-        let depth = if slot > 2200 { 4 } else { 5 };
-        WARPS * depth * slot + SHARED
+        let stages = |format: Format| {
+            if format == Format::Int4G128 {
+                3
+            } else {
+                format.span()
+            }
+        };
+        let slot = [self.dense, self.experts].map(|format| stages(format) * format.stage_bytes());
+        let slot = slot[0].max(slot[1]);
+        WARPS * (RING / slot * slot) + SHARED
     }
 }
 
@@ -193,8 +219,10 @@ impl One {
             ..params
         };
         let name = |format: Format| format.name();
+        let splits = (gpu.blocks() as usize / kv_heads).min(MAX_SPLITS);
         Ok(One {
             params,
+            longest: (MAX_TILES - 1) * 16 * splits,
             kernel: format!(
                 "decode_one_{}_{}_{}",
                 name(shape.dense),

@@ -13,23 +13,19 @@ struct OneNorm {
 
     static __device__ __forceinline__ int place(int i) { return 4 * (threadIdx.x + i * GEMV_THREADS); }
 
-    // Before the inputs are there.
-    __device__ __forceinline__ void load_weights(const float *weight, int width) {
-#pragma unroll
-        for (int i = 0; i < QUADS; i++) w[i] = load_quad(weight + place(i), place(i) < width);
-    }
-
-    __device__ __forceinline__ void load(const float *x, int arrays, int width) {
-        float4 part[QUADS][4];
-#pragma unroll
-        for (int a = 0; a < 4; a++)
+    __device__ __forceinline__ void load(const float *x, int arrays, const float *weight, int width) {
+        float4 part[QUADS][4] = {};
+        const auto load_array = [&](int a) {
 #pragma unroll
             for (int i = 0; i < QUADS; i++)
-                part[i][a] = a < arrays && place(i) < width
-                                 ? __ldcg(reinterpret_cast<const float4 *>(x + static_cast<size_t>(a) * width + place(i)))
-                                 : make_float4(0.f, 0.f, 0.f, 0.f);
+                if (a < arrays && place(i) < width)
+                    part[i][a] = __ldcg(reinterpret_cast<const float4 *>(x + a * width + place(i)));
+        };
+        load_array(0), load_array(1);
+        if (arrays > 2) load_array(2), load_array(3);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
+            w[i] = load_quad(weight + place(i), place(i) < width);
             v[i] = part[i][0];
 #pragma unroll
             for (int a = 1; a < 4; a++)
@@ -54,25 +50,25 @@ struct OneNorm {
         float total = 0.f;
 #pragma unroll
         for (int i = 0; i < GEMV_WARPS; i++) total += scratch[i];
-        const float inverse = rsqrtf(total / width + eps);
+        const float inverse = rsqrtf(__fdividef(total, width) + eps);
 #pragma unroll
         for (int i = 0; i < QUADS; i++)
             v[i].x *= inverse * w[i].x, v[i].y *= inverse * w[i].y, v[i].z *= inverse * w[i].z, v[i].w *= inverse * w[i].w;
     }
 
     // The inputs [begin, end) as an image.
-    template <bool BYTES> __device__ __forceinline__ void store(uint8_t *image, int begin, int end) {
+    template <int F> __device__ __forceinline__ void store(uint8_t *image, int begin, int end) {
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const int block = place(i) / IMAGE_BLOCK;  // the same for the warp
             if (block * IMAGE_BLOCK >= begin && block * IMAGE_BLOCK < end)
-                image_store_block<BYTES>(image, end - begin, block - begin / IMAGE_BLOCK, v[i], threadIdx.x & 31);
+                store_image<F>(image, end - begin, block - begin / IMAGE_BLOCK, v[i]);
         }
     }
 };
 
 // The output projection's input: heads' weighted sums over their splits; a warp a head.
-template <bool BYTES> DEVICE void image_from_splits(const OneShared &shared, uint8_t *image, int begin, int end) {
+template <int F> DEVICE void image_from_splits(const OneShared &shared, uint8_t *image, int begin, int end) {
     const OneParams &p = shared.p;
     const int lane = threadIdx.x & 31, splits = shared.splits, per_kv = p.q_width / p.kv_width;
 #pragma unroll 1
@@ -91,7 +87,7 @@ template <bool BYTES> DEVICE void image_from_splits(const OneShared &shared, uin
                                           : make_float4(0.f, 0.f, 0.f, 0.f);
             if (s0 == 0) {
                 const float weight = exp2_fast(sums.x - warp_max(sums.x));
-                share = weight / warp_sum(weight * sums.y);
+                share = __fdividef(weight, warp_sum(weight * sums.y));
             }
 #pragma unroll
             for (int s = 0; s < 8; s++) {
@@ -99,42 +95,87 @@ template <bool BYTES> DEVICE void image_from_splits(const OneShared &shared, uin
                 v.x += weight * part[s].x, v.y += weight * part[s].y, v.z += weight * part[s].z, v.w += weight * part[s].w;
             }
         }
-        image_store_block<BYTES>(image, end - begin, block, v, lane);
+        store_image<F>(image, end - begin, block, v);
     }
 }
 
-// The choice of experts from the gate's logits, by every block. `bias`: of the thread's expert.
+// How many of the keys in quads [first, end) go before a key.
+template <class Before> DEVICE int count_before(const uint4 *keys, int first, int end, const Before &before) {
+    int count = 0;
+#pragma unroll 2
+    for (int i = first; i < end; i++) {
+        const uint4 quad = keys[i];
+        count += before(quad.x, 4 * i) + before(quad.y, 4 * i + 1) + before(quad.z, 4 * i + 2) + before(quad.w, 4 * i + 3);
+    }
+    return count;
+}
+
+// The choice of experts from the gate's logits, by every block: an expert's place is the number of those that go before
+// it, the lower one among equals. `bias`: of the thread's expert.
 DEVICE void choose(OneShared &shared, float bias, int layer) {
     const OneParams &p = shared.p;
-    if (threadIdx.x < p.experts) {
+    const int e = threadIdx.x;
+    float score = 0.f;
+    uint32_t key = 0;
+    if (e < p.experts) {
         float z = 0.f;
 #pragma unroll
-        for (int part = 0; part < GATE_PARTS; part++) z += __ldcg(p.logits + part * p.experts + threadIdx.x);
-        const float score = 1.f / (1.f + expf(-z));
-        shared.score[threadIdx.x] = score, shared.choice[threadIdx.x] = score + bias;
+        for (int part = 0; part < GATE_PARTS; part++) z += __ldcg(p.logits + part * p.experts + e);
+        score = 1.f / (1.f + expf(-z));
+        key = ordered(score + bias);
+        shared.keys[e] = key;
     }
     __syncthreads();
-    if (threadIdx.x < WARP) {
-        int id;
-        float weight;
-        RouteParams route{};
-        route.experts = p.experts, route.k = p.k, route.renormalize = p.renormalize;
-        choose_experts(route, shared.score, shared.choice, threadIdx.x, id, weight);
-        if (threadIdx.x < p.k) shared.ids[threadIdx.x] = id, shared.weights[threadIdx.x] = weight;
-        if (threadIdx.x == 0) shared.chosen = layer + 1;
+    if (e < p.experts) {
+        const uint4 *keys = reinterpret_cast<const uint4 *>(shared.keys);
+        const int warp0 = e / WARP * WARP / 4, warp1 = min(warp0 + WARP / 4, p.experts / 4);
+        const int place = count_before(keys, 0, warp0, [&](uint32_t k, int) { return k >= key ? 1 : 0; }) +
+                          count_before(keys, warp0, warp1, [&](uint32_t k, int i) { return k > key || (k == key && i < e) ? 1 : 0; }) +
+                          count_before(keys, warp1, p.experts / 4, [&](uint32_t k, int) { return k > key ? 1 : 0; });
+        if (place < p.k) shared.ids[place] = e, shared.scores[place] = score;
+    }
+    if (e == 0) shared.chosen = layer + 1;
+    __syncthreads();
+}
+
+// Images of `rows` rows of `k` values: a warp a block of 128, the loads of up to four blocks at a time.
+template <int F> DEVICE void images_of_rows(const float *from, int rows, int k, uint8_t *image, int bytes) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = k / IMAGE_BLOCK;
+#pragma unroll 1
+    for (int first = warp; first < rows * blocks; first += 4 * GEMV_WARPS) {
+        float4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (first + i * GEMV_WARPS < rows * blocks)
+                v[i] = __ldcg(reinterpret_cast<const float4 *>(from) + (first + i * GEMV_WARPS) * WARP + lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int task = first + i * GEMV_WARPS;
+            if (task < rows * blocks) store_image<F>(image + task / blocks * bytes, k, task % blocks, v[i]);
+        }
     }
     __syncthreads();
 }
 
-// The gate's part: stages of BF16 in pairs (high, low) that meet the same 64 inputs.
-template <class Stream> DEVICE void multiply_gate(Stream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) acc[0][i] = 0.f;
-#pragma unroll 1
-    for (int i = first; i < first + count; i++) {
-        multiply_stage<BF16, 1>(stream.front(), image + (i / 2) * 256, 0, 0, lane, 0, acc);
-        stream.pop();
-    }
+// This block's share of each of a layer's streams that all blocks read, for `prefetch`.
+template <int DENSE> DEVICE void share_streams(const OneParams &p, OneShared &shared) {
+    const int stream = threadIdx.x;
+    if (stream > STREAM_GATE) return;
+    const int inputs = stream == STREAM_O ? p.q_width : p.width;
+    const int rows = stream == STREAM_Q ? p.q_width : stream == STREAM_O ? p.width : stream == STREAM_GATE ? p.experts : p.kv_width;
+    const uint32_t tile = stream == STREAM_GATE ? inputs / 64 * (Layout<F32>::BYTES / 16) : inputs / Layout<DENSE>::K * (Layout<DENSE>::BYTES / 16);
+    const uint32_t size = rows / TILE_ROWS * tile, each = (size + gridDim.x - 1) / gridDim.x, from = min(size, each * blockIdx.x);
+    shared.share[stream] = make_uint2(from, min(each, size - from));
+}
+
+// Asks the second-level cache for this block's share of a layer: a lane a stream.
+DEVICE void prefetch(const OneShared &shared, const OneLayer &l, int lane) {
+    if (lane < 0 || lane > STREAM_GATE) return;
+    const uint2 share = shared.share[lane];
+    if (share.y > 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(l.stream[lane] + static_cast<size_t>(share.x) * 16),
+                     "r"(share.y * 16)
+                     : "memory");
 }
 
 // Everything that does not change during the step.
@@ -152,9 +193,10 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
         shared.tile0 = tile0, shared.tile1 = tile1, shared.chosen = 0;
     }
     if (threadIdx.x < OPS * 4) (&shared.trace[0][0])[threadIdx.x] = 0;
-    const int known = tile0 + threadIdx.x;
-    static_assert(KNOWN_PAGES <= GEMV_THREADS, "a thread looks up one page");
-    if (threadIdx.x < KNOWN_PAGES && known < tile1) shared.pages[threadIdx.x] = __ldcg(table + known * TILE_TOKENS / p.page_tokens);
+    for (int tile = tile0 + threadIdx.x; tile < min(tile1, tile0 + MAX_TILES); tile += GEMV_THREADS)
+        shared.tile[tile - tile0] = find_tile<KV>(p, table, head, tile);
+    write_program<DENSE, EXPERT, KV>(p, shared);
+    share_streams<DENSE>(p, shared);
     if (threadIdx.x < p.rotary / 2) {
         const double turn = position * p.turns[threadIdx.x];
         float sine, cosine;
@@ -165,14 +207,6 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
     __syncthreads();
     if (threadIdx.x == 0) shared.p.tables = table;
     __syncthreads();
-}
-
-// Asks the second-level cache for this block's share of a stream.
-DEVICE void prefetch(const uint8_t *stream, size_t bytes) {
-    const size_t each = (bytes / gridDim.x + 15) / 16 * 16, from = each * blockIdx.x;
-    if (from >= bytes) return;
-    const uint32_t size = static_cast<uint32_t>(min(each, bytes - from));
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(stream + from), "r"(size) : "memory");
 }
 
 template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams &params) {
@@ -190,7 +224,6 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
     const bool traced = p.trace && threadIdx.x == 0;
     OneNorm norm;
     long long mark = 0;
-    int buffer = 0;
     const auto note = [&](int op, int what) {
         if (!traced) return;
         const long long now = clock64();
@@ -208,12 +241,8 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
             int first = 0, count = 0, unit = block, units = 0, step = grid, part = 0, slot0 = 0, slots = 0;
             float bias = 0.f;
             // What can be read or made before the op before has ended.
-            if (op == QKV) {
-                norm.load_weights(l.norm, p.width);
-            } else if (op == GATE) {
-                norm.load_weights(l.moe_norm, p.width);
-            } else if (op == GATE_UP) {
-                norm.store<INT4<EXPERT>>(shared.image, 0, p.width);
+            if (op == GATE_UP) {
+                norm.store<EXPERT>(shared.image, 0, p.width);
                 if (l.bias && threadIdx.x < p.experts) bias = l.bias[threadIdx.x];
             } else if (op == ATTENTION && layer + 1 < p.layers) {
                 copy_layer(p, shared, layer + 1);
@@ -222,43 +251,35 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
             note(op, 0);
 
             if (op == QKV) {
-                norm.load(layer ? p.after : p.hidden, layer ? 2 : 1, p.width);
+                norm.load(layer ? p.after : p.hidden, layer ? 2 : 1, l.norm, p.width);
                 if (block == 0) norm.write(p.before, p.width);
                 norm.finish(p.width, p.eps, shared.scratch);
-                norm.store<INT4<DENSE>>(shared.image, 0, p.width);
+                norm.store<DENSE>(shared.image, 0, p.width);
                 split_stages(p.width / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
                 units = (p.q_width + 2 * p.kv_width) / 32, tails = p.width * 2;
                 __syncthreads();
             } else if (op == ATTENTION) {
-                if (p.prefetch && layer + 1 < p.layers && threadIdx.x == 0) {
-                    const OneLayer &next = shared.layers[(layer + 1) & 1];
-                    const size_t row = static_cast<size_t>(p.width) / Layout<DENSE>::K * Layout<DENSE>::BYTES;
-                    const size_t out_row = static_cast<size_t>(p.q_width) / Layout<DENSE>::K * Layout<DENSE>::BYTES;
-                    prefetch(next.q, p.q_width / TILE_ROWS * row);
-                    prefetch(next.k, p.kv_width / TILE_ROWS * row);
-                    prefetch(next.v, p.kv_width / TILE_ROWS * row);
-                    prefetch(next.o, p.width / TILE_ROWS * out_row);
-                    prefetch(next.gate, static_cast<size_t>(p.experts) / TILE_ROWS * (p.width / 64) * Layout<F32>::BYTES);
-                }
-                attend<DENSE, EXPERT, KV>(shared, l, stream);
+                attend<DENSE, EXPERT, KV>(shared, l, stream, [&] { note(op, 1); });
             } else if (op == OUTPUT) {
+                if (p.prefetch && layer + 1 < p.layers)
+                    prefetch(shared, shared.layers[(layer + 1) & 1], static_cast<int>(threadIdx.x) - (GEMV_THREADS - WARP));
                 const int used = grid / p.parts * p.parts;
                 int begin, end;
                 part = block % p.parts;
                 slice_inputs(p.q_width, p.parts, part, begin, end);
                 split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
                 if (block < used) {
-                    image_from_splits<INT4<DENSE>>(shared, shared.image, begin, end);
+                    image_from_splits<DENSE>(shared, shared.image, begin, end);
                     units = p.width / 32 * p.parts, step = used, tails = (end - begin) * 2;
                 }
                 __syncthreads();
             } else if (op == GATE) {
                 int begin, end;
                 slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
-                norm.load(p.attended, p.parts, p.width);
+                norm.load(p.attended, p.parts, l.moe_norm, p.width);
                 if (block == 0) norm.write(p.middle, p.width);
                 norm.finish(p.width, p.eps, shared.scratch);
-                norm.store<false>(shared.gate_image, begin, end);
+                norm.store<BF16>(shared.gate_image, begin, end);
                 split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
                 x = shared_address(shared.gate_image);
                 units = p.experts / TILE_ROWS * GATE_PARTS;
@@ -272,66 +293,72 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
             } else {
                 const int used = grid / 2, bytes = image_bytes<INT4<EXPERT>>(p.inter), in_half = warp / EXPERT_RUNS;
                 half_slots(p.k, slot0, slots);
-                if (block / 2 < used && slots > 0) {
-                    const float *from = p.acted + static_cast<size_t>(slot0) * p.inter;
-                    fill_images<INT4<EXPERT>>([&](int i) { return from + static_cast<size_t>(i) * p.inter; }, slots, p.inter, 0,
-                                              p.inter, shared.image, bytes);
-                }
+                if (block / 2 < used && slots > 0)
+                    images_of_rows<EXPERT>(p.acted + static_cast<size_t>(slot0) * p.inter, slots, p.inter, shared.image, bytes);
                 if (in_half < slots) split_stages(p.inter / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
                 unit = block / 2, step = used, units = block / 2 < used ? p.width / TILE_ROWS : 0;
                 x = image + in_half * bytes, tails = p.inter * 2;
             }
-            note(op, 1);
+            if (op != ATTENTION) note(op, 1);
 
+            // A few units one after the other, then a warp finishes each.
 #pragma unroll 1
-            for (; unit < units; unit += step) {
-                // The residual, on its way during the product.
+            while (unit < units) {
+                const int mine = unit + warp * step, tile = lane / TILE_ROWS, row = lane % TILE_ROWS;
+                const bool finishes = warp < MAX_UNITS && mine < units;
+                // The residual, on its way during the products.
                 float sum = 0.f;
-                if (op == OUTPUT && part == 0 && warp == 0) sum = __ldcg(p.before + unit / p.parts * 32 + lane);
-                if (op == DOWN && !(block & 1) && threadIdx.x < TILE_ROWS) sum = __ldcg(p.middle + unit * TILE_ROWS + lane);
-                float acc[1][4];
-                if (op == GATE) {
-                    multiply_gate(stream, x, first, count, lane, acc);
-                } else if (DENSE == EXPERT || op < GATE) {
-                    int scales = l.expert_bf16_scales;
-                    if (op == QKV) {
-                        const int row = unit * 32 + warp / DENSE_RUNS * TILE_ROWS - p.q_width;
-                        scales = l.bf16_scales[row < 0 ? 0 : row < p.kv_width ? 1 : 2];
+                if (finishes && op == OUTPUT && part == 0) sum = __ldcg(p.before + mine / p.parts * 32 + lane);
+                if (finishes && op == DOWN && !(block & 1)) sum = __ldcg(p.middle + mine * TILE_ROWS + row);
+#pragma unroll 1
+                for (int held = 0; held < MAX_UNITS && unit < units; held++, unit += step) {
+                    float acc[1][4] = {};
+                    if (op == GATE) {
+                        multiply_gate(stream, x, first, count, lane, acc);
+                    } else if (DENSE == EXPERT || op < GATE) {
+                        int scales = l.expert_bf16_scales;
+                        if (op == QKV) {
+                            const int at = unit * 32 + warp / DENSE_RUNS * TILE_ROWS - p.q_width;
+                            scales = l.bf16_scales[at < 0 ? 0 : at < p.kv_width ? 1 : 2];
+                        }
+                        if (op == OUTPUT) scales = l.bf16_scales[3];
+                        multiply_stages<DENSE>(stream, x, x + tails, first, count, lane, scales, acc);
+                    } else {
+                        multiply_stages<EXPERT>(stream, x, x + tails, first, count, lane, l.expert_bf16_scales, acc);
                     }
-                    if (op == OUTPUT) scales = l.bf16_scales[3];
-                    multiply_run<DENSE, 1>(stream, x, x + tails, 0, first, count, lane, scales, acc);
-                } else {
-                    multiply_run<EXPERT, 1>(stream, x, x + tails, 0, first, count, lane, l.expert_bf16_scales, acc);
+                    store_sums(shared.partial[held], warp, lane, acc);
                 }
-                float *partial = shared.partial[buffer];
-                store_partials<1>(partial, warp, lane, acc);
                 __syncthreads();
-                buffer ^= 1;
-                if (warp > 0) continue;
-                const int tile = lane / TILE_ROWS, row = lane % TILE_ROWS;
-                if (op == QKV) {
-                    const float v = sum_partials(partial, 4, tile, DENSE_RUNS, 0, row);
-                    p.projection[unit * 32 + lane] = v;
-                    const float squares = warp_sum(v * v);
-                    if (lane == 0) p.squares[unit] = squares;
-                } else if (op == OUTPUT) {
-                    sum += sum_partials(partial, 4, tile, DENSE_RUNS, 0, row);
-                    p.attended[static_cast<size_t>(part) * p.width + unit / p.parts * 32 + lane] = sum;
-                } else if (op == GATE) {
-                    const int first_row = unit / GATE_PARTS * TILE_ROWS;
-                    if (lane < TILE_ROWS)
-                        p.logits[unit % GATE_PARTS * p.experts + first_row + row] = sum_partials(partial, 4, 0, GEMV_WARPS, 0, row);
-                } else if (op == GATE_UP) {
-                    const int per_expert = p.inter / 32;
-                    const float gate = sum_partials(partial, 4, tile, EXPERT_RUNS, 0, row);
-                    const float up = sum_partials(partial, 4, 2 + tile, EXPERT_RUNS, 0, row);
-                    p.acted[static_cast<size_t>(unit / per_expert) * p.inter + unit % per_expert * 32 + lane] =
-                        gate / (1.f + __expf(-gate)) * up;
-                } else if (lane < TILE_ROWS) {
-                    for (int j = 0; j < slots; j++)
-                        sum += shared.weights[slot0 + j] * sum_partials(partial, 4, j, EXPERT_RUNS, 0, row);
-                    p.after[static_cast<size_t>(block & 1) * p.width + unit * TILE_ROWS + lane] = sum;
+                if (finishes) {
+                    const float *partial = shared.partial[warp];
+                    if (op == QKV) {
+                        const float v = sum_runs<DENSE_RUNS>(partial, tile, row);
+                        p.projection[mine * 32 + lane] = v;
+                        const float squares = warp_sum(v * v);
+                        if (lane == 0) p.squares[mine] = squares;
+                    } else if (op == OUTPUT) {
+                        sum += sum_runs<DENSE_RUNS>(partial, tile, row);
+                        p.attended[part * p.width + mine / p.parts * 32 + lane] = sum;
+                    } else if (op == GATE) {
+                        if (lane < TILE_ROWS)
+                            p.logits[mine % GATE_PARTS * p.experts + mine / GATE_PARTS * TILE_ROWS + row] =
+                                sum_runs<GEMV_WARPS>(partial, 0, row);
+                    } else if (op == GATE_UP) {
+                        const int per_expert = p.inter / 32;
+                        const float gate = sum_runs<EXPERT_RUNS>(partial, tile, row);
+                        const float up = sum_runs<EXPERT_RUNS>(partial, 2 + tile, row);
+                        p.acted[mine / per_expert * p.inter + mine % per_expert * 32 + lane] = gate / (1.f + __expf(-gate)) * up;
+                    } else if (lane < TILE_ROWS) {
+                        float total = 0.f;
+                        for (int j = 0; j < p.k; j++) total += shared.scores[j];
+                        if (!p.renormalize) total = 1.f;
+#pragma unroll 1
+                        for (int j = 0; j < slots; j++)
+                            sum += shared.scores[slot0 + j] / total * sum_runs<EXPERT_RUNS>(partial, j, row);
+                        p.after[(block & 1) * p.width + mine * TILE_ROWS + row] = sum;
+                    }
                 }
+                if (unit < units) __syncthreads();  // the sums' places are free again
             }
             note(op, 2);
             if (layer + 1 < p.layers || op < DOWN) barrier.arrive();

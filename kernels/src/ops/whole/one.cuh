@@ -9,17 +9,20 @@
 #include "../route/route.cuh"
 
 constexpr int HEAD_DIM = 128, HEADS_HELD = 8, ONE_TOP_K = 8, HALF_SLOTS = 4, EXPERT_RUNS = 4, DENSE_RUNS = 8;
-// Pages of a block's share of the context that are looked up once a step.
-constexpr int KNOWN_PAGES = 512;
-constexpr int MAX_DEPTH = 5;
+// Tiles of a block's share of the context: the host knows the longest context.
+constexpr int MAX_TILES = 1024;
+constexpr int MAX_DEPTH = 5, MAX_ENTRIES = 32;
+// Units whose sums wait for each other: a warp each to finish them.
+constexpr int MAX_UNITS = 4;
+// The second-level cache's policy for data that is read once (as `createpolicy` makes it).
+constexpr uint64_t READ_ONCE = 0x12F0000000000000;
 
 enum Op : int { QKV, ATTENTION, OUTPUT, GATE, GATE_UP, DOWN, OPS };
 
 // One layer: a row of a table in device memory.
 struct OneLayer {
-    const uint8_t *q, *k, *v, *o, *gate, *experts;          // streams
+    uint8_t *stream[8];                                     // STREAM_*: weights, and the pages of keys and values
     const float *norm, *q_norm, *k_norm, *moe_norm, *bias;  // q_norm, k_norm, bias: or null
-    uint8_t *keys, *values;                                 // pages
     int bf16_scales[4];                                     // of q, k, v, o
     int expert_bf16_scales, unused;
 };
@@ -58,10 +61,7 @@ struct DeviceBarrier {
     // What this block wrote is visible to whoever has waited.
     __device__ __forceinline__ void arrive() {
         __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
-        }
+        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
         target += gridDim.x;
     }
 
@@ -77,40 +77,56 @@ struct DeviceBarrier {
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
+// Stages of one copy. INT4 with groups of 128: what a warp mostly has of a tile, at M2's widths.
+template <int F> constexpr int COPY_STAGES = F == INT4_G128 ? 3 : Layout<F>::SPAN;
+template <int F> constexpr int COPY_BYTES = Layout<F>::BYTES * COPY_STAGES<F>;
+
 template <int DENSE, int EXPERT, int KV> struct OneShape {
-    static constexpr int DENSE_COPY = Layout<DENSE>::BYTES * Layout<DENSE>::SPAN;
-    static constexpr int EXPERT_COPY = Layout<EXPERT>::BYTES * Layout<EXPERT>::SPAN;
-    static constexpr int SLOT = DENSE_COPY > EXPERT_COPY ? DENSE_COPY : EXPERT_COPY;  // never under 2048
+    static constexpr int SLOT = COPY_BYTES<DENSE> > COPY_BYTES<EXPERT> ? COPY_BYTES<DENSE> : COPY_BYTES<EXPERT>;
     // Keys of a tile of 16 tokens fill one slot or two, 128 bytes of each token a slot; values as many.
     static constexpr int KEY_SLOTS = HEAD_DIM * KV_BYTES<KV> / 128;
-    static constexpr int DEPTH = SLOT > 2200 ? 4 : MAX_DEPTH;
+    static constexpr int DEPTH = 10752 / SLOT;
     static constexpr int WARP_RING = DEPTH * SLOT;
-    static_assert(SLOT >= 2048 && DEPTH >= 2 * KEY_SLOTS, "a tile's keys and values are held at once");
+    static_assert(SLOT >= 2048 && DEPTH >= KEY_SLOTS && DEPTH <= MAX_DEPTH, "a tile's keys are held at once");
 };
+
+// A run of a warp's weights, the same in every layer: offset in a stream of the layer and size, both in units of 16 bytes.
+struct alignas(8) OneEntry {
+    uint32_t offset;
+    uint16_t size;
+    uint8_t copy;    // of one copy, in units of 16 bytes
+    uint8_t stream;  // of `OneLayer`, bits 0 to 2; ENTRY_*; the experts' slot from bit 4 on
+};
+
+enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES };
+constexpr int ENTRY_SLOT = 16;
 
 struct OneShared {
     union {
-        uint8_t image[24576];                                // the op's input
-        float merged[GEMV_WARPS / 2][HEADS_HELD][HEAD_DIM];  // attention: results of half of the warps
+        uint8_t image[24576];                                    // the op's input
+        float merged[GEMV_WARPS / 2][HEADS_HELD][HEAD_DIM + 8];  // attention: results of half of the warps
         float query[HEADS_HELD][HEAD_DIM];
     };
     uint8_t gate_image[2048];
-    float partial[2][PARTIAL_FLOATS<1>];
-    uint4 operands[HEAD_DIM / 16][WARP];  // the query as operands of the products with the keys
-    float2 turn[HEAD_DIM / 2];            // cosine and sine of the pair at the token's position
+    float partial[MAX_UNITS][GEMV_WARPS * TILE_ROWS];  // of units: [warp][row]
+    uint4 operands[HEAD_DIM / 16][WARP];       // the query as operands of the products with the keys
+    float2 turn[HEAD_DIM / 2];                 // cosine and sine of the pair at the token's position
     float key[HEAD_DIM], value[HEAD_DIM];
     float maximum[GEMV_WARPS / 2][HEADS_HELD], sum[GEMV_WARPS / 2][HEADS_HELD];
-    float score[MAX_EXPERTS], choice[MAX_EXPERTS];
-    uint32_t pages[KNOWN_PAGES];
-    OneLayer layers[2];  // by the layer's last bit
+    alignas(16) uint32_t keys[MAX_EXPERTS];  // of the choice: larger is better
+    uint32_t tile[MAX_TILES];      // where the block's tiles lie in a layer's keys, in units of 16 bytes
+    OneEntry program[GEMV_WARPS][MAX_ENTRIES];
+    OneLayer layers[2];              // by the layer's last bit
+    uint2 share[STREAM_GATE + 1];  // first and number of the units of 16 bytes that this block asks for ahead
     OneParams p;
     uint64_t full[GEMV_WARPS * MAX_DEPTH];
     unsigned long long trace[OPS][4];
-    float weights[ONE_TOP_K], scratch[GEMV_WARPS];
+    float scores[ONE_TOP_K], scratch[GEMV_WARPS];
     int ids[ONE_TOP_K];
-    int chosen;                    // layers whose experts are known
-    int tiles, splits;             // of one head's context: tiles of 16 tokens, and over how many blocks
-    int head, split, tile0, tile1; // this block's
+    int chosen;                     // layers whose experts are known
+    int entries;                    // of a layer's program
+    int tiles, splits;              // of one head's context: tiles of 16 tokens, and over how many blocks
+    int head, split, tile0, tile1;  // this block's
 };
 
 static_assert(sizeof(OneShared) <= 59392, "`cuda.rs` asks for so much behind the rings");
@@ -133,113 +149,91 @@ DEVICE void half_slots(int k, int &slot0, int &slots) {
     slots = half ? k / 2 : k - k / 2, slot0 = half ? k - k / 2 : 0;
 }
 
-DEVICE uint32_t page_of_tile(const OneShared &shared, int tile) {
-    const int known = tile - shared.tile0;
-    if (known < KNOWN_PAGES) return shared.pages[known];
-    return __ldcg(shared.p.tables + tile * TILE_TOKENS / shared.p.page_tokens);
+// Where a tile of this block's head begins in a layer's keys (and values), in units of 16 bytes.
+template <int KV> DEVICE uint32_t find_tile(const OneParams &p, const uint32_t *table, int head, int tile) {
+    const int position = tile * TILE_TOKENS;
+    const uint32_t page = __ldcg(table + position / p.page_tokens);
+    const uint32_t row = (page * (p.kv_width / HEAD_DIM) + head) * p.page_tokens + position % p.page_tokens;
+    return row * (HEAD_DIM * KV_BYTES<KV> / 16);
 }
 
 // ---- what a warp will read ------------------------------------------------------------------------------------------
 
-// Contiguous bytes and how they are cut into copies; `next`: what comes after it, as `OneCursor` counts.
-struct OneRun {
-    const uint8_t *from;
-    int left, copy;
-    int next;
-};
-
-// layer * 65536 + op * 4096 + the op's run.
-constexpr int CURSOR_OP = 4096, CURSOR_LAYER = 65536;
-
-template <int F> DEVICE void take(OneRun &run, const uint8_t *stream, int tile, int stages, int first, int count) {
-    run.from = stream + (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
-    run.left = count * Layout<F>::BYTES, run.copy = Layout<F>::BYTES * Layout<F>::SPAN;
+template <int F> DEVICE OneEntry entry_of(int stream, int tile, int stages, int first, int count) {
+    const uint32_t offset = static_cast<uint32_t>(tile * stages + first) * (Layout<F>::BYTES / 16);
+    return {offset, static_cast<uint16_t>(count * (Layout<F>::BYTES / 16)),
+            static_cast<uint8_t>(COPY_BYTES<F> / 16), static_cast<uint8_t>(stream)};
 }
 
-// Run `i` of an op for this warp: false if there is none; a run of no bytes is nothing to read.
-template <int DENSE, int EXPERT, int KV> DEVICE bool run_of(const OneShared &shared, int layer, int op, int i, OneRun &run) {
-    const OneParams &p = shared.p;
-    const OneLayer &l = shared.layers[layer & 1];
-    const int warp = threadIdx.x / WARP, grid = gridDim.x, block = blockIdx.x;
-    int first, count, begin, end;
-    run.left = 0;
+// Units that this block takes of `units`, one every `step` blocks.
+DEVICE int units_of(int units, int block, int step) { return block < step && block < units ? (units - 1 - block) / step + 1 : 0; }
+
+// The warp's program of one layer: a lane makes one entry. Entries of no bytes stand for nothing to read; the one of
+// the keys stands for all of them.
+template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OneParams &p, OneShared &shared) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, grid = gridDim.x, block = blockIdx.x;
+    int begin, end, first, count;
+    gate_up_units(p, begin, end);
+    const int used = grid / p.parts * p.parts;
+    const int counts[OPS] = {units_of((p.q_width + 2 * p.kv_width) / 32, block, grid),
+                             1,
+                             units_of(p.width / 32 * p.parts, block, used),
+                             block < p.experts / TILE_ROWS * GATE_PARTS,
+                             end - begin,
+                             units_of(p.width / TILE_ROWS, block / 2, grid / 2)};
+    int op = 0, i = lane, entries = 0;
+#pragma unroll
+    for (int o = 0; o < OPS; o++) {
+        if (op == o && i >= counts[o]) i -= counts[o], op++;
+        entries += counts[o];
+    }
+    OneEntry entry{};
     if (op == QKV) {
-        const int unit = block + i * grid, stages = p.width / Layout<DENSE>::K;
-        if (unit >= (p.q_width + 2 * p.kv_width) / 32) return false;
+        const int stages = p.width / Layout<DENSE>::K;
         split_stages(stages, DENSE_RUNS, warp % DENSE_RUNS, first, count);
-        int tile = unit * 2 + warp / DENSE_RUNS;
-        const uint8_t *stream = l.q;
+        int tile = (block + i * grid) * 2 + warp / DENSE_RUNS, stream = STREAM_Q;
         if (tile >= p.q_width / TILE_ROWS) {
-            tile -= p.q_width / TILE_ROWS, stream = l.k;
-            if (tile >= p.kv_width / TILE_ROWS) tile -= p.kv_width / TILE_ROWS, stream = l.v;
+            tile -= p.q_width / TILE_ROWS, stream = STREAM_K;
+            if (tile >= p.kv_width / TILE_ROWS) tile -= p.kv_width / TILE_ROWS, stream = STREAM_V;
         }
-        take<DENSE>(run, stream, tile, stages, first, count);
+        entry = entry_of<DENSE>(stream, tile, stages, first, count);
     } else if (op == ATTENTION) {
-        // Keys, then values, of every sixteenth tile.
-        const int tile = shared.tile0 + warp + (i >> 1) * GEMV_WARPS;
-        if (tile >= shared.tile1) return false;
-        const int position = tile * TILE_TOKENS, kv_heads = p.kv_width / HEAD_DIM;
-        const size_t row = (static_cast<size_t>(page_of_tile(shared, tile)) * kv_heads + shared.head) * p.page_tokens +
-                           position % p.page_tokens;
-        run.from = (i & 1 ? l.values : l.keys) + row * (HEAD_DIM * KV_BYTES<KV>);
-        run.left = OneShape<DENSE, EXPERT, KV>::KEY_SLOTS * 2048, run.copy = 2048;
+        entry = {0, OneShape<DENSE, EXPERT, KV>::KEY_SLOTS * 128, 128, STREAM_KEYS};
     } else if (op == OUTPUT) {
-        const int used = grid / p.parts * p.parts, unit = block + i * used;
-        if (block >= used || unit >= p.width / 32 * p.parts) return false;
+        const int unit = block + i * used, stages = p.q_width / Layout<DENSE>::K;
         slice_inputs(p.q_width, p.parts, unit % p.parts, begin, end);
         split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
-        take<DENSE>(run, l.o, unit / p.parts * 2 + warp / DENSE_RUNS, p.q_width / Layout<DENSE>::K,
-                    begin / Layout<DENSE>::K + first, count);
+        entry = entry_of<DENSE>(STREAM_O, unit / p.parts * 2 + warp / DENSE_RUNS, stages, begin / Layout<DENSE>::K + first, count);
     } else if (op == GATE) {
-        if (i > 0 || block >= p.experts / TILE_ROWS * GATE_PARTS) return false;
-        slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
         // A stage of 64 inputs in F32 is two of BF16: high parts, low parts.
+        slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
         split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
-        take<BF16>(run, l.gate, block / GATE_PARTS, p.width / 32, begin / 32 + first, count);
+        entry = entry_of<BF16>(STREAM_GATE, block / GATE_PARTS, p.width / 32, begin / 32 + first, count);
     } else if (op == GATE_UP) {
-        gate_up_units(p, begin, end);
         const int per_expert = p.inter / 32, unit = begin + i, r = warp / EXPERT_RUNS, stages = p.width / Layout<EXPERT>::K;
-        if (unit >= end) return false;
         split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
-        const uint8_t *stream = l.experts + shared.ids[unit / per_expert] * p.expert_bytes + (r < 2 ? 0 : p.up_offset);
-        take<EXPERT>(run, stream, unit % per_expert * 2 + (r & 1), stages, first, count);
-    } else {
-        const int used = grid / 2, tile = block / 2 + i * used, stages = p.inter / Layout<EXPERT>::K;
-        if (block / 2 >= used || tile >= p.width / TILE_ROWS) return false;
+        entry = entry_of<EXPERT>(STREAM_EXPERTS | unit / per_expert * ENTRY_SLOT, unit % per_expert * 2 + (r & 1), stages, first, count);
+        if (r >= 2) entry.offset += static_cast<uint32_t>(p.up_offset / 16);
+    } else if (op == DOWN) {
+        const int tile = block / 2 + i * (grid / 2), stages = p.inter / Layout<EXPERT>::K;
         half_slots(p.k, begin, end);
-        if (warp / EXPERT_RUNS >= end) return true;
         split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
-        take<EXPERT>(run, l.experts + shared.ids[begin + warp / EXPERT_RUNS] * p.expert_bytes + p.down_offset, tile, stages,
-                     first, count);
+        if (warp / EXPERT_RUNS >= end) count = 0;
+        entry = entry_of<EXPERT>(STREAM_EXPERTS | (begin + warp / EXPERT_RUNS) % ONE_TOP_K * ENTRY_SLOT, tile, stages, first, count);
+        entry.offset += static_cast<uint32_t>(p.down_offset / 16);
     }
-    return true;
-}
-
-// The first run with bytes from `cursor` on; without bytes: nothing more is known. One copy of this code, not one per
-// product.
-template <int DENSE, int EXPERT, int KV> __device__ __noinline__ OneRun next_run(const OneShared &shared, int cursor) {
-    OneRun run{nullptr, 0, 0, 0};
-    int layer = cursor / CURSOR_LAYER, op = cursor % CURSOR_LAYER / CURSOR_OP, i = cursor % CURSOR_OP;
-#pragma unroll 1
-    while (layer < shared.p.layers && !(op == GATE_UP && shared.chosen <= layer)) {
-        if (run_of<DENSE, EXPERT, KV>(shared, layer, op, i, run)) {
-            i++;
-            if (run.left > 0) break;
-        } else {
-            i = 0;
-            if (++op == OPS) op = QKV, layer++;
-        }
-    }
-    run.next = layer * CURSOR_LAYER + op * CURSOR_OP + i;
-    return run;
+    if (lane < entries) shared.program[warp][lane] = entry;
+    if (threadIdx.x == 0) shared.entries = entries;
 }
 
 // The warp's ring of slots, filled in the order of the ops.
 template <int DENSE, int EXPERT, int KV> struct OneStream {
     using Shape = OneShape<DENSE, EXPERT, KV>;
     const OneShared *shared;
-    uint32_t slots, full, parity;
-    OneRun run;
+    uint32_t slots, full, parity, expert_size;  // expert_size: in units of 16 bytes
+    const uint8_t *from;                        // the rest of the current run
+    int left, copy;
+    int layer, at, sub;  // what comes next: entry `at` of the layer; of its keys and values number `sub`
     int head, tail, free;
     bool leader;
 
@@ -248,7 +242,8 @@ template <int DENSE, int EXPERT, int KV> struct OneStream {
         uint64_t *barriers = memory.full + warp * Shape::DEPTH;
         shared = &memory, leader = (threadIdx.x & 31) == 0;
         slots = shared_address(ring + warp * Shape::WARP_RING), full = shared_address(barriers), parity = 0;
-        run = {nullptr, 0, 0, 0}, head = 0, tail = 0, free = Shape::DEPTH;
+        expert_size = static_cast<uint32_t>(memory.p.expert_bytes / 16);
+        from = nullptr, left = 0, copy = 0, layer = 0, at = 0, sub = 0, head = 0, tail = 0, free = Shape::DEPTH;
         if (leader) {
 #pragma unroll 1
             for (int i = 0; i < Shape::DEPTH; i++) barrier_init(barriers + i, 1);
@@ -257,24 +252,53 @@ template <int DENSE, int EXPERT, int KV> struct OneStream {
         __syncwarp();
     }
 
+    // The next run; false: nothing more is known.
+    __device__ __forceinline__ bool next() {
+#pragma unroll 1
+        while (left == 0) {
+            if (at == shared->entries) {
+                if (layer + 1 == shared->p.layers) return false;
+                at = 0, layer++;
+            }
+            const int warp = threadIdx.x / WARP;
+            const uint2 entry = *reinterpret_cast<const uint2 *>(&shared->program[warp][at]);  // in one load
+            const int which = entry.y >> 24;
+            int stream = which % ENTRY_SLOT;
+            uint32_t offset = entry.x;
+            if (stream == STREAM_EXPERTS) {
+                if (shared->chosen <= layer) return false;
+                offset += shared->ids[which / ENTRY_SLOT] * expert_size;
+                at++;
+            } else if (stream == STREAM_KEYS) {
+                const int tile = shared->tile0 + warp + (sub >> 1) * GEMV_WARPS;
+                if (tile >= shared->tile1) {
+                    sub = 0, at++;
+                    continue;
+                }
+                offset = shared->tile[tile - shared->tile0];
+                stream += sub & 1, sub++;
+            } else {
+                at++;
+            }
+            from = shared->layers[layer & 1].stream[stream] + static_cast<size_t>(offset) * 16;
+            left = (entry.y & 0xffff) * 16, copy = (entry.y >> 16 & 0xff) * 16;
+        }
+        return true;
+    }
+
     // Asks for as much as there is room for and is known.
     __device__ __forceinline__ void pump() {
 #pragma unroll 1
-        while (free > 0) {
-            if (run.left == 0) {
-                run = next_run<DENSE, EXPERT, KV>(*shared, run.next);
-                if (run.left == 0) return;
-            }
-            const int bytes = min(run.left, run.copy);
+        while (free > 0 && next()) {
+            const int bytes = min(left, copy);
             if (leader) {
-                const uint64_t once = evict_first_policy();
                 asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + head * 8), "r"(bytes) : "memory");
                 asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], "
                              "%2, [%3], %4;" ::"r"(slots + head * Shape::SLOT),
-                             "l"(run.from), "r"(bytes), "r"(full + head * 8), "l"(once)
+                             "l"(from), "r"(bytes), "r"(full + head * 8), "l"(READ_ONCE)
                              : "memory");
             }
-            run.from += bytes, run.left -= bytes, free--;
+            from += bytes, left -= bytes, free--;
             if (++head == Shape::DEPTH) head = 0;
         }
     }

@@ -1,13 +1,25 @@
 // Attention of `one.cu`: a block takes a share of one kv head's context, a warp every sixteenth tile of it.
 #pragma once
-#include "one.cuh"
+#include "one_product.cuh"
 
-// The layer's row of the table, by the last warp; the block meets before anybody reads it.
+// The layer's row of the table, by the last warp; the block meets before anybody reads it. Its vectors are asked for, so
+// that no norm waits for the memory: a few lines by each block.
 DEVICE void copy_layer(const OneParams &p, OneShared &shared, int layer) {
     static_assert(sizeof(OneLayer) % 8 == 0 && sizeof(OneLayer) / 8 <= WARP, "a lane copies one word");
     const int lane = threadIdx.x - (GEMV_THREADS - WARP);
     if (lane >= 0 && lane < static_cast<int>(sizeof(OneLayer) / 8))
         reinterpret_cast<uint64_t *>(&shared.layers[layer & 1])[lane] = reinterpret_cast<const uint64_t *>(p.layer + layer)[lane];
+    if (lane < 0) return;
+    __syncwarp();
+    const OneLayer &l = shared.layers[layer & 1];
+    constexpr int LINE = 128 / sizeof(float);
+#pragma unroll 1
+    for (int line = blockIdx.x + gridDim.x * lane, v = 0; v < 5; v++) {
+        const float *vector = v == 0 ? l.norm : v == 1 ? l.q_norm : v == 2 ? l.k_norm : v == 3 ? l.moe_norm : l.bias;
+        const int lines = (v == 1 ? p.q_width : v == 2 ? p.kv_width : v == 4 ? p.experts : p.width) / LINE;
+        if (vector && line >= 0 && line < lines) asm volatile("prefetch.global.L2 [%0];" ::"l"(vector + line * LINE));
+        line -= lines;
+    }
 }
 
 // The pair of dims that thread `j` of 64 normalises and rotates: the two of a rotation, or two neighbours behind them.
@@ -23,6 +35,23 @@ DEVICE float2 turned(const OneShared &shared, int j, float a, float b) {
     return make_float2(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
 }
 
+// The norms' weights of the thread's values.
+struct QueryWeights {
+    float qa, qb, ka, kb;
+
+    __device__ __forceinline__ void load(const OneShared &shared, const OneLayer &l) {
+        const OneParams &p = shared.p;
+        const int per_kv = p.q_width / p.kv_width, h = threadIdx.x / 64;
+        int a, b;
+        pair_of(threadIdx.x % 64, p.rotary, a, b);
+        qa = qb = ka = kb = 1.f;
+        if (!l.q_norm) return;
+        const float *q = l.q_norm + (shared.head * per_kv + h) * HEAD_DIM, *k = l.k_norm + shared.head * HEAD_DIM;
+        if (h < per_kv) qa = __ldg(q + a), qb = __ldg(q + b);
+        if (h == 0) ka = __ldg(k + a), kb = __ldg(k + b);
+    }
+};
+
 // Query (as operands), and the token's own key and value where the block's share ends with it.
 template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l, bool newest) {
     const OneParams &p = shared.p;
@@ -30,16 +59,16 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
     const int h = threadIdx.x / 64, j = threadIdx.x % 64, head0 = shared.head * per_kv;
     int a, b;
     pair_of(j, p.rotary, a, b);
-    float qa = 0.f, qb = 0.f, wa = 1.f, wb = 1.f, ka = 0.f, kb = 0.f, ua = 1.f, ub = 1.f, fresh = 0.f;
+    QueryWeights weights;
+    weights.load(shared, l);
+    float qa = 0.f, qb = 0.f, ka = 0.f, kb = 0.f, fresh = 0.f;
     if (h < per_kv) {
         const float *q = p.projection + (head0 + h) * HEAD_DIM;
         qa = __ldcg(q + a), qb = __ldcg(q + b);
-        if (l.q_norm) wa = l.q_norm[(head0 + h) * HEAD_DIM + a], wb = l.q_norm[(head0 + h) * HEAD_DIM + b];
     }
     const float *k = p.projection + p.q_width + shared.head * HEAD_DIM;
     if (newest && threadIdx.x < 64) {
         ka = __ldcg(k + a), kb = __ldcg(k + b);
-        if (l.k_norm) ua = l.k_norm[shared.head * HEAD_DIM + a], ub = l.k_norm[shared.head * HEAD_DIM + b];
     }
     if (newest && threadIdx.x < HEAD_DIM) fresh = __ldcg(k + p.kv_width + threadIdx.x);
     float q_squares = 0.f, k_squares = 0.f;
@@ -47,15 +76,15 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
 #pragma unroll 2
         for (int i = lane; i < p.q_width / 32; i += WARP) q_squares += __ldcg(p.squares + i);
         for (int i = lane; i < p.kv_width / 32; i += WARP) k_squares += __ldcg(p.squares + p.q_width / 32 + i);
-        q_squares = rsqrtf(warp_sum(q_squares) / p.q_width + p.eps);
-        k_squares = rsqrtf(warp_sum(k_squares) / p.kv_width + p.eps);
+        q_squares = rsqrtf(__fdividef(warp_sum(q_squares), p.q_width) + p.eps);
+        k_squares = rsqrtf(__fdividef(warp_sum(k_squares), p.kv_width) + p.eps);
     } else {
         q_squares = k_squares = 1.f;
     }
-    const float2 q = turned(shared, j, qa * q_squares * wa * p.scale, qb * q_squares * wb * p.scale);
+    const float2 q = turned(shared, j, qa * q_squares * weights.qa * p.scale, qb * q_squares * weights.qb * p.scale);
     shared.query[h][a] = q.x, shared.query[h][b] = q.y;
     if (newest && threadIdx.x < 64) {
-        const float2 key = turned(shared, j, ka * k_squares * ua, kb * k_squares * ub);
+        const float2 key = turned(shared, j, ka * k_squares * weights.ka, kb * k_squares * weights.kb);
         shared.key[a] = key.x, shared.key[b] = key.y;
     }
     if (newest && threadIdx.x < HEAD_DIM) shared.value[threadIdx.x] = fresh;
@@ -70,50 +99,52 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
         shared.operands[warp][lane] = make_uint4(part[0], part[1], part[2], part[3]);
     } else if (newest && threadIdx.x >= GEMV_THREADS - HEAD_DIM / 2) {
         const int d = (threadIdx.x - (GEMV_THREADS - HEAD_DIM / 2)) * 2, tile = shared.tiles - 1;
-        const int position = __ldcg(p.position), kv_heads = p.kv_width / HEAD_DIM;
-        const size_t row = (static_cast<size_t>(page_of_tile(shared, tile)) * kv_heads + shared.head) * p.page_tokens +
-                           tile * TILE_TOKENS % p.page_tokens;
-        store_pair<KV, HEAD_DIM>(l.keys + row * (HEAD_DIM * KV_BYTES<KV>), position % TILE_TOKENS, d, shared.key[d], shared.key[d + 1]);
-        store_pair<KV, HEAD_DIM>(l.values + row * (HEAD_DIM * KV_BYTES<KV>), position % TILE_TOKENS, d, shared.value[d], shared.value[d + 1]);
+        const int row = __ldcg(p.position) % TILE_TOKENS;
+        const size_t place = static_cast<size_t>(shared.tile[tile - shared.tile0]) * 16;
+        store_pair<KV, HEAD_DIM>(l.stream[STREAM_KEYS] + place, row, d, shared.key[d], shared.key[d + 1]);
+        store_pair<KV, HEAD_DIM>(l.stream[STREAM_VALUES] + place, row, d, shared.value[d], shared.value[d + 1]);
     }
     __syncthreads();
 }
 
-// The last tile: its newest row comes from here; rows behind it hold anything and must not spoil the sum.
-template <int KV, int CHUNK> DEVICE void patch_tile(const OneShared &shared, uint32_t key, uint32_t value, int dim0, int row, int lane) {
-    uint8_t *keys = static_cast<uint8_t *>(__cvta_shared_to_generic(key)), *values = static_cast<uint8_t *>(__cvta_shared_to_generic(value));
+// One row of a tile's chunk of dims, from shared memory.
+template <int KV, int CHUNK> DEVICE void patch_row(uint32_t slot, const float *from, int row, int lane) {
+    uint8_t *tile = static_cast<uint8_t *>(__cvta_shared_to_generic(slot));
 #pragma unroll 1
-    for (int d = lane * 2; d < CHUNK; d += 2 * WARP) {
-        store_pair<KV, CHUNK>(keys, row, d, shared.key[dim0 + d], shared.key[dim0 + d + 1]);
-        store_pair<KV, CHUNK>(values, row, d, shared.value[dim0 + d], shared.value[dim0 + d + 1]);
-    }
-#pragma unroll 1
-    for (int i = lane; i < TILE_TOKENS * 128 / 4; i += WARP)
-        if (i * 4 / 128 > row) reinterpret_cast<uint32_t *>(values)[i] = 0;
+    for (int d = lane * 2; d < CHUNK; d += 2 * WARP) store_pair<KV, CHUNK>(tile, row, d, from[d], from[d + 1]);
 }
 
-template <int DENSE, int EXPERT, int KV>
-DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream<DENSE, EXPERT, KV> &stream) {
+// Rows behind the newest one hold anything and must not spoil the sum.
+DEVICE void clear_rows(uint32_t slot, int first, int lane) {
+    uint32_t *tile = static_cast<uint32_t *>(__cvta_shared_to_generic(slot));
+#pragma unroll 1
+    for (int i = first * 32 + lane; i < TILE_TOKENS * 32; i += WARP) tile[i] = 0;
+}
+
+// `prepared` is called between the query and the products.
+template <int DENSE, int EXPERT, int KV, class Prepared>
+DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream<DENSE, EXPERT, KV> &stream, const Prepared &prepared) {
     constexpr int SLOTS = OneShape<DENSE, EXPERT, KV>::KEY_SLOTS, CHUNK = HEAD_DIM / SLOTS;
     const OneParams &p = shared.p;
     if (shared.split >= shared.splits) return;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3;
     const int position = __ldcg(p.position), held = p.q_width / p.kv_width;
     prepare_query<KV>(shared, l, shared.tile1 == shared.tiles && shared.tile0 < shared.tile1);
+    prepared();
 
     float out[SLOTS][CHUNK / 8][4] = {};
     float maximum = -INFINITY, sum = 0.f;
 #pragma unroll 1
     for (int tile = shared.tile0 + warp; tile < shared.tile1; tile += GEMV_WARPS) {
         const int valid = position + 1 - tile * TILE_TOKENS;  // rows of the tile, 16 or more: all
-        uint32_t keys[SLOTS], values[SLOTS];
+        const bool last = tile == shared.tiles - 1;  // its newest row comes from here
+        uint32_t slots[SLOTS];
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++) keys[i] = stream.front(i);
-#pragma unroll
-        for (int i = 0; i < SLOTS; i++) values[i] = stream.front(SLOTS + i);
-        if (tile == shared.tiles - 1) {
-#pragma unroll
-            for (int i = 0; i < SLOTS; i++) patch_tile<KV, CHUNK>(shared, keys[i], values[i], i * CHUNK, valid - 1, lane);
+        for (int i = 0; i < SLOTS; i++) {
+            slots[i] = stream.front(i);
+            if (last) patch_row<KV, CHUNK>(slots[i], shared.key + i * CHUNK, valid - 1, lane);
+        }
+        if (last) {
             fence_async_proxy();
             __syncwarp();
         }
@@ -126,8 +157,9 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream<DENSE, EXPERT
                 const uint4 v = shared.operands[i * (CHUNK / 16) + s][lane];
                 q[s][0] = v.x, q[s][1] = v.y, q[s][2] = v.z, q[s][3] = v.w;
             }
-            multiply_keys<KV, CHUNK>(keys[i], lane, q, scores);
+            multiply_keys<KV, CHUNK>(slots[i], lane, q, scores);
         }
+        stream.pop(SLOTS);
         float s[4], top = maximum;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -155,42 +187,57 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream<DENSE, EXPERT
         split_kv<KV>(s[0], s[1], probability[0], probability[1]);
         split_kv<KV>(s[2], s[3], probability[2], probability[3]);
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++) multiply_values<KV, CHUNK>(values[i], lane, probability, out[i]);
-        stream.pop(2 * SLOTS);
+        for (int i = 0; i < SLOTS; i++) {
+            slots[i] = stream.front(i);
+            if (!last) continue;
+            patch_row<KV, CHUNK>(slots[i], shared.value + i * CHUNK, valid - 1, lane);
+            clear_rows(slots[i], valid, lane);
+        }
+        if (last) {
+            fence_async_proxy();
+            __syncwarp();
+        }
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++) multiply_values<KV, CHUNK>(slots[i], lane, probability, out[i]);
+        stream.pop(SLOTS);
     }
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
 
-    // The upper warps' results join the lower ones', these the block's, always in this order.
-    constexpr int HALF = GEMV_WARPS / 2;
+    // The upper warps' results join the lower ones', these the block's, always in this order. Pairs of neighbouring dims.
+    constexpr int HALF = GEMV_WARPS / 2, PAIRS = HEAD_DIM / 8;
     const int place = warp % HALF;
+    float2 mine[PAIRS];
+    const auto dim = [&](int i) { return KV == KV_BF16 ? 8 * i + 2 * t : 16 * (i / 2) + 4 * t + 2 * (i % 2); };
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        constexpr int TILES = CHUNK / 8;
+        if constexpr (KV == KV_BF16) {
+            const float(&o)[4] = out[i / TILES][i % TILES];
+            mine[i] = make_float2(o[0] + o[2], o[1] + o[3]);
+        } else {
+            const float(&even)[4] = out[0][i / 2 * 2], (&odd)[4] = out[0][i / 2 * 2 + 1];
+            mine[i] = make_float2(even[i % 2] + even[i % 2 + 2], odd[i % 2] + odd[i % 2 + 2]);
+        }
+    }
     if (warp >= HALF) {
         if (t == 0) shared.maximum[place][row] = maximum, shared.sum[place][row] = sum;
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++)
-#pragma unroll
-            for (int n = 0; n < CHUNK / 8; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++)
-                    shared.merged[place][row][i * CHUNK + value_dim<KV>(n, t, e)] = out[i][n][e] + out[i][n][e + 2];
+        for (int i = 0; i < PAIRS; i++) *reinterpret_cast<float2 *>(&shared.merged[place][row][dim(i)]) = mine[i];
     }
     __syncthreads();
     if (warp < HALF) {
         const float other = shared.maximum[place][row], top = fmaxf(maximum, other);
-        const float mine = maximum == -INFINITY ? 0.f : exp2_fast(maximum - top);
-        const float theirs = other == -INFINITY ? 0.f : exp2_fast(other - top);
-        sum = mine * sum + theirs * shared.sum[place][row];
+        const float my_share = maximum == -INFINITY ? 0.f : exp2_fast(maximum - top);
+        const float other_share = other == -INFINITY ? 0.f : exp2_fast(other - top);
+        sum = my_share * sum + other_share * shared.sum[place][row];
         __syncwarp();
         if (t == 0) shared.maximum[place][row] = top, shared.sum[place][row] = sum;
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++)
-#pragma unroll
-            for (int n = 0; n < CHUNK / 8; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float &at = shared.merged[place][row][i * CHUNK + value_dim<KV>(n, t, e)];
-                    at = mine * (out[i][n][e] + out[i][n][e + 2]) + theirs * at;
-                }
+        for (int i = 0; i < PAIRS; i++) {
+            float2 &at = *reinterpret_cast<float2 *>(&shared.merged[place][row][dim(i)]);
+            at = make_float2(my_share * mine[i].x + other_share * at.x, my_share * mine[i].y + other_share * at.y);
+        }
     }
     __syncthreads();
     const size_t first = (static_cast<size_t>(shared.head) * shared.splits + shared.split) * HEADS_HELD;

@@ -1,0 +1,127 @@
+// Products of one token with a slot of weights, and its inputs as images: `stream.cuh` and `image.cuh` for one token, in
+// few instructions: sixteen warps share four schedulers, so an instruction of every warp costs four cycles.
+#pragma once
+#include "one.cuh"
+
+// acc += one stage times the token's image.
+template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[1][4]) {
+    if constexpr (F == FP8) {
+        // Two chains of products: each waits half as long.
+        float part[2][4] = {};
+        uint4 words[4];
+        float scale;
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = load_shared16(stage + i * 512 + lane * 16);
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+        Operands<1> ops[2];
+        ops[0].load(x, 0, lane), ops[1].load(x + 256, 0, lane);
+#pragma unroll
+        for (int s = 0; s < 4; s++)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const uint4 w = words[c * 2 + s / 2];
+                uint32_t a[4];
+                unpack_fp8(s % 2 ? w.z : w.x, a[0], a[1]);
+                unpack_fp8(s % 2 ? w.w : w.y, a[2], a[3]);
+                mma_bf16(part[c], a, ops[c].b[0][2 * s], ops[c].b[0][2 * s + 1]);
+            }
+        acc[0][0] += scale * ((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]));
+        acc[0][2] += scale * ((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]));
+    } else {
+        multiply_stage<F, 1>(stage, x, tail, 0, lane, bf16_scales, acc);
+    }
+}
+
+// A warp's run: `count` stages from stage `first` on.
+template <int F, class Stream>
+DEVICE void multiply_stages(Stream &stream, uint32_t image, uint32_t tails, int first, int count, int lane, int bf16_scales, float (&acc)[1][4]) {
+    constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);
+    uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
+#pragma unroll 1
+    while (count > 0) {
+        uint32_t stage = stream.front();
+        const int held = min(count, COPY_STAGES<F>);
+#pragma unroll 1
+        for (int i = 0; i < held; i++) {
+            multiply_one<F>(stage, x, tail, lane, bf16_scales, acc);
+            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+        }
+        stream.pop();
+        count -= held;
+    }
+}
+
+// The gate's part: stages of BF16 in pairs (high, low) that meet the same 64 inputs.
+template <class Stream> DEVICE void multiply_gate(Stream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
+#pragma unroll 1
+    for (int i = first; i < first + count; i++) {
+        multiply_one<BF16>(stream.front(), image + (i / 2) * 256, 0, lane, 0, acc);
+        stream.pop();
+    }
+}
+
+// Sums of a unit: [warp][row].
+DEVICE void store_sums(float *partial, int warp, int lane, const float (&acc)[1][4]) {
+    if ((lane & 3) == 0) {
+        partial[warp * TILE_ROWS + lane / 4] = acc[0][0] + acc[0][1];
+        partial[warp * TILE_ROWS + 8 + lane / 4] = acc[0][2] + acc[0][3];
+    }
+}
+
+template <int RUNS_OF_TILE> DEVICE float sum_runs(const float *partial, int tile, int row) {
+    float sum = 0.f;
+#pragma unroll
+    for (int s = 0; s < RUNS_OF_TILE; s++) sum += partial[(tile * RUNS_OF_TILE + s) * TILE_ROWS + row];
+    return sum;
+}
+
+// One block of 128 values of an image by one warp, lane l with 4l .. 4l + 3; `tail`: the block's, for INT4.
+template <int F> __device__ __noinline__ void store_block(uint8_t *to, uint8_t *tail, float4 v) {
+    const int lane = threadIdx.x & 31;
+    if constexpr (INT4<F>) {
+        const uint32_t all[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
+        // Of absolute values, as integers: NaN and infinity are the largest.
+        uint32_t most = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) most = max(most, all[i] & 0x7fffffffu);
+        most = __reduce_max_sync(ALL_LANES, most);
+        const bool bad = most >= 0x7f800000u;
+        const float largest = __uint_as_float(most), step = largest * (1.f / 32512.f);
+        const float inverse = largest > 0.f ? 32512.f * __frcp_rn(largest) : 0.f;
+        const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
+                          __float2int_rn(v.w * inverse)};
+        uint32_t high = 0, low = 0;
+        constexpr int PLACE[4] = {0, 16, 8, 24};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int l = static_cast<int8_t>(x[i]);
+            low |= (l & 0xffu) << PLACE[i];
+            high |= (((x[i] - l) >> 8) & 0xffu) << PLACE[i];
+        }
+        const int at = (lane % 8 / 2) * 32 + (lane / 8) * 8 + (lane % 2) * 4;
+        *reinterpret_cast<uint32_t *>(to + at) = high;
+        *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = low;
+        int sum = x[0] + x[1] + x[2] + x[3];
+        if constexpr (F == INT4_G32) {
+            int group = sum;
+#pragma unroll
+            for (int offset = 1; offset < 8; offset *= 2) group += __shfl_xor_sync(ALL_LANES, group, offset);
+            if (lane % 8 == 0) *reinterpret_cast<int *>(tail + 16 + lane / 2) = group;
+        }
+        sum = __reduce_add_sync(ALL_LANES, sum);
+        if (lane == 0) *reinterpret_cast<int2 *>(tail) = make_int2(__float_as_int(bad ? NAN : step), sum);
+    } else {
+        uint2 high, low;
+        split_bf16(v.x, v.y, high.x, low.x);
+        split_bf16(v.z, v.w, high.y, low.y);
+        to += (lane / 16) * 256;
+        const int at = (lane % 16) * 8;
+        *reinterpret_cast<uint2 *>(to + at) = high;
+        *reinterpret_cast<uint2 *>(to + 128 + (at ^ 64)) = low;
+    }
+}
+
+// Block `block` of an image of `k` values.
+template <int F> DEVICE void store_image(uint8_t *image, int k, int block, float4 v) {
+    store_block<F>(image + block * IMAGE_BLOCK_BYTES<INT4<F>>, image + k * 2 + block * IMAGE_TAIL_BYTES, v);
+}
