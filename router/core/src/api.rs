@@ -300,10 +300,23 @@ pub struct EpochPlan {
 pub struct StepPlan {
     pub epoch: Epoch,
     pub step: StepId,
+    /// The most tokens that any worker has in this step.
+    pub group_tokens: u32,
     pub end: Vec<Slot>,
     pub start: Vec<SlotStart>,
     pub pages: Vec<(Slot, Vec<PageId>)>,
     pub runs: Vec<Run>,
+}
+
+impl StepPlan {
+    /// Tokens of all runs.
+    pub fn tokens(&self) -> u32 {
+        let of_run = |run: &Run| match &run.input {
+            RunInput::Tokens(tokens) => tokens.len() as u32,
+            RunInput::LastSampled => 1,
+        };
+        self.runs.iter().map(of_run).sum()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -35,10 +35,13 @@ impl Core {
             return false;
         }
         let step = StepId(serial - self.first_serial);
+        let tokens = self.members.iter().map(|member| member.pending.tokens());
+        let group_tokens = tokens.max().unwrap_or(0);
         for member in &mut self.members {
             let plan = StepPlan {
                 epoch: self.epoch,
                 step,
+                group_tokens,
                 ..std::mem::take(&mut member.pending)
             };
             self.out.push(Command::Step {

@@ -25,6 +25,7 @@ pub fn step(plan: StepPlan, layers: u32, trace_parents: Vec<String>) -> wire::To
         append_pages: plan.pages.into_iter().map(slot_pages).collect(),
         runs: plan.runs.into_iter().map(run).collect(),
         trace_parents,
+        group_tokens: plan.group_tokens,
     }))
 }
 

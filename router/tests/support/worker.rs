@@ -244,6 +244,8 @@ fn execute(script: &Script, slots: &mut HashMap<u32, Slot>, step: &pb::Step, ste
         idle_us: 10,
         ..Default::default()
     };
+    let tokens: usize = step.runs.iter().map(|run| run.tokens.len().max(1)).sum();
+    assert!(step.group_tokens as usize >= tokens, "the largest of all ranks");
     for run in &step.runs {
         let slot = slots.get_mut(&run.slot).expect("a run of an empty slot");
         assert_eq!(run.position, slot.length, "runs follow each other");
