@@ -204,6 +204,12 @@ pub trait Backend: Send + fmt::Debug {
     /// `cpu (avx512, 2 threads)`, `cuda 0 (NVIDIA H200)`.
     fn describe(&self) -> String;
 
+    /// The GPU's backend, if it is one: only GPUs exchange experts by themselves.
+    #[cfg(feature = "cuda")]
+    fn as_cuda(&mut self) -> Option<&mut crate::cuda::CudaBackend> {
+        None
+    }
+
     fn alloc(&mut self, bytes: usize, what: &str) -> Result<Buffer>;
     fn write(&mut self, to: &Buffer, offset: usize, bytes: &[u8]) -> Result<()>;
     /// Waits for the device.

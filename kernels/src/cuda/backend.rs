@@ -25,6 +25,10 @@ use crate::weight::HostLinear;
 const EXPERT_ROWS: usize = 1024;
 
 impl Backend for CudaBackend {
+    fn as_cuda(&mut self) -> Option<&mut CudaBackend> {
+        Some(self)
+    }
+
     fn describe(&self) -> String {
         let driver = self.gpu.device.driver_version;
         format!(

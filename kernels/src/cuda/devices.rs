@@ -14,6 +14,8 @@ pub struct DeviceInfo {
     pub name: String,
     pub memory_bytes: u64,
     pub capability: (i32, i32),
+    /// `GPU-` and 32 digits: the same for every process that uses it.
+    pub uuid: String,
 }
 
 impl DeviceInfo {
@@ -45,12 +47,14 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         .map(|ordinal| {
             let (mut device, mut bytes, mut major, mut minor) = (0, 0, 0, 0);
             let mut name = [0; 128];
+            let mut uuid = sys::CUuuid_st { bytes: [0; 16] };
             use sys::CUdevice_attribute_enum as Attribute;
             // SAFETY: every pointer is to a local of the type the call fills; the name's length leaves its last zero.
             unsafe {
                 check("no such device", sys::cuDeviceGet(&mut device, ordinal))?;
                 check("no memory size", sys::cuDeviceTotalMem_v2(&mut bytes, device))?;
                 check("no name", sys::cuDeviceGetName(name.as_mut_ptr(), 127, device))?;
+                check("no UUID", sys::cuDeviceGetUuid_v2(&mut uuid, device))?;
                 let attribute = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
                 check(
                     "no capability",
@@ -69,7 +73,13 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
                 name: name.to_string_lossy().into_owned(),
                 memory_bytes: bytes as u64,
                 capability: (major, minor),
+                uuid: uuid_text(uuid.bytes.map(|byte| byte.cast_unsigned())),
             })
         })
         .collect()
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("GPU-{digits}")
 }

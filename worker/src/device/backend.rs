@@ -6,6 +6,7 @@ use conclave_kernels::cpu::CpuBackend;
 
 use crate::error::{Result, WorkerError};
 use crate::model::ModelError;
+use crate::transport::TransportKind;
 
 /// The kind of a device: what a worker says of itself, before the device is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub struct Gpu {
     pub ordinal: u32,
     pub name: String,
     pub memory_bytes: u64,
+    pub uuid: String,
 }
 
 /// The GPUs of this machine that the kernels run on; the error says what is missing.
@@ -34,6 +36,7 @@ pub fn gpus() -> std::result::Result<Vec<Gpu>, String> {
                 ordinal: device.ordinal as u32,
                 name: device.name.clone(),
                 memory_bytes: device.memory_bytes,
+                uuid: device.uuid.clone(),
             })
             .collect();
         if usable.is_empty() {
@@ -87,7 +90,24 @@ impl DeviceKind {
 
     /// Transports that ranks on such a device may use.
     pub fn transports(self) -> Vec<String> {
-        vec!["local".into(), "tcp".into()]
+        let every_device = [TransportKind::Local, TransportKind::Tcp];
+        let kinds = every_device.into_iter().chain(self.between_gpus());
+        kinds.map(|kind| kind.name().to_owned()).collect()
+    }
+
+    /// Transports that a GPU and its libraries add.
+    fn between_gpus(self) -> Vec<TransportKind> {
+        #[cfg(feature = "cuda")]
+        if let DeviceKind::Cuda(_) = self {
+            let nccl = conclave_kernels::cuda::exchange::nccl::Nccl::open();
+            match &nccl {
+                Ok(nccl) => tracing::info!(version = %nccl.version, "NCCL"),
+                Err(reason) => tracing::info!(%reason, "without NCCL"),
+            }
+            let nccl = nccl.is_ok().then_some(TransportKind::Nccl);
+            return [TransportKind::Ipc].into_iter().chain(nccl).collect();
+        }
+        Vec::new()
     }
 
     pub fn open(self, limits: Limits, threads: usize) -> Result<Box<dyn Backend>> {

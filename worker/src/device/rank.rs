@@ -9,7 +9,7 @@ use conclave_proto::cluster::v1 as wire;
 
 use crate::model::{Executor, Launched, ModelError, StepInput, Tap};
 use crate::slots::{Prepared, SlotLimits, Slots, StepError};
-use crate::transport::Transport;
+use crate::transport::{Transport, suspect_of};
 
 /// Steps that are submitted and not fetched: one that runs, and one behind it.
 pub const MAX_IN_FLIGHT: usize = 2;
@@ -34,6 +34,7 @@ impl RankError {
     pub fn suspect(&self) -> Option<u32> {
         match self {
             RankError::Model(ModelError::Transport(error)) => error.suspect(),
+            RankError::Model(ModelError::Kernel(error)) => suspect_of(error),
             _ => None,
         }
     }
@@ -148,6 +149,7 @@ impl Rank {
             return Err(RankError::NoEpoch);
         };
         let (epoch, number) = (step.epoch, step.step);
+        self.executor.set_group_tokens(step.group_tokens as usize)?;
         let mut prepared = self
             .slots
             .apply(step)

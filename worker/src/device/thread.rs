@@ -18,12 +18,14 @@ use super::command::{Command, EpochPlan, Links};
 use super::status::Status;
 use super::{Rank, RankError};
 use crate::config::{Fault, FaultKind};
-use crate::error::{Result, WorkerError};
+use crate::error::Result;
 use crate::layout::Size;
 use crate::model::{ModelError, NoTap};
+use crate::transport::device;
+use crate::transport::group::Group;
 use crate::transport::routing::Routes;
 use crate::transport::tcp::TcpTransport;
-use crate::transport::{LocalTransport, Transport, TransportError};
+use crate::transport::{LocalTransport, Transport, TransportError, TransportKind};
 use crate::weights::{Progress, WeightSource};
 
 /// What the thread owns.
@@ -183,23 +185,12 @@ impl Device {
         if plan.abort.is_aborted() {
             return Ok(());
         }
-        let routes = Routes::new(&plan.placement, plan.rank, self.source.spec().layers.len());
-        let transport: Box<dyn Transport> = if plan.ranks == 1 {
-            Box::new(LocalTransport::new(routes))
-        } else {
-            let capacity = self.rank.executor.capacity();
-            let transport = TcpTransport::new(
-                routes,
-                capacity,
-                links.streams,
-                plan.collective_deadline,
-                plan.abort.clone(),
-            );
-            Box::new(
-                transport.map_err(|error| WorkerError::Device(format!("connections to peers: {error}")))?,
-            )
+        let transport = match self.connect(&plan, links) {
+            Ok(transport) => transport,
+            Err(error) => return not_joined(&plan, error),
         };
-        let path = self.rank.executor.choose_path(plan.ranks == 1)?;
+        let exchanges = matches!(plan.transport, TransportKind::Ipc | TransportKind::Nccl) && plan.ranks > 1;
+        let path = self.rank.executor.choose_path(plan.ranks == 1, exchanges)?;
         tracing::info!(epoch, rank = plan.rank, ranks = plan.ranks, transport = %transport.describe(), path, "epoch ready");
         self.rank.begin_epoch(transport);
         self.status.set(epoch, 0);
@@ -215,6 +206,49 @@ impl Device {
             last_end: Instant::now(),
         });
         Ok(())
+    }
+
+    /// The transport that the plan names, over `links`.
+    fn connect(
+        &mut self,
+        plan: &EpochPlan,
+        links: Links,
+    ) -> std::result::Result<Box<dyn Transport>, TransportError> {
+        let layers = self.source.spec().layers.len();
+        let executor = &mut self.rank.executor;
+        let capacity = executor.capacity();
+        if plan.ranks > 1 && matches!(plan.transport, TransportKind::Ipc | TransportKind::Nccl) {
+            let group = Group {
+                kind: plan.transport,
+                epoch: plan.epoch,
+                rank: plan.rank,
+                ranks: plan.ranks,
+                placement: &plan.placement,
+                layers,
+                capacity,
+                deterministic: executor.is_deterministic(),
+                deadline: plan.collective_deadline,
+                abort: plan.abort.clone(),
+                streams: links.streams,
+                communicator: links.communicator,
+            };
+            return device::connect(executor.backend(), group);
+        }
+        device::leave(executor.backend())?;
+        let routes = Routes::new(&plan.placement, plan.rank, layers);
+        if plan.ranks == 1 {
+            return Ok(Box::new(LocalTransport::new(routes)));
+        }
+        let transport = TcpTransport::new(
+            routes,
+            capacity,
+            links.streams,
+            plan.collective_deadline,
+            plan.abort.clone(),
+        );
+        transport
+            .map(|transport| Box::new(transport) as Box<dyn Transport>)
+            .map_err(|error| KernelError::Unsupported(format!("connections to peers: {error}")).into())
     }
 
     fn leave(&mut self, epoch: u64) {
@@ -326,6 +360,24 @@ impl Device {
             reason: error.to_string(),
             suspect_rank: error.suspect(),
         }));
+    }
+}
+
+/// An epoch that did not come about: the router hears why. A broken device ends the process.
+fn not_joined(plan: &EpochPlan, error: TransportError) -> Result<()> {
+    if plan.abort.is_aborted() {
+        return Ok(());
+    }
+    tracing::warn!(epoch = plan.epoch, %error, suspect = error.suspect(), "the epoch could not be joined");
+    plan.outbox.send(Message::StepFailed(wire::StepFailed {
+        epoch: plan.epoch,
+        step: 0,
+        reason: error.to_string(),
+        suspect_rank: error.suspect(),
+    }));
+    match error {
+        TransportError::Kernel(error @ KernelError::Device { .. }) => Err(ModelError::from(error).into()),
+        _ => Ok(()),
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Executor {
     experts: ExpertStore,
     /// The backend has the whole model and runs steps by itself.
     whole: bool,
+    /// Its steps take part in an exchange of the device's own, also without tokens.
+    exchanges: bool,
+    deterministic: bool,
     /// The next logits are to hold a NaN: for tests.
     poisoned: bool,
 }
@@ -82,6 +85,8 @@ impl Executor {
             kv: Vec::new(),
             resident: None,
             whole: false,
+            exchanges: false,
+            deterministic,
             poisoned: false,
         })
     }
@@ -112,11 +117,12 @@ impl Executor {
         self.poisoned = true;
     }
 
-    /// Hands the whole model to the backend if all experts are here (`is_alone`) and it can run steps by itself;
-    /// else steps go op by op. Says which.
-    pub fn choose_path(&mut self, is_alone: bool) -> Result<&'static str> {
-        self.whole = false;
-        if !is_alone {
+    /// Hands the whole model to the backend if all experts are here (`is_alone`), or it exchanges with the devices of other
+    /// ranks (`exchanges`), and it can run steps by itself; else steps go op by op, which a device that exchanges cannot.
+    /// Says which.
+    pub fn choose_path(&mut self, is_alone: bool, exchanges: bool) -> Result<&'static str> {
+        (self.whole, self.exchanges) = (false, exchanges);
+        if !is_alone && !exchanges {
             return Ok("op by op: experts are on several ranks");
         }
         let Some(model) = self.forward_model() else {
@@ -124,10 +130,14 @@ impl Executor {
         };
         match self.backend.set_forward(model) {
             Ok(whole) => self.whole = whole,
-            Err(KernelError::Unsupported(reason)) => {
+            Err(KernelError::Unsupported(reason)) if !exchanges => {
                 tracing::warn!(reason, "this model's steps run op by op");
             }
             Err(error) => return Err(error.into()),
+        }
+        if exchanges && !self.whole {
+            let problem = "this device does not run whole steps, and exchanges in no other way".into();
+            return Err(KernelError::Unsupported(problem).into());
         }
         Ok(if self.whole { "whole steps" } else { "op by op" })
     }
@@ -151,6 +161,27 @@ impl Executor {
             head: resident.head,
             layers: layers.collect::<Option<_>>()?,
         })
+    }
+
+    /// Before a step: the most tokens that any rank of the group has in it.
+    pub fn set_group_tokens(&mut self, largest: usize) -> Result<()> {
+        if !self.exchanges {
+            return Ok(());
+        }
+        if largest > self.limits.max_tokens {
+            return Err(KernelError::Shape {
+                op: "step",
+                what: "largest number of tokens of a rank",
+                found: largest.to_string(),
+                expected: format!("at most {}", self.limits.max_tokens),
+            }
+            .into());
+        }
+        Ok(self.backend.begin_group(largest)?)
+    }
+
+    pub fn is_deterministic(&self) -> bool {
+        self.deterministic
     }
 
     pub fn spec(&self) -> &ModelSpec {

@@ -87,7 +87,7 @@ impl Executor {
         self.begin(input.batch, 0..rows)?;
         let tokens = input.batch.ids.len();
         // A later part of the rows needs the hidden states, which only op by op are here.
-        let forward = self.whole && rows == all && !tap.looks_inside() && tokens > 0;
+        let forward = self.whole && rows == all && !tap.looks_inside() && (tokens > 0 || self.exchanges);
         let mut has_logits = forward && self.backend.forward(&self.buffers.logits)?;
         if !has_logits {
             self.layers(tokens, transport, tap)?;

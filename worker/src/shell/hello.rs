@@ -38,8 +38,8 @@ impl Identity {
             None if listening.is_ipv6() => format!("[{}]", listening.ip()),
             None => listening.ip().to_string(),
         };
-        let (device_name, memory_bytes) = match kind {
-            DeviceKind::Cpu => (cpu_name(), total_memory()),
+        let (device_name, memory_bytes, device_uuid) = match kind {
+            DeviceKind::Cpu => (cpu_name(), total_memory(), String::new()),
             DeviceKind::Cuda(ordinal) => gpu_facts(ordinal)?,
         };
         Ok(Identity {
@@ -68,7 +68,7 @@ impl Identity {
                 max_slots: layout.slots.max_slots as u32,
                 max_batched_tokens: layout.slots.max_tokens as u32,
                 host_id: host_id(),
-                device_uuid: String::new(),
+                device_uuid,
             },
         })
     }
@@ -96,11 +96,11 @@ fn host_id() -> String {
     }
 }
 
-fn gpu_facts(ordinal: u32) -> Result<(String, u64)> {
+fn gpu_facts(ordinal: u32) -> Result<(String, u64, String)> {
     let gpus = gpus().map_err(|problem| WorkerError::config("device", "cuda", problem))?;
     let gpu = gpus.into_iter().find(|gpu| gpu.ordinal == ordinal);
     let gpu = gpu.ok_or_else(|| WorkerError::Device(format!("GPU {ordinal} is gone")))?;
-    Ok((gpu.name, gpu.memory_bytes))
+    Ok((gpu.name, gpu.memory_bytes, gpu.uuid))
 }
 
 /// `model name` of /proc/cpuinfo.

@@ -25,6 +25,11 @@ impl Abort {
     /// Every wait of the epoch ends now, and every later one at once.
     pub fn abort(&self) {
         self.inner.aborted.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// The waiter looks around.
+    pub(super) fn wake(&self) {
         let waker = self.inner.waker.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waker) = &*waker {
             // The waiter looks at the flag again at its deadline if this fails.

@@ -33,8 +33,17 @@ impl TransportError {
             TransportError::Deadline { suspect, .. } => Some(*suspect),
             TransportError::Peer { rank, .. } | TransportError::Protocol { rank, .. } => Some(*rank),
             TransportError::HungUp { suspect, .. } => *suspect,
-            TransportError::Aborted | TransportError::Kernel(_) => None,
+            TransportError::Kernel(error) => suspect_of(error),
+            TransportError::Aborted => None,
         }
+    }
+}
+
+/// The rank that a device waited for in vain, if it knows.
+pub fn suspect_of(error: &KernelError) -> Option<u32> {
+    match error {
+        KernelError::Exchange { peer, .. } if *peer != u32::MAX => Some(*peer),
+        _ => None,
     }
 }
 

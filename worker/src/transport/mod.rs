@@ -11,7 +11,11 @@
 //! - nothing from a peer is used before it was checked against the capacity that all ranks declared.
 
 mod abort;
+#[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]
+pub mod device;
 mod error;
+pub mod greeting;
+pub mod group;
 mod local;
 pub mod nccl;
 pub mod routing;
@@ -20,7 +24,7 @@ pub mod tcp;
 use conclave_kernels::backend::{Backend, Buffer, ExpertRow};
 
 pub use abort::Abort;
-pub use error::{Result, TransportError};
+pub use error::{Result, TransportError, suspect_of};
 pub use local::LocalTransport;
 
 /// What ranks exchange over; the router chooses for an epoch.

@@ -267,7 +267,7 @@ fn start_rank(
         .load_experts(source, &placement, rank, config.threads, &progress, &|| false)
         .map_err(|error| text(&error))?;
     executor
-        .choose_path(config.ranks == 1)
+        .choose_path(config.ranks == 1, false)
         .map_err(|error| text(&error))?;
     let routes = Routes::new(&placement, rank, executor.spec().layers.len());
     let transport: Box<dyn Transport> = if config.ranks == 1 {

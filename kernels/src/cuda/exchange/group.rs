@@ -69,6 +69,16 @@ impl CudaBackend {
         self.reset_forward()
     }
 
+    /// The handle of the receive buffers, once they are open.
+    pub fn ipc_handle(&self) -> Option<PeerHandle> {
+        self.group.ipc.as_ref().map(IpcExchange::handle)
+    }
+
+    /// Bytes of the buffers for NCCL; 0: not open.
+    pub fn nccl_bytes(&self) -> usize {
+        self.group.nccl.as_ref().map_or(0, NcclExchange::bytes)
+    }
+
     /// Buffers for epochs over NCCL of shapes no larger than `most`, once.
     pub fn open_nccl(&mut self, most: &ExchangeShape) -> Result<()> {
         self.gpu.device.enter()?;

@@ -206,7 +206,15 @@ impl CudaBackend {
 
     /// After the exchange has changed: sizes, addresses and recorded graphs anew.
     pub(super) fn reset_forward(&mut self) -> Result<()> {
-        if let Some(forward) = self.forward.take() {
+        let Some(forward) = self.forward.take() else {
+            return Ok(());
+        };
+        // With another placement the experts are others, and so is the model that will be set.
+        let layers = &forward.model.layers;
+        if layers
+            .iter()
+            .all(|layer| self.expert_block("forward", layer.experts).is_ok())
+        {
             self.prepare_forward(forward.model)?;
         }
         Ok(())

@@ -69,6 +69,11 @@ impl NcclExchange {
         })
     }
 
+    /// Of the receive buffers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.own.bytes
+    }
+
     pub(crate) fn control(&self) -> Control {
         self.control.clone()
     }
@@ -100,7 +105,8 @@ impl NcclExchange {
             cancelled,
         };
         let place = (epoch.rank as u32, sizes.ranks as u32);
-        let communicator = Arc::new(Communicator::connect(nccl, &gpu.device, id, place, false, until)?);
+        let joined = Communicator::connect(nccl, &gpu.device, id, place, false, until);
+        let communicator = Arc::new(joined.map_err(|error| of_the_epoch(place, error))?);
         let mut area = [0; MAX_RANKS];
         area[..sizes.ranks].fill(self.staging.address);
         area[epoch.rank] = self.own.address;
@@ -173,7 +179,7 @@ impl NcclExchange {
         if ranks == 1 {
             return Ok(());
         }
-        live.communicator.group(self.until(live), |group| {
+        let grouped = live.communicator.group(self.until(live), |group| {
             for distance in 1..ranks {
                 let (next, last) = ((rank + distance) % ranks, (rank + ranks - distance) % ranks);
                 for stretch in to(next) {
@@ -200,7 +206,8 @@ impl NcclExchange {
                 }
             }
             Ok(())
-        })
+        });
+        grouped.map_err(|error| of_the_epoch((rank, ranks), error))
     }
 
     fn until<'a>(&self, live: &Live) -> Until<'a> {
@@ -216,7 +223,7 @@ impl NcclExchange {
         let at = |rank: u32| self.tally.address + u64::from(rank) * 8;
         gpu.write(&self.tally, rank as usize * 8, as_bytes(&[tokens as u64]))?;
         if ranks > 1 {
-            live.communicator.group(until, |group| {
+            let grouped = live.communicator.group(until, |group| {
                 for peer in (0..ranks).filter(|peer| *peer != rank) {
                     // SAFETY: one word of the tally each; the stream is waited for below.
                     unsafe {
@@ -225,7 +232,8 @@ impl NcclExchange {
                     }
                 }
                 Ok(())
-            })?;
+            });
+            grouped.map_err(|error| of_the_epoch((rank, ranks), error))?;
         }
         let mark = live.watch.mark(gpu)?;
         while self.control.done() < mark {
@@ -247,14 +255,29 @@ impl NcclExchange {
         Ok(words)
     }
 
-    /// Why a wait of the host for all ranks ended early. Nobody knows for whom; with one peer it was that.
+    /// Why a wait of the host for all ranks ended early.
     fn ended(live: &Live) -> KernelError {
         let Communicator { rank, ranks, .. } = *live.communicator;
-        let peer = if ranks == 2 { 1 - rank } else { u32::MAX };
         KernelError::Exchange {
-            peer,
+            peer: other((rank, ranks)),
             what: "not all ranks met in time before a step".into(),
         }
+    }
+}
+
+/// Who is to blame when the library does not say: with one peer it was that, else nobody knows.
+fn other((rank, ranks): (u32, u32)) -> u32 {
+    if ranks == 2 { 1 - rank } else { u32::MAX }
+}
+
+/// The library's errors end the epoch; the device is well, or its next call says otherwise.
+fn of_the_epoch(place: (u32, u32), error: KernelError) -> KernelError {
+    match error {
+        KernelError::Device { what, .. } => KernelError::Exchange {
+            peer: other(place),
+            what,
+        },
+        error => error,
     }
 }
 
