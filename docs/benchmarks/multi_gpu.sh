@@ -8,6 +8,7 @@
 # config.json files (default: tests/data/minimax-m2/full-size), RANKS defaults to the number of GPUs, SECONDS to 560: what
 # does not fit any more is named as left out. Needs NCCL's folder in LD_LIBRARY_PATH, and python3; torch for its part.
 set -u
+export CONCLAVE_GPU_EXCHANGE=1
 BIN=$(realpath "$1"); OUT=$(realpath "$2"); HERE=$(dirname "$(realpath "$0")")
 MODELS=$(realpath "${3:-$HERE/../../tests/data/minimax-m2/full-size}")
 GPUS=$(nvidia-smi -L | wc -l); R=${4:-$GPUS}; LIMIT=${5:-560}

@@ -95,10 +95,11 @@ impl DeviceKind {
         kinds.map(|kind| kind.name().to_owned()).collect()
     }
 
-    /// Transports that a GPU and its libraries add.
+    /// Transports that a GPU and its libraries add. Only where `CONCLAVE_GPU_EXCHANGE` is set: clusters of GPU workers have
+    /// not been seen running over them, and `auto` takes them before tcp.
     fn between_gpus(self) -> Vec<TransportKind> {
         #[cfg(feature = "cuda")]
-        if let DeviceKind::Cuda(_) = self {
+        if let (DeviceKind::Cuda(_), Some(_)) = (self, std::env::var_os("CONCLAVE_GPU_EXCHANGE")) {
             let nccl = conclave_kernels::cuda::exchange::nccl::Nccl::open();
             match &nccl {
                 Ok(nccl) => tracing::info!(version = %nccl.version, "NCCL"),
