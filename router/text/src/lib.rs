@@ -11,6 +11,8 @@ pub mod chat;
 mod clock;
 pub mod detokenize;
 mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod generation_config;
 pub mod grammar;
 pub mod json;

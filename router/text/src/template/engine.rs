@@ -3,9 +3,9 @@
 use std::error::Error as _;
 
 use minijinja::{
-    Environment, Error, ErrorKind, State, Value,
+    Environment, Error, ErrorKind, Output, State, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, from_args},
+    value::{Kwargs, ValueKind, from_args},
 };
 
 use super::value;
@@ -27,6 +27,7 @@ pub fn environment(config: &TokenizerConfig, shadowed: bool) -> Environment<'sta
         environment.set_syntax(syntax);
     }
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(print_value);
     environment.set_unknown_method_callback(method);
     environment.add_filter(
         "tojson",
@@ -46,6 +47,52 @@ pub fn environment(config: &TokenizerConfig, shadowed: bool) -> Environment<'sta
         environment.add_global(name.clone(), text.clone());
     }
     environment
+}
+
+/// Most items in a printed list or mapping, those of its parts included: the engine charges for the text only once it is
+/// there, and `[1] * 10 ** 8` inside a macro has taken seconds.
+const MAX_PRINTED_ITEMS: usize = 200_000;
+
+/// Lists within lists; a namespace that holds itself has no end.
+const MAX_PRINTED_DEPTH: usize = 64;
+
+/// Whether a value has no more than `left` items, counting those of its parts; takes them off.
+fn is_modest(value: &Value, left: &mut usize, depth: usize) -> bool {
+    if !matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+    ) {
+        return true;
+    }
+    let Some(deeper) = depth.checked_sub(1) else {
+        return false;
+    };
+    // Without a length it is no list that a template can repeat.
+    let Some(rest) = value.len().map_or(Some(*left), |len| left.checked_sub(len)) else {
+        return false;
+    };
+    *left = rest;
+    let is_map = value.kind() == ValueKind::Map;
+    value.len().is_none()
+        || value.try_iter().is_ok_and(|mut items| {
+            items.all(|item| match is_map {
+                true => value
+                    .get_item(&item)
+                    .is_ok_and(|item| is_modest(&item, left, deeper)),
+                false => is_modest(&item, left, deeper),
+            })
+        })
+}
+
+fn print_value(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let mut left = MAX_PRINTED_ITEMS;
+    if is_modest(value, &mut left, MAX_PRINTED_DEPTH) {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    let detail = format!(
+        "a list or mapping of more than {MAX_PRINTED_ITEMS} items or {MAX_PRINTED_DEPTH} levels is not printed"
+    );
+    Err(Error::new(ErrorKind::InvalidOperation, detail))
 }
 
 /// The time in UTC, as `datetime.now().strftime` prints it.

@@ -282,6 +282,8 @@ fn bombs_end_in_errors() {
         "{{ '{0:.1000000000f}'.format(1.5) }}",
         "{{ 'a'.center(1000000000) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f() %}{{ [1] * 100000000 }}{% endmacro %}{{ f() }}",
+        "{% set x %}{{ [1] * 100000000 }}{% endset %}{{ x | length }}",
         "{% include 'chat_template' %}",
         "{% import 'chat_template' as a %}",
         "{% extends 'chat_template' %}",
