@@ -1,4 +1,6 @@
 //! Settings to the configurations of router, worker and gateway.
+//!
+//! Keeps invariant F1 of ARCHITECTURE.md.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 

@@ -1,4 +1,6 @@
 //! What a gateway is told at start. Plain data: flags, files and environment are the command line's matter.
+//!
+//! Keeps invariant B1 of ARCHITECTURE.md.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

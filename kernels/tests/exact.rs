@@ -1,5 +1,7 @@
 //! Invariant K1 over a whole model: logits are the same to the bit for every instruction set, number of threads and
 //! cut of the prompt into steps.
+//!
+//! Proves invariant K1 of ARCHITECTURE.md.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 

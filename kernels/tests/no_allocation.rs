@@ -1,4 +1,6 @@
 //! No op allocates once weights are uploaded and a step has run: counted by the allocator, on every thread.
+//!
+//! Proves invariant K2 of ARCHITECTURE.md.
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! Bounds on numbers that come from a `config.json`. Each is well above every published model and low enough that
 //! the products in this crate fit 64 bits: `MAX_LAYERS * MAX_EXPERTS * MAX_WIDTH^2 * 3 * 4` is below 2^60.
+//!
+//! Keeps invariant C1 of ARCHITECTURE.md.
 
 /// A `config.json` is a few KB; a larger file is something else.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;

@@ -1,4 +1,6 @@
 //! Every config in the repository is read, and configs that lie are refused with the field, the value and advice.
+//!
+//! Proves invariant C1 of ARCHITECTURE.md.
 
 use std::path::{Path, PathBuf};
 

@@ -4,6 +4,8 @@
 //!
 //! Must stay true: the queues are bounded, the output of one request is processed by one thread at a time, and a
 //! panic in one request's work ends that request alone.
+//!
+//! Keeps invariant T2 of ARCHITECTURE.md.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

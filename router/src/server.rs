@@ -1,4 +1,6 @@
 //! The two gRPC servers, with every limit set: the defaults of tonic, hyper and h2 are unlimited or too generous.
+//!
+//! Keeps invariant B1 of ARCHITECTURE.md.
 
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 pub const MAX_PENDING_CALLS_PER_CONNECTION: usize = 1024;
 /// A call that has not begun to answer by then fails. Streams may go on for longer: they begin when admitted.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// A request: the longest prompt as text or ids, with room for tools and schemas.
-pub const MAX_REQUEST_BYTES: usize = 8 << 20;
+/// A request: more than the largest body that a gateway takes unless told otherwise, so that what is too long is refused
+/// by its field.
+pub const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// A response: prompt log-probabilities of a long prompt are the largest.
 pub const MAX_RESPONSE_BYTES: usize = 128 << 20;
 /// A worker's message: log-probabilities of a whole batch.

@@ -1,4 +1,6 @@
 //! What clients may ask for, and what happens to those who ask for too much, read too slowly or vanish.
+//!
+//! Proves invariant B1 of ARCHITECTURE.md.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;

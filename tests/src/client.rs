@@ -1,6 +1,7 @@
 //! A plain HTTP client of the OpenAI API: whole answers and event streams.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -94,6 +95,14 @@ impl Client {
         assert_eq!(answer.status, 200, "{}", answer.body);
         ids(&answer.body["choices"][0]["token_ids"])
     }
+}
+
+/// Sends a request and leaves the answer unread, for as long as the socket is kept.
+pub fn unread(address: &str, path: &str, body: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(address).expect("connect");
+    let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n");
+    write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("send");
+    socket
 }
 
 /// A JSON list of token ids.

@@ -6,8 +6,12 @@
 
 pub mod client;
 pub mod data;
+pub mod grpc;
+pub mod healthy;
 pub mod metrics;
 pub mod server;
 
 pub use client::Client;
+pub use grpc::Grpc;
+pub use healthy::Healthy;
 pub use server::Server;

@@ -121,6 +121,16 @@ impl Server {
             .to_string()
     }
 
+    /// The address behind a label that a part prints at start, such as `  gRPC     http://127.0.0.1:50051`.
+    pub fn address(&self, label: &str) -> String {
+        let line = self.wait_for_line(&format!("  {label} "));
+        line.split("://")
+            .nth(1)
+            .unwrap_or_else(|| panic!("no address in {line:?}"))
+            .trim()
+            .to_string()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

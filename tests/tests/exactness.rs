@@ -1,5 +1,7 @@
 //! Level L2 on real processes: the same prompts give the same tokens and log-probabilities with any number of
 //! workers, any batch-mates, any chunking and with the prefix cache on or off.
+//!
+//! Proves invariants E1 and K1 of ARCHITECTURE.md.
 
 use std::thread;
 

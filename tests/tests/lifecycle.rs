@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conclave_tests::{Client, Server, data, metrics};
+use conclave_tests::{Client, Server, data};
 use serde_json::{Value, json};
 
 #[test]
@@ -28,47 +28,6 @@ fn sigterm_finishes_what_runs_and_exits_with_zero() {
         .iter()
         .find_map(|e| e["choices"][0]["finish_reason"].as_str());
     assert_eq!(finish, Some("length"));
-}
-
-#[test]
-fn clients_that_vanish_leave_no_page_and_no_slot_in_use() {
-    let server = Server::serve(&[]);
-    let body = json!({"prompt": "Once", "max_tokens": 4000, "ignore_eos": true, "stream": true}).to_string();
-    for round in 0..20 {
-        let sockets: Vec<_> = (0..50).map(|_| vanishing_client(&server.http, &body)).collect();
-        std::thread::sleep(Duration::from_millis(round * 7));
-        drop(sockets);
-    }
-    let client = Client::new(&server.http);
-    metrics::wait_for(
-        &client,
-        "vllm:num_requests_running",
-        Duration::from_secs(20),
-        |n| n == 0.0,
-    );
-    metrics::wait_for(
-        &client,
-        "vllm:num_requests_waiting",
-        Duration::from_secs(20),
-        |n| n == 0.0,
-    );
-    metrics::wait_for(
-        &client,
-        "conclave:kv_pages_referenced",
-        Duration::from_secs(20),
-        |n| n == 0.0,
-    );
-    let answer = client.post("/v1/completions", &json!({"prompt": "Hello", "max_tokens": 3}));
-    assert_eq!(answer.status, 200, "{}", answer.body);
-}
-
-/// Sends a request and leaves the answer unread.
-fn vanishing_client(address: &str, body: &str) -> std::net::TcpStream {
-    use std::io::Write;
-    let mut socket = std::net::TcpStream::connect(address).expect("connect");
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
-    write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("send");
-    socket
 }
 
 #[test]

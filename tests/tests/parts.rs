@@ -9,16 +9,6 @@ use serde_json::json;
 
 const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
 
-/// The address behind a label that a process prints at start, such as `  gRPC     http://127.0.0.1:50051`.
-fn address(server: &Server, label: &str) -> String {
-    let line = server.wait_for_line(&format!("  {label} "));
-    line.split("://")
-        .nth(1)
-        .unwrap_or_else(|| panic!("no address in {line:?}"))
-        .trim()
-        .to_string()
-}
-
 fn worker(router: &str) -> Server {
     Server::spawn(&["worker", "--router", router, "--threads", "1"], &[TOKEN])
 }
@@ -34,10 +24,10 @@ fn the_parts_serve_on_their_own_and_survive_a_worker() {
         "2",
     ];
     let router = Server::spawn(&[&["router"], &ports[..]].concat(), &[TOKEN]);
-    let (grpc, cluster) = (address(&router, "gRPC"), address(&router, "workers"));
+    let (grpc, cluster) = (router.address("gRPC"), router.address("workers"));
     let (first, second) = (worker(&cluster), worker(&cluster));
     let gateway = Server::spawn(&["gateway", "--router", &grpc, "--port", "0"], &[]);
-    let client = Client::new(&address(&gateway, "HTTP"));
+    let client = Client::new(&gateway.address("HTTP"));
 
     let ask = || {
         let question =
@@ -60,7 +50,7 @@ fn the_parts_serve_on_their_own_and_survive_a_worker() {
 #[test]
 fn a_worker_with_another_secret_is_refused() {
     let router = Server::spawn(&["router", "--grpc-port", "0", "--cluster-port", "0"], &[TOKEN]);
-    let cluster = address(&router, "workers");
+    let cluster = router.address("workers");
     let mut stranger = Server::spawn(
         &["worker", "--router", &cluster],
         &[("CONCLAVE_CLUSTER_TOKEN", "another secret")],

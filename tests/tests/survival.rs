@@ -1,4 +1,6 @@
 //! A worker that dies takes no request with it: the tokens are those of an undisturbed run (L1 and L2).
+//!
+//! Proves invariant S2 of ARCHITECTURE.md.
 
 use std::thread;
 

@@ -1,4 +1,6 @@
 //! What a worker is told at start.
+//!
+//! Keeps invariant F1 of ARCHITECTURE.md.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

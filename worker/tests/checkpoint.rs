@@ -1,4 +1,6 @@
 //! Corrupt, lying and incomplete checkpoints: each refused with the file and the tensor.
+//!
+//! Proves invariant C1 of ARCHITECTURE.md.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -200,6 +202,58 @@ fn headers_that_are_no_header_are_refused() {
     ] {
         copy.set_model(&join(json, &[]));
         assert_says(&copy.open_error(), &["model.safetensors", "header"]);
+    }
+}
+
+/// Each kind of error that the reference crate has for the bytes of a file, made so that the crate itself gives it. Its
+/// others are of single reads (`TensorNotFound`, `InvalidTensorView`, `IoError`) and of writing (`JsonError`); what stands
+/// for them here: missing tensors, wrong shapes and files that are no files, in the tests below.
+#[test]
+fn every_error_kind_of_the_reference_crate_is_refused_here_too() {
+    use safetensors::SafeTensorError as Kind;
+    let tensor = |dtype: &str, shape: &str, from: u64, to: u64| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
+    };
+    let file = |header: &str, data: usize| join(header.as_bytes(), &vec![0; data]);
+    let length = |length: u64| [&length.to_le_bytes()[..], b"{}"].concat();
+    type Is = fn(&Kind) -> bool;
+    let cases: [(Vec<u8>, Is); 11] = [
+        (vec![1, 2, 3], |kind| matches!(kind, Kind::HeaderTooSmall)),
+        (length(header::MAX_HEADER_BYTES + 1), |kind| {
+            matches!(kind, Kind::HeaderTooLarge)
+        }),
+        (length(1 << 63), |kind| matches!(kind, Kind::HeaderTooLarge)),
+        (length(100), |kind| matches!(kind, Kind::InvalidHeaderLength)),
+        (join(b"\xff\xfe", &[]), |kind| {
+            matches!(kind, Kind::InvalidHeader(_))
+        }),
+        (join(b"{", &[]), |kind| {
+            matches!(kind, Kind::InvalidHeaderDeserialization(_))
+        }),
+        (file(&tensor("F32", "[2]", 4, 12), 12), |kind| {
+            matches!(kind, Kind::InvalidOffset(_))
+        }),
+        (file(&tensor("F32", "[2]", 0, 4), 4), |kind| {
+            matches!(kind, Kind::TensorInvalidInfo)
+        }),
+        (file(&tensor("F32", "[2]", 0, 8), 9), |kind| {
+            matches!(kind, Kind::MetadataIncompleteBuffer)
+        }),
+        (
+            file(&tensor("F32", "[4294967296,4294967296,4294967296]", 0, 8), 8),
+            |kind| matches!(kind, Kind::ValidationOverflow),
+        ),
+        (file(&tensor("F4", "[1]", 0, 1), 1), |kind| {
+            matches!(kind, Kind::MisalignedSlice)
+        }),
+    ];
+    for (bytes, is) in cases {
+        let kind = safetensors::SafeTensors::deserialize(&bytes).expect_err("the crate refuses it");
+        let copy = Copy::of("tiny-hd64/ct-int4");
+        copy.set_model(&bytes);
+        let error = copy.open_error();
+        assert!(is(&kind), "another kind: {kind:?} ({error})");
+        assert_says(&error, &["model.safetensors"]);
     }
 }
 

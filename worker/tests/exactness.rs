@@ -1,4 +1,6 @@
 //! What must not change a bit: who else is in the batch, where experts are, how pages lie, which ranks hold what.
+//!
+//! Proves invariant E1 of ARCHITECTURE.md.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,4 +1,6 @@
 //! What strangers and broken peers can do at the port for peers: nothing that lasts.
+//!
+//! Proves invariant C1 of ARCHITECTURE.md.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

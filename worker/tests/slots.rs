@@ -1,4 +1,6 @@
 //! Step messages against the slots: what is refused and why, and what the sampler is told.
+//!
+//! Proves invariant B2 of ARCHITECTURE.md.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -2,6 +2,8 @@
 //!
 //! An implementation brings a [`Fabric`], which connects the ranks of an epoch, and a line in `mod` at the end. The
 //! "experts" here are plain arithmetic on the host, so that the only thing under test is where rows go.
+//!
+//! Proves invariants E1 and E2 of ARCHITECTURE.md.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

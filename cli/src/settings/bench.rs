@@ -19,7 +19,8 @@ pub struct BenchSettings {
     /// The router's core alone: time per scheduling step, and of a long prompt's lookup and insertion.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub core: bool,
-    /// A whole model: its steps in this process (decode, prefill), or a cluster under load (serve, agent).
+    /// A whole model: its steps in this process (decode, prefill), a cluster under load (serve, agent, soak), or reading
+    /// its files (load).
     #[arg(long, value_enum)]
     pub scenario: Option<Scenario>,
     /// Ranks of the group.
@@ -134,6 +135,8 @@ pub enum Scenario {
     Gateway,
     /// Chats of the lengths in --batch: template and tokenizer, and time to first token beside prefill.
     Text,
+    /// From files to ranks that could run, beside `cat` of the same files, cold and warm.
+    Load,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

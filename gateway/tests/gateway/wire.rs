@@ -1,4 +1,6 @@
 //! The wire: ambiguous requests, slow and silent clients, connection limits, HTTP/2.
+//!
+//! Proves invariant B1 of ARCHITECTURE.md.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

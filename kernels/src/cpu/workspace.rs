@@ -1,4 +1,6 @@
 //! Scratch of the CPU backend. Grows while weights are uploaded and caches allocated, never inside an op.
+//!
+//! Keeps invariant K2 of ARCHITECTURE.md.
 
 use crate::backend::{Limits, Result};
 use crate::cpu::engine::Engine;

@@ -1,5 +1,7 @@
 //! The integrity check: walks everything and compares it with what each module promises. Slow (the whole tree); for
 //! the simulator after every event, and for a shell that is idle.
+//!
+//! Proves invariant S3 of ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 

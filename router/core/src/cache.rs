@@ -12,6 +12,8 @@
 //!
 //! Also true: fills never decrease downwards; a `Coming` page is referred to by its own sequence only. So pages that
 //! a failed step should have filled can be withdrawn together with everything below them.
+//!
+//! Keeps invariant S3 of ARCHITECTURE.md.
 
 use std::collections::VecDeque;
 

@@ -24,6 +24,8 @@
 //! that completed steps filled stay in the tree, those of steps that did not come back are withdrawn; the next epoch
 //! admits the sequences again, prefix and all. What was in flight is dropped with its epoch number, so nothing is
 //! delivered twice.
+//!
+//! Keeps invariant S5 of ARCHITECTURE.md.
 
 use std::sync::Arc;
 

@@ -11,6 +11,8 @@
 //!
 //! Operating errors are values: a rejection, a `Finish` with an error, a dismissed worker. Mistakes of this crate or
 //! of its caller are assertions, which stay on in release; [`Core::audit`] checks all invariants at once.
+//!
+//! Keeps invariant D2 of ARCHITECTURE.md.
 
 mod admission;
 pub mod api;

@@ -1,4 +1,6 @@
 //! The core's own bounds, each with its reason. What an operator may set is in `CoreConfig`.
+//!
+//! Keeps invariant B1 of ARCHITECTURE.md.
 
 /// How long a sequence must wait to pass one that came later with a priority one higher.
 pub const AGING_US_PER_LEVEL: i64 = 30_000_000;

@@ -10,6 +10,8 @@
 //!
 //! A freed page may be given out again in the next step that is planned, even while an earlier step that still writes
 //! it is in flight: a worker runs its steps in order, so that write comes before any by the new owner.
+//!
+//! Keeps invariant S3 of ARCHITECTURE.md.
 
 use crate::api::{PageId, SequenceId};
 use crate::radix::NodeId;

@@ -8,6 +8,8 @@
 //!
 //! Must stay true: at most `limit` sequences that were never admitted wait. Those that lost their place (preemption,
 //! a failed epoch) come back whatever the limit is: they were counted when they were admitted.
+//!
+//! Keeps invariant S4 of ARCHITECTURE.md.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,6 @@
 //! Clients' side: submitting, ending, masks, draining; and the ways a sequence leaves the core or its worker.
+//!
+//! Keeps invariant S4 of ARCHITECTURE.md.
 
 use std::sync::Arc;
 

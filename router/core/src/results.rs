@@ -4,6 +4,8 @@
 //! if the step fails elsewhere. The step is complete, and makes room for the next, when all ranks have reported. Results
 //! of another epoch, results that came before, and samples of sequences that have ended are dropped. A worker that
 //! answers anything else than what it was asked is dismissed.
+//!
+//! Keeps invariants S2 and S5 of ARCHITECTURE.md.
 
 use crate::api::{
     Command, Delivered, Epoch, FinishReason, PromptLogprobs, Sample, SequenceId, StepId, StepResult, WorkerId,

@@ -7,6 +7,8 @@
 //! Must stay true: what is known ahead is not run (length limits, a missing mask); every rank of the epoch gets every
 //! step; no step is sent when nothing runs anywhere. Changes that wait for a step (slots to start and end) are kept in
 //! `Member::pending` until one is sent.
+//!
+//! Keeps invariant S1 of ARCHITECTURE.md.
 
 use crate::api::{Command, PageId, Run, RunInput, StepId, StepPlan};
 use crate::pages::Page;

@@ -1,4 +1,6 @@
 //! The bounds of a request, each with its reason.
+//!
+//! Keeps invariant B1 of ARCHITECTURE.md.
 
 /// Longer ids would fill logs and headers.
 pub const MAX_REQUEST_ID_BYTES: usize = 128;

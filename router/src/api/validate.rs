@@ -2,6 +2,8 @@
 //! in proportion to anything but the request itself.
 //!
 //! Must stay true: what leaves here as [`Checked`] cannot make a worker or the core fail.
+//!
+//! Keeps invariant B2 of ARCHITECTURE.md.
 
 use std::fmt::{self, Display};
 

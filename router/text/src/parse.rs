@@ -6,6 +6,8 @@
 //!
 //! `Tagged` drives every format in which calls are blocks within text; a new such format is one file that
 //! implements `ToolSyntax`. Formats built otherwise implement `OutputParser` (`harmony`).
+//!
+//! Keeps invariant T1 of ARCHITECTURE.md.
 
 mod call_object;
 mod calls;

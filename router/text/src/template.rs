@@ -5,6 +5,8 @@
 //! Fuel bounds steps and memory together (the engine charges for every byte it makes, before it makes it);
 //! the clock and the size of the result are checked as output is written. Time is the thread's own processor
 //! time, so that a busy machine does not fail a good template.
+//!
+//! Keeps invariant T2 of ARCHITECTURE.md.
 
 mod engine;
 pub(crate) mod shadow;

@@ -3,6 +3,8 @@
 //! The safetensors crate decodes types and judges the whole; this file first finds what the crate cannot name (a
 //! tensor listed twice, the tensor at fault). Must stay true: nothing is allocated from a number in the file; the
 //! header is at most [`MAX_HEADER_BYTES`] long and lies inside the file before it is read.
+//!
+//! Keeps invariant C1 of ARCHITECTURE.md.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Memory maps of checkpoint files, and slices of them that keep the map alive.
 //!
-//! May touch: the files, read-only. Must stay true: a slice lies inside its map. A file that another process
-//! truncates while it is mapped ends this process with SIGBUS; loading populates its pages with a call that reports
-//! the error instead, so only later reads are exposed.
+//! May touch: the files, read-only. Must stay true: a slice lies inside its map. Loading populates pages with a call
+//! that reports errors of the disk; a file that another process cuts short after that ends this process with one line
+//! that names it (`bus.rs`).
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,15 @@ use std::sync::Arc;
 use conclave_kernels::weight::Bytes;
 use memmap2::{Advice, Mmap};
 
+use super::bus::Watch;
 use super::error::{CheckpointError, DOWNLOAD_AGAIN, Result};
 
 /// One mapped file.
 #[derive(Debug)]
 pub struct MappedFile {
     pub path: PathBuf,
+    /// Before the map, so that it ends first.
+    _watch: Watch,
     map: Mmap,
 }
 
@@ -35,11 +38,12 @@ impl MappedFile {
         if metadata.len() == 0 {
             return Err(CheckpointError::file(path, "it is empty", DOWNLOAD_AGAIN));
         }
-        // SAFETY: the map is read-only and private to this process; that no other process truncates the file is a
-        // condition of operation (see the head of this file).
+        // SAFETY: the map is read-only; nothing of this program writes to the file. If another process does, values
+        // change or the process ends, as the head of this file says.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         Ok(MappedFile {
             path: path.to_owned(),
+            _watch: Watch::new(path, &map),
             map,
         })
     }

@@ -4,6 +4,7 @@
 //! tensor is touched. May touch: the directory, read-only. Must stay true: every [`Tensor`] lies inside its file
 //! and has exactly the bytes its type and shape say; every name is held by one file.
 
+mod bus;
 mod error;
 mod fingerprint;
 pub mod header;

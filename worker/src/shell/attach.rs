@@ -187,7 +187,7 @@ impl Session<'_> {
                     Ok(())
                 }
                 () = drained.as_mut(), if self.noticed => {
-                    tracing::warn!("sequences were still running when the drain timeout ended");
+                    tracing::warn!("the drain timeout has ended and the router still counted on this worker");
                     return Ended::Finished;
                 }
                 message = stream.message() => match message {

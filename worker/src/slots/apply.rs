@@ -1,4 +1,6 @@
 //! A step message against the slots: end, start, pages, then runs.
+//!
+//! Keeps invariant B2 of ARCHITECTURE.md.
 
 use std::collections::HashSet;
 

@@ -3,6 +3,8 @@
 //!
 //! Must stay true: a fixed number of bytes is read; a peer with other sizes is named and nothing of it is used; no wait is
 //! longer than its bound, and an abort ends it.
+//!
+//! Keeps invariant C1 of ARCHITECTURE.md.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;

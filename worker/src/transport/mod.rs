@@ -9,6 +9,8 @@
 //! - every wait has a deadline and ends at once when the epoch is aborted; after any error the transport is of no
 //!   further use and has hung up on its peers;
 //! - nothing from a peer is used before it was checked against the capacity that all ranks declared.
+//!
+//! Keeps invariants E1 and E2 of ARCHITECTURE.md.
 
 mod abort;
 #[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]

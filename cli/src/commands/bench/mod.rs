@@ -2,6 +2,7 @@
 
 mod agent;
 mod core;
+mod load;
 mod ops;
 mod profile;
 mod results;
@@ -15,7 +16,7 @@ use crate::settings::{BenchSettings, Scenario};
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     if !settings.ops && !settings.core && settings.scenario.is_none() {
         bail!(
-            "nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|gateway|text"
+            "nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|gateway|text|load"
         );
     }
     if settings.ops {
@@ -28,6 +29,7 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         None => Ok(()),
         Some(Scenario::Decode) => steps::run(settings, steps::Phase::Decode),
         Some(Scenario::Prefill) => steps::run(settings, steps::Phase::Prefill),
+        Some(Scenario::Load) => load::run(settings),
         Some(Scenario::Serve) => serve::run(settings).await,
         Some(Scenario::Agent) => agent::run(settings).await,
         Some(Scenario::Soak) => serve::soak::run(settings).await,

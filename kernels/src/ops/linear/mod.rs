@@ -15,6 +15,8 @@
 //! INT4: the inputs of a chunk are rounded to 16-bit integers, `x = xi * sx` with `sx = max |x| / 32767` (error
 //! below 2^-16 of the chunk's largest input); each lane's `p = sum of (q - zero) * xi` over its 8 inputs is an exact
 //! integer, converted to F32 exactly; the lane becomes `fma(p, scale * sx, lane)`, the product rounded. A chunk that holds a NaN or an infinity has `sx = NaN`.
+//!
+//! Keeps invariant K1 of ARCHITECTURE.md.
 
 mod block;
 mod cpu;

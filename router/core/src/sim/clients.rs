@@ -1,5 +1,7 @@
 //! The simulated clients, and what they may see: every sequence gets exactly the tokens of a run without failures, each
 //! once and in order, and ends exactly once, with the right reason.
+//!
+//! Proves invariants S2 and S4 of ARCHITECTURE.md.
 
 use std::collections::BTreeMap;
 

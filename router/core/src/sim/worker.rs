@@ -1,5 +1,7 @@
 //! A simulated worker: does what a step says, with pages that hold what was really written to them, and complains about
 //! everything that a real worker could not do.
+//!
+//! Proves invariant S5 of ARCHITECTURE.md.
 
 use std::collections::BTreeMap;
 

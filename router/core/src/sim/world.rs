@@ -1,5 +1,7 @@
 //! The simulated cluster: the core, model workers, clients, and messages on their way, in virtual time. The streams
 //! between router and workers keep their order, as TCP does; everything else is up to the [`Network`] drawn per run.
+//!
+//! Proves invariant S1 of ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

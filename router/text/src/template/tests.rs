@@ -1,4 +1,6 @@
 //! The released templates against transformers' output, Python compatibility, and the bounds.
+//!
+//! Proves invariant T2 of ARCHITECTURE.md.
 
 use super::*;
 use crate::{

@@ -3,6 +3,8 @@
 //! Little-endian. A dispatch's body is `pairs` x (row, expert) as two U32, then `rows` rows of F32; a result's body is
 //! `pairs` rows of F32, in the order of the dispatch's pairs; a goodbye has none. Must stay true: a header is checked
 //! against the group's capacity before its lengths are used.
+//!
+//! Keeps invariant C1 of ARCHITECTURE.md.
 
 use crate::transport::Capacity;
 

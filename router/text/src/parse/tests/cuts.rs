@@ -1,4 +1,6 @@
 //! Any text cut anywhere, and the time a megabyte of markers takes.
+//!
+//! Proves invariant T1 of ARCHITECTURE.md.
 
 use proptest::prelude::*;
 
