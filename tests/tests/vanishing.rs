@@ -16,8 +16,9 @@ use conclave_tests::{Client, Healthy, Server, data};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
-/// Clients that come together.
-const AT_ONCE: usize = 50;
+/// Clients that come together: as many as there are slots, so that each of them gets to its phase; or more, to queue.
+const WITH_SLOTS: usize = 15;
+const CROWD: usize = 50;
 
 fn is_idle(client: &Client) {
     for figure in [
@@ -40,11 +41,18 @@ fn read_until(socket: &mut BufReader<TcpStream>, text: &str) {
     }
 }
 
-/// `clients`, some at a time, that leave when `ready` returns.
-fn vanish(clients: usize, address: &str, path: &str, body: &str, ready: impl Fn(&mut BufReader<TcpStream>)) {
-    for _ in 0..clients / AT_ONCE {
+/// `times` times some clients, that leave when `ready` returns.
+fn vanish(
+    times: usize,
+    clients: usize,
+    address: &str,
+    path: &str,
+    body: &str,
+    ready: impl Fn(&mut BufReader<TcpStream>),
+) {
+    for _ in 0..times {
         let open = |_| BufReader::new(unread(address, path, body));
-        let sockets: Vec<_> = (0..AT_ONCE).map(open).collect();
+        let sockets: Vec<_> = (0..clients).map(open).collect();
         for mut socket in sockets {
             ready(&mut socket);
         }
@@ -64,25 +72,30 @@ fn a_thousand_clients_that_vanish_in_every_phase_leave_nothing_behind() {
         "messages": chat["messages"], "tools": chat["tools"], "temperature": 0, "max_tokens": 700, "stream": true,
     });
 
-    // While decoding: a token has come. More clients than slots, so that others are still queued when these leave.
-    vanish(300, http, "/v1/completions", &text("Once"), |socket| {
+    // While decoding: a token has come.
+    vanish(19, WITH_SLOTS, http, "/v1/completions", &text("Once"), |socket| {
         read_until(socket, "\"text\":")
     });
     is_idle(&client);
     // In a tool call: the call's name has come, its arguments have not all.
-    vanish(50, http, "/v1/chat/completions", &call.to_string(), |socket| {
-        read_until(socket, "\"tool_calls\":")
-    });
+    vanish(
+        1,
+        WITH_SLOTS,
+        http,
+        "/v1/chat/completions",
+        &call.to_string(),
+        |socket| read_until(socket, "\"tool_calls\":"),
+    );
     is_idle(&client);
     // In prefill, or just before.
-    vanish(350, http, "/v1/completions", &text(&long_prompt), |_| ());
+    vanish(8, CROWD, http, "/v1/completions", &text(&long_prompt), |_| ());
     is_idle(&client);
     // Queued, behind sixteen that fill every slot.
     let running: Vec<_> = (0..16)
         .map(|_| unread(http, "/v1/completions", &text("Long")))
         .collect();
     wait_for(&client, "vllm:num_requests_running", SOON, |n| n == 16.0);
-    vanish(300, http, "/v1/completions", &text("Queued"), |_| ());
+    vanish(6, CROWD, http, "/v1/completions", &text("Queued"), |_| ());
     wait_for(&client, "vllm:num_requests_waiting", SOON, |n| n == 0.0);
     drop(running);
     is_idle(&client);
