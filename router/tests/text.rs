@@ -185,7 +185,7 @@ async fn text_that_cannot_fit_is_refused_before_it_is_tokenized() {
     assert!(status.message().contains("32768"), "{status:?}");
     // The protocol's own bound comes first.
     let status = cluster
-        .generate(text_request(&"x".repeat(9 << 20), 5))
+        .generate(text_request(&"x".repeat(17 << 20), 5))
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
