@@ -21,6 +21,7 @@ pub struct Target {
     /// host:port
     http: Option<String>,
     grpc: Option<ConclaveClient<Channel>>,
+    grpc_address: Option<String>,
     pub vocab: u32,
     cluster: Mutex<Option<LocalCluster>>,
 }
@@ -60,6 +61,7 @@ impl Target {
         let mut target = Target {
             http: None,
             grpc: None,
+            grpc_address: None,
             vocab: SMALL_VOCAB,
             cluster: Mutex::new(None),
         };
@@ -79,6 +81,7 @@ impl Target {
                 .into_inner()
                 .vocab_size;
             target.grpc = Some(client);
+            target.grpc_address = Some(grpc);
         }
         Ok(Arc::new(target))
     }
@@ -121,10 +124,10 @@ impl Target {
             .context("no HTTP address is known; give --base-url, or --backend grpc")
     }
 
-    pub fn grpc(&self) -> Result<ConclaveClient<Channel>> {
-        self.grpc
-            .clone()
-            .context("no gRPC address is known; give --base-url")
+    /// A client with a connection of its own, as every HTTP call has one.
+    pub async fn grpc(&self) -> Result<ConclaveClient<Channel>> {
+        let address = self.grpc_address.as_deref();
+        connect(address.context("no gRPC address is known; give --base-url")?).await
     }
 
     /// `None` where the cluster does not tell.

@@ -153,6 +153,6 @@ async fn request(target: &Target, load: &LoadSettings, prompts: &Prompts, index:
 pub async fn complete(target: &Target, load: &LoadSettings, call: &Call) -> Result<Timing> {
     match load.backend {
         Backend::Openai => http::complete(&target.http()?, load.bench_api_key.as_deref(), call).await,
-        Backend::Grpc => grpc::complete(&target.grpc()?, call).await,
+        Backend::Grpc => grpc::complete(&target.grpc().await?, call).await,
     }
 }

@@ -1,7 +1,7 @@
 //! `--scenario gateway`: the same load against the same cluster, straight over gRPC and through the gateway, in turns.
 //!
-//! On a machine whose workers are its CPU, gateway and clients take time from the workers too: what is shown then is
-//! more than the gateway's own cost.
+//! Every request has a connection of its own either way, as requests of different users have. On a machine whose workers
+//! are its CPU, gateway and clients take time from the workers too: what is shown then is more than the gateway's own cost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

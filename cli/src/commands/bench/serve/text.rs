@@ -27,7 +27,7 @@ const WORDS: [&str; 16] = [
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     let target = Target::reach(settings).await?;
-    let mut client = target.grpc()?;
+    let mut client = target.grpc().await?;
     // Before anything is measured: the caches of both sides, and how many tokens a word has.
     let sample = 1000;
     let (tokens, _) = tokenize(&mut client, chat(sample, 0)).await?;
