@@ -7,6 +7,7 @@
 //! size is checked on the host before a kernel sees it.
 
 mod backend;
+mod by_op;
 mod devices;
 mod driver;
 mod dummy;

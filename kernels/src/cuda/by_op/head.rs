@@ -1,0 +1,141 @@
+//! Norms, the head, and sampling that waits, op by op.
+
+use super::super::format::padded;
+use super::super::step::FEW_TOKENS;
+use super::super::workspace::Slot;
+use super::super::{CudaBackend, shape};
+use crate::backend::{Buffer, LinearId, Result, SampleRow, Sampled, VectorId};
+use crate::ops::linear::cuda::{Input, LinearCall, linear};
+use crate::ops::rmsnorm::cuda::{MAX_WIDTH, NormInput, NormRows, norm_rows};
+use crate::ops::sample::cuda as sample;
+
+impl CudaBackend {
+    pub(in crate::cuda) fn op_head(
+        &mut self,
+        eps: f32,
+        norm: VectorId,
+        head: LinearId,
+        hidden: &Buffer,
+        logits: &Buffer,
+    ) -> Result<()> {
+        const OP: &str = "head";
+        let (rows, tokens) = (self.step.logit_count, self.step.tokens);
+        let (inputs, vocab) = (self.linear(OP, head)?.inputs, self.linear(OP, head)?.rows);
+        let hidden = self.memory_of(OP, "hidden", hidden, tokens * inputs * 4)?;
+        let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
+        let norm = self.vector(OP, norm, inputs)?;
+        let normed = self
+            .workspace
+            .get(&self.gpu, Slot::Normed, FEW_TOKENS * inputs * 4)?;
+        for first in (0..rows).step_by(FEW_TOKENS) {
+            let count = FEW_TOKENS.min(rows - first);
+            let list = self.step.logit_rows() + first as u64 * 4;
+            self.norm(hidden, list, norm, eps, inputs, count, normed)?;
+            let y = logits + (first * vocab * 4) as u64;
+            let heads = [self.linear(OP, head)?];
+            linear(
+                &self.gpu,
+                &LinearCall {
+                    weights: &heads,
+                    input: Input::Rows(normed),
+                    tokens: count,
+                    parts: 1,
+                    y,
+                    residual: 0,
+                    squares: 0,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(in crate::cuda) fn op_sample(
+        &mut self,
+        logits: &Buffer,
+        vocab: usize,
+        first: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Sampled>> {
+        const OP: &str = "sample";
+        self.gpu.device.enter()?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let end = first
+            .saturating_add(rows.len())
+            .saturating_mul(vocab)
+            .saturating_mul(4);
+        let address = self.memory_of(OP, "logits", logits, end)? + (first * vocab * 4) as u64;
+        let capacity = self.limits.max_logit_rows.max(rows.len());
+        let mut params = sample::params(&self.gpu, &mut self.workspace, capacity, vocab)?;
+        let specs: Vec<_> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| sample::spec(row, row.position, i))
+            .collect();
+        self.sampling.sent.clear();
+        sample::send_specs(&self.gpu, &self.workspace, &specs)?;
+        (params.logits, params.rows) = (address, rows.len() as i32);
+        let drawn = rows.iter().any(|row| row.params.temperature != 0.0);
+        sample::sample(&self.gpu, &params, drawn)?;
+        let mut tokens = vec![0u8; rows.len() * 4];
+        if let Some(memory) = self.workspace.memory(Slot::Tokens) {
+            self.gpu.read(memory, 0, &mut tokens)?;
+        }
+        self.check_exchange()?;
+        let mut sampled = Vec::with_capacity(rows.len());
+        for (i, (row, token)) in rows.iter().zip(tokens.as_chunks::<4>().0).enumerate() {
+            sampled.push(match sample::on_device(row) {
+                true => sample::result(u32::from_le_bytes(*token)),
+                false => {
+                    let mut bytes = vec![0u8; vocab * 4];
+                    self.gpu
+                        .read(&self.buffers[&logits.handle], (first + i) * vocab * 4, &mut bytes)?;
+                    let values: Vec<f32> = bytes
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| f32::from_le_bytes(*b))
+                        .collect();
+                    sample::on_host(&values, row)
+                }
+            });
+        }
+        Ok(sampled)
+    }
+
+    /// Norm of `count` rows of `x` (from `rows`, if not 0) into F32 rows.
+    #[expect(clippy::too_many_arguments, reason = "addresses and sizes of one launch")]
+    pub(in crate::cuda) fn norm(
+        &self,
+        x: u64,
+        rows: u64,
+        weight: u64,
+        eps: f32,
+        width: usize,
+        count: usize,
+        normed: u64,
+    ) -> Result<()> {
+        if width > MAX_WIDTH {
+            return Err(shape("norm", "width", width, format!("at most {MAX_WIDTH}")));
+        }
+        let input = NormInput {
+            x0: x,
+            weight,
+            eps,
+            k: width as i32,
+            ..NormInput::default()
+        };
+        norm_rows(
+            &self.gpu,
+            count,
+            &NormRows {
+                input,
+                rows,
+                normed,
+                padded: padded(width) as i32,
+                ..NormRows::default()
+            },
+        )
+    }
+}
