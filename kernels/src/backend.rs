@@ -333,6 +333,16 @@ pub trait Backend: Send + fmt::Debug {
         Ok(false)
     }
 
+    /// From now on whole steps keep what their gates said, for comparisons with a reference; they take longer.
+    fn watch_gates(&mut self, on: bool) {
+        let _ = on;
+    }
+
+    /// Of the whole steps since `watch_gates` or the last call: by layer, F32 `[tokens, experts]`, as `route` gives them.
+    fn watched_gates(&mut self) -> Vec<Vec<f32>> {
+        Vec::new()
+    }
+
     /// Samples rows 0.. of `logits` without waiting. Later batches may name the tokens as `SAMPLED | row`, before
     /// `sampled` has brought them. No rows: a mark that `sampled` waits for, and the tokens of the last call stay.
     /// `false`: nothing was done, use `sample`.

@@ -1,6 +1,8 @@
 //! `Backend` for CUDA. `by_op` runs the ops one by one, each with its launch in its folder under `ops`; `forward` runs
 //! whole steps.
 
+use std::cell::RefCell;
+
 use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec};
 
 use super::driver::allocated_bytes;
@@ -251,6 +253,14 @@ impl Backend for CudaBackend {
 
     fn forward(&mut self, logits: &Buffer) -> Result<bool> {
         self.run_forward(logits)
+    }
+
+    fn watch_gates(&mut self, on: bool) {
+        self.watched = on.then(Default::default);
+    }
+
+    fn watched_gates(&mut self) -> Vec<Vec<f32>> {
+        self.watched.as_ref().map(RefCell::take).unwrap_or_default()
     }
 
     fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {

@@ -113,6 +113,8 @@ pub struct CudaBackend {
     group: exchange::group::Group,
     /// Every sum in one order, whatever the batch.
     deterministic: bool,
+    /// What the gates said, by layer, while somebody wants to know.
+    watched: Option<RefCell<Vec<Vec<f32>>>>,
     /// Width of the hidden state, from the last `route`.
     width: usize,
     gpu: Gpu,
@@ -151,6 +153,7 @@ impl CudaBackend {
             sampling: Sampling::new(&gpu, &limits)?,
             group: exchange::group::Group::default(),
             deterministic: false,
+            watched: None,
             width: 0,
             limits,
             gpu,

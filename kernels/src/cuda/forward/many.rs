@@ -234,7 +234,7 @@ fn experts(
     let count = end - first;
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
     if count > 0 {
-        choose(backend, forward, layer, count, hidden)?;
+        choose(backend, forward, (index, layer), count, hidden)?;
     }
     let area = &places.sort;
     let params = SortParams {
@@ -297,7 +297,13 @@ fn experts(
 }
 
 /// Norm, gate and choice of `count` tokens from `hidden` on.
-fn choose(backend: &CudaBackend, forward: &Forward, layer: &Layer, count: usize, hidden: u64) -> Result<()> {
+fn choose(
+    backend: &CudaBackend,
+    forward: &Forward,
+    (index, layer): (usize, &Layer),
+    count: usize,
+    hidden: u64,
+) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let input = NormInput {
@@ -330,6 +336,7 @@ fn choose(backend: &CudaBackend, forward: &Forward, layer: &Layer, count: usize,
             residual: 0,
         },
     )?;
+    backend.watch_gate(index, (count, sizes.experts), 1)?;
     let params = RouteTokens {
         route: RouteParams {
             tokens: count as i32,

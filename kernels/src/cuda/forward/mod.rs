@@ -6,6 +6,7 @@
 mod few;
 mod many;
 mod one;
+mod watch;
 
 use std::collections::HashMap;
 
@@ -345,7 +346,7 @@ impl CudaBackend {
         };
         let way = match cut.is_some() || self.deterministic || self.step.runs.len() != tokens {
             true => Way::Grouped,
-            false => forward.way(tokens, self.step.runs[0].2 as usize),
+            false => forward.way(tokens, self.step.runs[0].2 as usize, self.watched.is_some()),
         };
         let pieces = few::Pieces {
             tokens,
@@ -355,7 +356,8 @@ impl CudaBackend {
             way,
         };
         let recordable = self.exchange().is_none_or(|exchange| exchange.recordable());
-        if pieces.count > 1 || !recordable || self.gpu.times.is_some() {
+        let observed = self.gpu.times.is_some() || self.watched.is_some();
+        if pieces.count > 1 || !recordable || observed {
             few::queue(self, forward, &pieces, logits)?;
             return self.queued();
         }
@@ -394,9 +396,10 @@ impl CudaBackend {
 }
 
 impl Forward {
-    /// The way of `tokens` decode tokens of different sequences; the first one at `position`.
-    fn way(&self, tokens: usize, position: usize) -> Way {
-        let short = |one: &One| self.use_one && tokens == 1 && position < one.longest;
+    /// The way of `tokens` decode tokens of different sequences; the first one at `position`. The one kernel does not tell
+    /// what its gates said.
+    fn way(&self, tokens: usize, position: usize, watched: bool) -> Way {
+        let short = |one: &One| self.use_one && !watched && tokens == 1 && position < one.longest;
         match self.inline(tokens) {
             true if self.one.as_ref().is_some_and(short) => Way::One,
             true => Way::Inline,

@@ -1,0 +1,194 @@
+//! One layer of up to 128 tokens, in eleven kernels: rows sorted by expert, here or by the exchange with other ranks.
+
+use super::{OUTPUT_PARTS, Piece, Stream};
+use crate::backend::Result;
+use crate::cuda::exchange::{Exchange, FewResults, Tokens};
+use crate::cuda::format::padded;
+use crate::cuda::forward::{Layer, cache};
+use crate::cuda::plane::plane_blocks;
+use crate::cuda::step::FEW_TOKENS;
+use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
+use crate::ops::experts::cuda::{self as experts, ExpertParams};
+use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
+use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_rows};
+use crate::ops::route::cuda::{self as route, GATE_PARTS, RouteParams, RouteTokens, max_groups};
+
+impl Piece<'_> {
+    /// One layer for more tokens: `hidden` holds the residual stream, rows or plane its norm; afterwards those of the
+    /// next layer.
+    pub(super) fn grouped_layer(&self, index: usize, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
+        const OP: &str = "forward";
+        let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
+        let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
+        let weights = &layer.handles.attention;
+        let spec = &forward.model.spec.layers[0].attention;
+        let normed = (places.normed, places.plane);
+
+        let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
+        let [q, k, v] = projections;
+        let parts = self.dense(&[q?, k?, v?], normed, 1, places.projection, 0)?;
+        let cache = cache(backend, layer);
+        let params = RopeParams {
+            qkv: places.projection,
+            parts: parts as i32,
+            tokens: tokens as i32,
+            heads: sizes.heads as i32,
+            rotary: sizes.rotary as i32,
+            norm: norm_kind(spec.qk_norm),
+            eps: sizes.eps,
+            q_norm: layer.q_norm,
+            k_norm: layer.k_norm,
+            turns: places.turns,
+            positions: step.positions() + self.first as u64 * 4,
+            token_run: step.token_run() + self.first as u64 * 4,
+            pages: Pages::new(cache, step),
+            q: places.queries,
+        };
+        rope_kv(gpu, cache, &params)?;
+        let params = AttentionParams {
+            q: places.queries,
+            out: if self.products { 0 } else { places.attended },
+            plane: if self.products { places.attended_plane } else { 0 },
+            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            ..layer.attention.at(step, self.first)
+        };
+        attention::decode(gpu, cache, &params)?;
+
+        let output = [backend.linear(OP, weights.o)?];
+        let attended = (places.attended, places.attended_plane);
+        let parts = self.dense(&output, attended, OUTPUT_PARTS, places.halves, self.hidden())?;
+        let x1 = places.halves + (tokens * sizes.hidden * 4) as u64;
+        self.norm(
+            Stream {
+                x0: places.halves,
+                x1,
+                more: parts - 1,
+            },
+            layer.moe_norm,
+            self.hidden(),
+            true,
+        )?;
+
+        let gate = [backend.linear(OP, layer.handles.gate)?];
+        let parts = self.dense(&gate, normed, GATE_PARTS, places.gate_logits, 0)?;
+        backend.watch_gate(index, (tokens, sizes.experts), parts)?;
+        let params = RouteTokens {
+            route: RouteParams {
+                tokens: tokens as i32,
+                parts: parts as i32,
+                ..layer.route
+            },
+            ids: places.ids,
+            weights: places.weights,
+            groups: places.groups,
+            arrived: places.route_arrived,
+            ..RouteTokens::default()
+        };
+        let exchange = backend.exchange();
+        if let Some(exchange) = exchange {
+            route::route(gpu, &params)?;
+            self.received_experts(exchange, index, layer)?;
+        } else {
+            route::route_groups(gpu, &params)?;
+            let params = ExpertParams {
+                experts: layer.experts,
+                groups: places.groups,
+                x: places.normed,
+                acted: places.acted,
+                y: places.expert_out,
+                ..ExpertParams::default()
+            };
+            self.expert_groups(layer, max_groups(tokens * sizes.top_k, sizes.experts), &params)?;
+        }
+
+        let stream = Stream {
+            x0: self.hidden(),
+            x1: 0,
+            more: 0,
+        };
+        let weight = next_norm.unwrap_or(0);
+        let wanted = |place: u64, used: bool| if used && next_norm.is_some() { place } else { 0 };
+        let norm = NormRows {
+            input: forward.norm_input(stream, tokens, weight, self.hidden()),
+            normed: wanted(places.normed, !self.products),
+            plane: wanted(places.plane, self.products),
+            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            padded: padded(sizes.hidden) as i32,
+            ..NormRows::default()
+        };
+        if let Some(exchange) = exchange {
+            let y = places.expert_out;
+            return exchange.combine_few(gpu, &self.exchanged(index), &FewResults { y, norm });
+        }
+        let (y, weights, slots) = (places.expert_out, places.weights, sizes.top_k as i32);
+        combine_rows(
+            gpu,
+            tokens,
+            &CombineRows {
+                norm,
+                y,
+                weights,
+                slots,
+                ..CombineRows::default()
+            },
+        )
+    }
+
+    fn exchanged(&self, layer: usize) -> Tokens {
+        let places = &self.forward.places;
+        Tokens {
+            layer,
+            piece: 0,
+            count: self.tokens,
+            ids: places.ids,
+            weights: places.weights,
+        }
+    }
+
+    /// Both products of the rows that came from all ranks, this one included.
+    fn received_experts(&self, exchange: &dyn Exchange, index: usize, layer: &Layer) -> Result<()> {
+        let places = &self.forward.places;
+        let rows = exchange.dispatch_few(self.gpu, &self.exchanged(index), places.normed)?;
+        let params = ExpertParams {
+            experts: layer.experts,
+            groups: rows.groups,
+            x: rows.x,
+            acted: places.acted,
+            y: places.expert_out,
+            ..ExpertParams::default()
+        };
+        self.expert_groups(layer, rows.most_groups, &params)
+    }
+
+    fn expert_groups(&self, layer: &Layer, most: usize, params: &ExpertParams) -> Result<()> {
+        experts::gate_up_groups(self.gpu, layer.format, most, params)?;
+        let down = ExpertParams {
+            x: params.acted,
+            ..*params
+        };
+        experts::down_groups(self.gpu, layer.format, most, &down)
+    }
+
+    /// A piece in which this rank has no tokens: its experts work for the others.
+    pub(super) fn serve_others(&self) -> Result<()> {
+        let Some(exchange) = self.backend.exchange() else {
+            return Ok(());
+        };
+        let places = &self.forward.places;
+        let stream = Stream {
+            x0: places.hidden,
+            x1: 0,
+            more: 0,
+        };
+        let norm = NormRows {
+            input: self.forward.norm_input(stream, 0, 0, places.hidden),
+            ..NormRows::default()
+        };
+        for (index, layer) in self.forward.layers.iter().enumerate() {
+            self.received_experts(exchange, index, layer)?;
+            let y = places.expert_out;
+            exchange.combine_few(self.gpu, &self.exchanged(index), &FewResults { y, norm })?;
+        }
+        Ok(())
+    }
+}
