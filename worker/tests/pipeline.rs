@@ -43,7 +43,7 @@ fn tokens(ranks: u32, steps: &[wire::Step], ahead: usize) -> Vec<u32> {
         while sent < steps.len().min(done + ahead) {
             let mut all = vec![wire::Step::default(); ranks as usize];
             all[0] = steps[sent].clone();
-            group.submit(all, Looks::Nothing);
+            group.submit(all, &Looks::Nothing);
             sent += 1;
         }
         let result = group.collect().unwrap().swap_remove(0).result;

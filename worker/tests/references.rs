@@ -5,11 +5,16 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use common::repository;
 use conclave_kernels::backend::KvDtype;
 use conclave_worker::device::DeviceKind;
-use conclave_worker::verify::{Comparison, VerifyConfig, verify};
+use conclave_worker::verify::{
+    Agreement, Choices, Comparison, Gate, GroupConfig, LocalGroup, Reference, Run, VerifyConfig, Way,
+    run_reference, verify,
+};
+use conclave_worker::weights::WeightSource;
 
 /// Checkpoint directory and reference file.
 fn checkpoints() -> Vec<(PathBuf, PathBuf)> {
@@ -46,7 +51,7 @@ fn verified(checkpoint: &(PathBuf, PathBuf), workers: u32, prefill_chunk: Option
     };
     let found = verify(&config);
     let mut found = found.unwrap_or_else(|error| panic!("{}: {error}", checkpoint.0.display()));
-    found.swap_remove(0).1
+    found.swap_remove(0).comparison
 }
 
 fn check(checkpoint: &(PathBuf, PathBuf), comparison: &Comparison) {
@@ -122,4 +127,66 @@ fn any_chunking_of_the_prompt_gives_the_same_bits() {
             same_bits(&name, &whole, &verified(&checkpoint, workers, Some(chunk)));
         }
     }
+}
+
+/// A sequence on the CPU, by the experts that it chooses itself or others.
+struct Beside {
+    source: Arc<WeightSource>,
+    config: GroupConfig,
+    reference: Reference,
+    gates: Vec<Gate>,
+}
+
+impl Beside {
+    fn new() -> Beside {
+        let source = Arc::new(WeightSource::open(&common::tiny(), None).unwrap());
+        let path = common::tiny().join("reference.safetensors");
+        Beside {
+            reference: Reference::read(&path, source.spec().vocab).unwrap(),
+            gates: Gate::all(&source).unwrap(),
+            config: GroupConfig::new(1),
+            source,
+        }
+    }
+
+    fn run(&self, way: &Way) -> Run {
+        let mut ranks = LocalGroup::start(&self.source, &self.config).unwrap();
+        run_reference(&mut ranks, &self.config, &self.reference, 512, way).unwrap()
+    }
+}
+
+#[test]
+fn a_run_held_to_its_own_choices_is_the_same() {
+    let beside = Beside::new();
+    let alone = beside.run(&Way::OpByOp);
+    let choices = Arc::new(Choices::of(&beside.gates, &alone.router_logits));
+    let held = beside.run(&Way::Forced(Arc::clone(&choices)));
+    let found = Agreement::of(&alone, &held, &choices, KvDtype::F32);
+    assert!(found.passes(), "{found:?}");
+    assert!(found.logits_relative_error < 1e-5, "{found:?}");
+    assert_eq!((found.turned.len(), found.misses.len()), (0, 0));
+}
+
+#[test]
+fn a_wrong_choice_is_no_tie_and_is_found() {
+    let beside = Beside::new();
+    let alone = beside.run(&Way::OpByOp);
+    let mut choices = Choices::of(&beside.gates, &alone.router_logits);
+    // One token of the first layer gets the expert that it wants least.
+    let position = 5;
+    let gate = &beside.gates[0].spec;
+    let z = &alone.router_logits[0][position * gate.experts..][..gate.experts];
+    let keys = beside.gates[0].keys(z);
+    let worst = (0..gate.experts)
+        .min_by(|a, b| keys[*a].total_cmp(&keys[*b]))
+        .unwrap();
+    choices.ids[0][position * gate.top_k + gate.top_k - 1] = worst as u32;
+    let choices = Arc::new(choices);
+    let held = beside.run(&Way::Forced(Arc::clone(&choices)));
+    let found = Agreement::of(&alone, &held, &choices, KvDtype::Bf16);
+    assert!(!found.passes());
+    let turned: Vec<_> = found.turned.iter().filter(|turned| turned.layer == 0).collect();
+    assert_eq!(turned.len(), 1, "{found:?}");
+    assert_eq!(turned[0].position, position);
+    assert!(!turned[0].is_tie && turned[0].gap > 0.0, "{found:?}");
 }

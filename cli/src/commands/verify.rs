@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use conclave_kernels::backend::KvDtype;
 use conclave_worker::device::DeviceKind;
-use conclave_worker::verify::{Comparison, VerifyConfig, verify};
+use conclave_worker::verify::{Agreement, Miss, Verified, VerifyConfig, verify};
 
 use crate::settings::VerifySettings;
 use crate::{model_path, parts};
@@ -27,23 +27,24 @@ pub fn run(settings: &VerifySettings) -> Result<()> {
         device,
         deterministic: settings.deterministic,
     };
-    let comparisons = verify(&config)?;
-    for (path, comparison) in &comparisons {
-        print(&found.name, settings.workers, device, path, comparison);
+    let verified = verify(&config)?;
+    for one in &verified {
+        print(&found.name, settings.workers, device, one);
     }
-    if !comparisons.iter().all(|(_, comparison)| comparison.passes()) {
+    if !verified.iter().all(Verified::passes) {
         bail!("the model does not agree with the reference");
     }
     Ok(())
 }
 
-fn print(name: &str, workers: u32, device: DeviceKind, path: &str, found: &Comparison) {
-    let verdict = if found.passes() { "agrees" } else { "DIFFERS" };
+fn print(name: &str, workers: u32, device: DeviceKind, verified: &Verified) {
+    let verdict = if verified.passes() { "agrees" } else { "DIFFERS" };
     let where_ = match device {
         DeviceKind::Cpu => String::new(),
-        DeviceKind::Cuda(ordinal) => format!(", cuda:{ordinal}, {path}"),
+        DeviceKind::Cuda(ordinal) => format!(", cuda:{ordinal}, {}", verified.way),
     };
     println!("{name} on {workers} workers{where_}: {verdict}");
+    let found = &verified.comparison;
     println!(
         "  logits, relative 2-norm error        {:.3e}",
         found.logits_relative_error
@@ -60,17 +61,59 @@ fn print(name: &str, workers: u32, device: DeviceKind, path: &str, found: &Compa
         "  greedy tokens equal                  {} of {}",
         found.greedy_equal, found.greedy_tokens
     );
-    for miss in &found.misses {
+    if verified.agreement.is_none() {
+        print_misses(&found.misses);
+    }
+    if let Some(error) = found.router_max_error {
+        println!("  router logits, largest difference    {error:.3e}");
+    }
+    if let Some(agreement) = &verified.agreement {
+        print_agreement(agreement);
+    }
+}
+
+fn print_agreement(found: &Agreement) {
+    println!("  beside the CPU with the same keys and values that takes the same experts:");
+    println!(
+        "  logits, relative 2-norm error        {:.3e} (at most {:.0e})",
+        found.logits_relative_error, found.tolerance
+    );
+    println!(
+        "  router logits of the worst layer     {:.3e}",
+        found.router_relative_error
+    );
+    println!(
+        "  choices of experts that it would turn {} of {}",
+        found.turned.len(),
+        found.choices
+    );
+    for turned in &found.turned {
+        println!(
+            "    layer {} position {}: by {:.2e} in its key, which differs by {:.2e} (rms): {}",
+            turned.layer,
+            turned.position,
+            turned.gap,
+            turned.rms,
+            tie(turned.is_tie)
+        );
+    }
+    println!("  greedy tokens that are not its own   {}", found.misses.len());
+    print_misses(&found.misses);
+}
+
+fn print_misses(misses: &[Miss]) {
+    for miss in misses {
         println!(
             "    token {} is {}, expected {}, by a margin of {:.2e} in its logit: {}",
             miss.index,
             miss.found,
             miss.expected,
             miss.margin,
-            if miss.is_tie { "a tie" } else { "no tie" }
+            tie(miss.is_tie)
         );
     }
-    if let Some(error) = found.router_max_error {
-        println!("  router logits, largest difference    {error:.3e}");
-    }
+}
+
+fn tie(is_tie: bool) -> &'static str {
+    if is_tie { "a tie" } else { "no tie" }
 }

@@ -34,8 +34,17 @@ pub trait Tap {
     fn looks_inside(&self) -> bool {
         self.looks()
     }
+    /// Whether router logits are wanted of a step that the device runs whole.
+    fn watches_gates(&self) -> bool {
+        false
+    }
     /// `[tokens, experts]`.
     fn router_logits(&mut self, layer: usize, values: &[f32]);
+    /// Op by op: instead of what the gate chose by these logits, ids and weights `[tokens, top_k]`.
+    fn choose(&mut self, layer: usize, router_logits: &[f32]) -> Option<(Vec<u32>, Vec<f32>)> {
+        let _ = (layer, router_logits);
+        None
+    }
     /// `[rows, vocab]`, rows of `batch.logit_rows` from `first_row` on.
     fn logits(&mut self, first_row: usize, values: &[f32]);
 }
@@ -88,7 +97,16 @@ impl Executor {
         let tokens = input.batch.ids.len();
         // A later part of the rows needs the hidden states, which only op by op are here.
         let forward = self.whole && rows == all && !tap.looks_inside() && (tokens > 0 || self.exchanges);
+        if forward {
+            self.backend.watch_gates(tap.watches_gates());
+        }
         let mut has_logits = forward && self.backend.forward(&self.buffers.logits)?;
+        if forward && tap.watches_gates() {
+            let layers = self.backend.watched_gates();
+            for (layer, values) in layers.iter().enumerate() {
+                tap.router_logits(layer, values);
+            }
+        }
         if !has_logits {
             self.layers(tokens, transport, tap)?;
         }
@@ -192,7 +210,14 @@ impl Executor {
         if let Some(buffer) = router_logits {
             let mut bytes = vec![0; tokens * spec.experts * 4];
             self.backend.read(buffer, 0, &mut bytes)?;
-            tap.router_logits(layer, &floats(&bytes));
+            let values = floats(&bytes);
+            tap.router_logits(layer, &values);
+            if let Some((ids, weights)) = tap.choose(layer, &values) {
+                let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                let weights: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+                self.backend.write(&buffers.ids, 0, &ids)?;
+                self.backend.write(&buffers.weights, 0, &weights)?;
+            }
         }
         Ok(())
     }

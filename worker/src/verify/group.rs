@@ -129,7 +129,7 @@ impl LocalGroup {
 
     /// Runs one step on every rank; `steps[r]` is rank r's share. Epoch and number are filled in.
     pub fn step(&mut self, steps: Vec<wire::Step>, taps: bool) -> Result<Vec<RankOutput>, GroupError> {
-        self.submit(steps, if taps { Looks::Inside } else { Looks::Nothing });
+        self.submit(steps, if taps { &Looks::Inside } else { &Looks::Nothing });
         self.collect()
     }
 
@@ -149,7 +149,7 @@ impl LocalGroup {
     }
 
     /// Sends one step to every rank; up to [`MAX_QUEUED`] may be sent ahead of what was collected.
-    pub fn submit(&mut self, steps: Vec<wire::Step>, looks: Looks) {
+    pub fn submit(&mut self, steps: Vec<wire::Step>, looks: &Looks) {
         for (member, step) in self.members.iter().zip(steps) {
             let step = wire::Step {
                 epoch: 1,
@@ -157,7 +157,7 @@ impl LocalGroup {
                 ..step
             };
             // A rank that is gone says why in its outputs.
-            let _ = member.steps.send(Job::Step(Box::new(step), looks));
+            let _ = member.steps.send(Job::Step(Box::new(step), looks.clone()));
         }
         self.step += 1;
     }

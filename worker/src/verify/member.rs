@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use conclave_proto::cluster::v1 as wire;
 
+use super::choices::Forced;
 use crate::device::Rank;
 use crate::model::Tap;
 
@@ -20,13 +21,17 @@ pub struct RankOutput {
 }
 
 /// What is kept of a step beside its result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Looks {
     #[default]
     Nothing,
     Logits,
-    /// Router logits, too: the step runs op by op.
+    /// Router logits, too, of a step that the device runs whole.
+    Gates,
+    /// The same op by op.
     Inside,
+    /// Op by op, with choices of experts that were made elsewhere.
+    Forced(Forced),
 }
 
 /// Jobs that may be sent ahead of the answers.
@@ -113,11 +118,22 @@ struct Recorder {
 
 impl Tap for Recorder {
     fn looks(&self) -> bool {
-        self.looks != Looks::Nothing
+        !matches!(self.looks, Looks::Nothing)
     }
 
     fn looks_inside(&self) -> bool {
-        self.looks == Looks::Inside
+        matches!(self.looks, Looks::Inside | Looks::Forced(_))
+    }
+
+    fn watches_gates(&self) -> bool {
+        matches!(self.looks, Looks::Gates)
+    }
+
+    fn choose(&mut self, layer: usize, router_logits: &[f32]) -> Option<(Vec<u32>, Vec<f32>)> {
+        match &self.looks {
+            Looks::Forced(forced) => Some(forced.of(layer, router_logits)),
+            _ => None,
+        }
     }
 
     fn router_logits(&mut self, layer: usize, values: &[f32]) {

@@ -1,13 +1,16 @@
 //! Compares what the executor computes with a reference file, over any number of ranks: `conclave verify`.
 //!
 //! Uses the code that serves (slots, executor, transport) and nothing else, but keeps the KV cache in F32 unless asked
-//! otherwise, since a reference is computed in F32.
+//! otherwise, since a reference is computed in F32. On a GPU, which rounds, the verdict is that of `agree`.
 
+mod agree;
+mod choices;
 mod compare;
 mod group;
 mod member;
 mod messages;
 mod reference;
+mod run;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,11 +22,14 @@ use crate::checkpoint::CheckpointError;
 use crate::device::DeviceKind;
 use crate::error::WorkerError;
 use crate::weights::WeightSource;
-pub use compare::{Comparison, Miss, compare};
+pub use agree::{Agreement, Turned};
+pub use choices::{Choices, Gate};
+pub use compare::{Comparison, Miss};
 pub use group::{GroupConfig, GroupError, LocalGroup};
 pub use member::{Looks, MAX_QUEUED, RankOutput};
 pub use messages::{greedy, run, start};
 pub use reference::Reference;
+pub use run::{Run, Way, run_reference};
 
 /// What to verify.
 #[derive(Clone, Debug)]
@@ -55,9 +61,29 @@ pub enum VerifyError {
     Reference(String),
 }
 
+/// One way of computing it, and how it compares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// `op by op`, `whole steps`, `as served`.
+    pub way: &'static str,
+    /// With the reference: the verdict on the CPU.
+    pub comparison: Comparison,
+    /// With the CPU that takes the same experts: the verdict on a GPU.
+    pub agreement: Option<Agreement>,
+}
+
+impl Verified {
+    pub fn passes(&self) -> bool {
+        match &self.agreement {
+            Some(agreement) => agreement.passes(),
+            None => self.comparison.passes(),
+        }
+    }
+}
+
 /// Loads the model on `workers` ranks and compares it with the reference: op by op, and, where a device runs whole
 /// steps by itself, a second time so.
-pub fn verify(config: &VerifyConfig) -> Result<Vec<(&'static str, Comparison)>, VerifyError> {
+pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
     let source = Arc::new(WeightSource::open(
         &config.model_dir,
         config.hf_overrides.as_ref(),
@@ -94,29 +120,41 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<(&'static str, Comparison)>, 
     if config.device != DeviceKind::Cpu {
         group.max_logit_rows = chunk;
     }
-    let on = |group: &GroupConfig, looks| {
+    let on = |group: &GroupConfig, way: &Way| {
         let mut ranks = LocalGroup::start(&source, group)?;
-        compare(&mut ranks, group, &reference, chunk, looks)
+        run_reference(&mut ranks, group, &reference, chunk, way)
     };
-    let mut found = vec![("op by op", on(&group, Looks::Inside)?)];
+    let op_by_op = on(&group, &Way::OpByOp)?;
     if config.device == DeviceKind::Cpu {
-        return Ok(found);
+        return Ok(vec![Verified {
+            way: "op by op",
+            comparison: Comparison::of(&op_by_op, &reference)?,
+            agreement: None,
+        }]);
     }
+    let mut runs = vec![("op by op", op_by_op)];
     if config.workers == 1 {
-        found.push(("whole steps", on(&group, Looks::Logits)?));
+        let watched = on(&group, &Way::Watched)?;
+        let mut served = on(&group, &Way::AsServed)?;
+        // One token as one kernel does not tell what it chose: it is held to what six kernels a layer chose.
+        served.router_logits.clone_from(&watched.router_logits);
+        runs.push(("whole steps", watched));
+        runs.push(("as served", served));
     }
-    // What rounded keys and values do by themselves.
-    group.device = DeviceKind::Cpu;
-    let mut rounded = on(&group, Looks::Logits)?;
-    for (_, comparison) in &mut found {
-        let allowed = compare::OF_ROUNDED_KV * rounded.logits_relative_error;
-        comparison.tolerance = comparison.tolerance.max(allowed);
-    }
-    rounded.tolerance = f64::INFINITY;
-    rounded.misses.clear();
-    found.push((ON_THE_CPU, rounded));
-    Ok(found)
+    let gates = Gate::all(&source)?;
+    let cpu = GroupConfig {
+        device: DeviceKind::Cpu,
+        ranks: 1,
+        ..group
+    };
+    let verified = runs.into_iter().map(|(way, run)| {
+        let choices = Arc::new(Choices::of(&gates, &run.router_logits));
+        let beside = on(&cpu, &Way::Forced(Arc::clone(&choices)))?;
+        Ok(Verified {
+            way,
+            comparison: Comparison::of(&run, &reference)?,
+            agreement: Some(Agreement::of(&run, &beside, &choices, config.kv_dtype)),
+        })
+    });
+    verified.collect()
 }
-
-/// The name of the comparison that shows what rounded keys and values do.
-pub const ON_THE_CPU: &str = "on the CPU with such keys and values";

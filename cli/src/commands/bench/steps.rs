@@ -290,7 +290,7 @@ impl Load {
         for done in 0..most {
             while sent < most.min(done + MAX_IN_FLIGHT) {
                 let steps = step(self, sent);
-                self.ranks.submit(steps, Looks::Nothing);
+                self.ranks.submit(steps, &Looks::Nothing);
                 sent += 1;
             }
             self.ranks.collect()?;
