@@ -333,6 +333,13 @@ pub trait Backend: Send + fmt::Debug {
         Ok(false)
     }
 
+    /// After `set_forward`: makes ready what decode steps of 1 to `most` sequences with this result buffer need, so that
+    /// none of them does at its first time. How many such steps.
+    fn record_steps(&mut self, logits: &Buffer, most: usize) -> Result<usize> {
+        let _ = (logits, most);
+        Ok(0)
+    }
+
     /// From now on whole steps keep what their gates said, for comparisons with a reference; they take longer.
     fn watch_gates(&mut self, on: bool) {
         let _ = on;

@@ -54,6 +54,8 @@ pub struct DeviceTable {
     /// This rank's share of the experts, and among how many workers.
     pub experts: u64,
     pub workers: u32,
+    /// Set aside for the driver's context, the kernels' code and recorded decode steps.
+    pub context: u64,
 }
 
 impl Layout {
@@ -227,6 +229,12 @@ impl fmt::Display for Layout {
             let note = format!("this rank's, of {} workers", device.workers);
             row(f, "on the device: experts", device.experts, &note)?;
             row(f, "on the device: the rest", device.replicated, "of the weights")?;
+            row(
+                f,
+                "context",
+                device.context,
+                "set aside: driver, code, recorded decode steps",
+            )?;
             row(
                 f,
                 "usable",

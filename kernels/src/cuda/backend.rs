@@ -255,6 +255,11 @@ impl Backend for CudaBackend {
         self.run_forward(logits)
     }
 
+    fn record_steps(&mut self, logits: &Buffer, most: usize) -> Result<usize> {
+        self.gpu.device.enter()?;
+        self.record_decode(logits, most)
+    }
+
     fn watch_gates(&mut self, on: bool) {
         self.watched = on.then(Default::default);
     }

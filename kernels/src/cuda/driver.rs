@@ -247,6 +247,14 @@ pub(crate) struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
+    /// Puts it on the device, so that its first launch is like any other.
+    pub(crate) fn upload(&self, device: &Device, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        device.check("graph upload", unsafe {
+            sys::cuGraphUpload(self.raw, stream.raw)
+        })
+    }
+
     pub(crate) fn launch(&self, device: &Device, stream: &Stream) -> Result<()> {
         // SAFETY: both live.
         device.check("graph launch", unsafe {

@@ -148,6 +148,7 @@ fn divide(
         replicated: needs.replicated,
         experts: needs.share(planned),
         workers: planned,
+        context: CONTEXT_BYTES,
     });
     Ok(())
 }

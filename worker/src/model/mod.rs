@@ -10,10 +10,15 @@ mod logits;
 mod resident;
 mod step;
 
-use conclave_kernels::backend::{Backend, ForwardLayer, ForwardModel, KernelError, KvDtype, KvId, Limits};
+use std::time::Instant;
+
+use conclave_kernels::backend::{
+    Backend, DeviceMemory, ForwardLayer, ForwardModel, KernelError, KvDtype, KvId, Limits,
+};
 use conclave_plan::model::ModelSpec;
 
 use crate::checkpoint::CheckpointError;
+use crate::layout::Size;
 use crate::transport::{Capacity, TransportError};
 use buffers::Buffers;
 use experts::ExpertStore;
@@ -139,7 +144,24 @@ impl Executor {
             let problem = "this device does not run whole steps, and exchanges in no other way".into();
             return Err(KernelError::Unsupported(problem).into());
         }
+        if self.whole && !exchanges {
+            self.record_steps()?;
+        }
         Ok(if self.whole { "whole steps" } else { "op by op" })
+    }
+
+    /// What decode steps need, before the first of them.
+    fn record_steps(&mut self) -> Result<()> {
+        let (began, before) = (Instant::now(), self.backend.device_memory()?);
+        let (logits, most) = (&self.buffers.logits, self.limits.max_logit_rows);
+        let steps = self.backend.record_steps(logits, most)?;
+        let free = |memory: Option<DeviceMemory>| memory.map_or(0, |memory| memory.free);
+        let took = free(before).saturating_sub(free(self.backend.device_memory()?));
+        if steps > 0 {
+            let seconds = began.elapsed().as_secs_f64();
+            tracing::info!(steps, memory = %Size(took), seconds, "recorded decode steps");
+        }
+        Ok(())
     }
 
     fn forward_model(&self) -> Option<ForwardModel> {

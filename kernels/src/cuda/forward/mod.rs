@@ -6,9 +6,8 @@
 mod few;
 mod many;
 mod one;
+mod recorded;
 mod watch;
-
-use std::collections::HashMap;
 
 use conclave_plan::model::{LayerSpec, ModelSpec, QkNorm, Scoring};
 
@@ -17,7 +16,7 @@ use super::format::padded;
 use super::plane::{plane_blocks, plane_bytes};
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
-use super::{CudaBackend, Graph, KvCache, shape};
+use super::{CudaBackend, KvCache, shape};
 use crate::backend::{Buffer, ForwardLayer, ForwardModel, KernelError, Result};
 use crate::ops::attention::cuda::{self as attention, AttentionParams, PrefillPlans};
 use crate::ops::experts::cuda::{ExpertsParam, HALF_SLOTS};
@@ -26,12 +25,11 @@ use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
 use crate::ops::route::cuda::{Groups, RouteParams};
 use crate::ops::sample::cuda as sample;
 use crate::ops::whole::cuda::One;
+use recorded::Graphs;
 
 /// Tokens that `many` takes through attention at a time, and through the experts.
 const ATTENTION_CHUNK: usize = 4096;
 const EXPERTS_CHUNK: usize = 8192;
-/// Most recorded graphs: one for each number of tokens, twice for different result buffers.
-const GRAPHS: usize = 2 * FEW_TOKENS;
 
 /// A layer with every handle resolved.
 struct Layer {
@@ -109,8 +107,7 @@ pub(super) struct Forward {
     /// One token as one kernel, where that serves the model, and whether it is wanted (`set_one`).
     one: Option<One>,
     use_one: bool,
-    graphs: HashMap<(usize, usize, Way, u64, usize), Graph>,
-    generation: u64,
+    graphs: Graphs,
 }
 
 impl Sizes {
@@ -190,7 +187,6 @@ impl CudaBackend {
             });
         }
         let one = self.prepare_one(&model, &layers, &sizes, &places)?;
-        let generation = self.workspace.generation;
         self.forward = Some(Forward {
             model,
             partial,
@@ -199,8 +195,7 @@ impl CudaBackend {
             places,
             one,
             use_one: true,
-            graphs: HashMap::new(),
-            generation,
+            graphs: Graphs::default(),
         });
         Ok(true)
     }
@@ -357,32 +352,13 @@ impl CudaBackend {
         };
         let recordable = self.exchange().is_none_or(|exchange| exchange.recordable());
         let observed = self.gpu.times.is_some() || self.watched.is_some();
-        if pieces.count > 1 || !recordable || observed {
+        // A short prompt's step is one of thousands: it goes kernel by kernel.
+        let is_decode = rows == tokens && self.step.runs.len() == tokens;
+        if pieces.count > 1 || !recordable || observed || !is_decode {
             few::queue(self, forward, &pieces, logits)?;
             return self.queued();
         }
-        let recorded = self.exchange().map_or(0, |exchange| exchange.recorded());
-        let key = (tokens, rows, way, logits, recorded);
-        if forward.generation == self.workspace.generation
-            && let Some(graph) = forward.graphs.get(&key)
-        {
-            graph.launch(&self.gpu.device, &self.gpu.stream)?;
-            return self.queued();
-        }
-        let graph = self
-            .gpu
-            .stream
-            .capture(&self.gpu.device, || few::queue(self, forward, &pieces, logits))?;
-        graph.launch(&self.gpu.device, &self.gpu.stream)?;
-        let generation = self.workspace.generation;
-        if let Some(forward) = &mut self.forward {
-            if forward.generation != generation || forward.graphs.len() >= GRAPHS {
-                self.gpu.stream.wait(&self.gpu.device)?;
-                forward.graphs.clear();
-                forward.generation = generation;
-            }
-            forward.graphs.insert(key, graph);
-        }
+        self.launch_recorded(&pieces, logits)?;
         self.queued()
     }
 
