@@ -19,8 +19,8 @@ pub struct BenchSettings {
     /// The router's core alone: time per scheduling step, and of a long prompt's lookup and insertion.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub core: bool,
-    /// A whole model: its steps in this process (decode, prefill), a cluster under load (serve, agent, soak), or reading
-    /// its files (load).
+    /// A whole model: its steps in this process (decode, prefill), a cluster under load (serve, agent, soak, divergence),
+    /// or reading its files (load).
     #[arg(long, value_enum)]
     pub scenario: Option<Scenario>,
     /// Ranks of the group.
@@ -131,6 +131,9 @@ pub enum Scenario {
     Agent,
     /// Random arrivals, lengths and hang-ups for --duration; nothing may fail or leak.
     Soak,
+    /// The same prompts alone and beside others, cold and from the prefix cache: whether ids and log-probabilities are
+    /// the same, with --deterministic and without, and what the mode costs.
+    Divergence,
     /// The same load straight over gRPC and through the gateway, in turns: what the gateway costs.
     Gateway,
     /// Chats of the lengths in --batch: template and tokenizer, and time to first token beside prefill.

@@ -48,6 +48,7 @@ async fn measure(target: &Target, settings: &BenchSettings) -> Result<Vec<Turn>>
         output: asked.turn_output_len,
         cache_salt: salt,
         wants_ids: true,
+        logprobs: None,
         most_pieces: usize::MAX,
     };
     // Before anything is measured, one request warms both sides up.

@@ -16,7 +16,7 @@ use crate::settings::{BenchSettings, Scenario};
 pub async fn run(settings: &BenchSettings) -> Result<()> {
     if !settings.ops && !settings.core && settings.scenario.is_none() {
         bail!(
-            "nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|gateway|text|load"
+            "nothing to measure: give --ops, --core or --scenario decode|prefill|serve|agent|soak|divergence|gateway|text|load"
         );
     }
     if settings.ops {
@@ -33,6 +33,7 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         Some(Scenario::Serve) => serve::run(settings).await,
         Some(Scenario::Agent) => agent::run(settings).await,
         Some(Scenario::Soak) => serve::soak::run(settings).await,
+        Some(Scenario::Divergence) => serve::divergence::run(settings).await,
         Some(Scenario::Gateway) => serve::overhead::run(settings).await,
         Some(Scenario::Text) => serve::text::run(settings).await,
     }

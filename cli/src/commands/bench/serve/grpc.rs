@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use conclave_proto::v1::conclave_client::ConclaveClient;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
-use conclave_proto::v1::{FinishReason, GenerateRequest, SamplingParams, TokenIds};
+use conclave_proto::v1::{FinishReason, GenerateRequest, OutputOptions, SamplingParams, TokenIds};
 use tonic::transport::Channel;
 
 use super::{Call, Timing};
@@ -23,6 +23,10 @@ pub async fn complete(client: &ConclaveClient<Channel>, call: &Call) -> Result<T
             ..SamplingParams::default()
         }),
         cache_salt: call.cache_salt.clone(),
+        output: call.logprobs.map(|logprobs| OutputOptions {
+            logprobs: Some(logprobs),
+            ..OutputOptions::default()
+        }),
         ..GenerateRequest::default()
     };
     let started = Instant::now();
@@ -40,6 +44,10 @@ pub async fn complete(client: &ConclaveClient<Channel>, call: &Call) -> Result<T
                 }
                 last = now;
                 timing.ids.extend(delta.token_ids);
+                for entry in delta.logprobs {
+                    let all = entry.sampled.into_iter().chain(entry.top);
+                    timing.logprobs.extend(all.map(|one| one.logprob.to_bits()));
+                }
                 timing.total = now - started;
             }
             Some(Event::Finished(finished)) if finished.reason() == FinishReason::Error => {

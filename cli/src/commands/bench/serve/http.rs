@@ -40,6 +40,7 @@ pub async fn complete(address: &str, key: Option<&str>, call: &Call) -> Result<T
             timing.total = now - started;
             if timing.gaps.len() + 1 >= call.most_pieces {
                 // The connection goes with the events.
+                timing.hung_up = true;
                 return Ok(timing);
             }
             let ids = choice["token_ids"].as_array().into_iter().flatten();

@@ -1,6 +1,7 @@
 //! `--scenario serve`: clients in a closed loop against a cluster, and the table of `vllm bench serve`.
 
 mod cluster;
+pub mod divergence;
 mod grpc;
 mod http;
 pub mod overhead;
@@ -34,6 +35,10 @@ pub struct Timing {
     pub tokens: u32,
     /// The generated tokens, if asked for.
     pub ids: Vec<u32>,
+    /// Bits of their log-probabilities, each with those of the best ones, if asked for.
+    pub logprobs: Vec<u32>,
+    /// The client left before the answer was whole.
+    pub hung_up: bool,
 }
 
 /// One greedy completion of a fixed length.
@@ -45,6 +50,8 @@ pub struct Call {
     pub cache_salt: String,
     /// The generated tokens' ids are asked for.
     pub wants_ids: bool,
+    /// So many best log-probabilities are asked for (gRPC only).
+    pub logprobs: Option<u32>,
     /// After so many pieces the client hangs up (HTTP only).
     pub most_pieces: usize,
 }
@@ -144,6 +151,7 @@ async fn request(target: &Target, load: &LoadSettings, prompts: &Prompts, index:
         cache_salt: String::new(),
         // Pieces come without a tokenizer, too.
         wants_ids: true,
+        logprobs: None,
         most_pieces: usize::MAX,
     };
     complete(target, load, &call).await

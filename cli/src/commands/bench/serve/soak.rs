@@ -1,29 +1,33 @@
 //! `--scenario soak`: random arrivals, random lengths, clients that hang up. Fails if a request fails, if KV pages do
 //! not come back, or if the device's memory grows.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use conclave_worker::device::DeviceKind;
+use conclave_worker::device::{DeviceKind, gpus};
 use serde_json::json;
+use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::cluster::Target;
 use super::{Call, Prompts, Timing, http};
 use crate::settings::BenchSettings;
 
-/// Every so many-th client hangs up before its answer is whole.
+/// Every so many-th client hangs up in mid-answer, and as many before the first token.
 const HANGS_UP: u64 = 5;
+/// Who hangs up before the first token does within this time.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Every so many-th prompt begins like an earlier one.
 const REPEATS: u64 = 3;
 /// After the last request everything is given back within this time.
 const SETTLE: Duration = Duration::from_secs(30);
-/// What the device's memory may grow by: recorded steps of batch sizes that came later.
-const GROWTH_BYTES: u64 = 1 << 30;
+/// How often the device's memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What it may grow by: the driver's own bookkeeping.
+const GROWTH_BYTES: u64 = 16 << 20;
 
 /// SplitMix64.
 struct Random(u64);
@@ -50,11 +54,27 @@ impl Random {
 #[derive(Default)]
 struct Tally {
     whole: usize,
-    hung_up: usize,
+    /// Hung up with tokens to come, and before the first one.
+    in_mid_answer: usize,
+    before_the_first: usize,
     failed: Vec<String>,
     prompt_tokens: u64,
     tokens: u64,
     longest: u32,
+}
+
+/// When a client has had enough.
+#[derive(Clone, Copy, PartialEq)]
+enum Leaves {
+    Never,
+    AfterPieces(usize),
+    After(Duration),
+}
+
+enum Ended {
+    Whole(Timing),
+    InMidAnswer,
+    BeforeTheFirst,
 }
 
 pub async fn run(settings: &BenchSettings) -> Result<()> {
@@ -63,14 +83,16 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
     let address = target.http()?;
     let prompts = Prompts::new(load, target.vocab);
     let mut random = Random(load.seed);
-    // The first requests warm up what is made on demand.
+    // One request warms what is made on demand outside of the device.
     let first = call(prompts.some_tokens(0, 64), 8, usize::MAX);
     http::complete(&address, None, &first)
         .await
         .context("the first request failed")?;
-    let device = DeviceKind::choose(&settings.device.device)?;
-    let memory_before = device_memory(device);
+    let mut memory = DeviceMemory::new(&settings.device.device)?;
+    memory.look().await;
+    let cancelled_before = cancelled(&target).await;
     let began = Instant::now();
+    let mut looked = began;
     let room = Arc::new(Semaphore::new(load.max_concurrency));
     let mut calls = JoinSet::new();
     let mut tally = Tally::default();
@@ -80,31 +102,28 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         sleep(Duration::from_secs_f64(-mean * (1.0 - random.unit()).ln())).await;
         let permit = Arc::clone(&room).acquire_owned().await?;
         index += 1;
-        let call = draw(&mut random, &prompts, load.random_input_len, index);
+        let (call, leaves) = draw(&mut random, &prompts, load.random_input_len, index);
         tally.longest = tally.longest.max(call.prompt.len() as u32);
         let address = address.clone();
         calls.spawn(async move {
             let _permit = permit;
-            let cut = call.most_pieces != usize::MAX;
-            (cut, http::complete(&address, None, &call).await)
+            one(&address, &call, leaves).await
         });
         while let Some(ended) = calls.try_join_next() {
             tally.add(ended?);
+        }
+        if looked.elapsed() > LOOK_EVERY {
+            memory.look().await;
+            looked = Instant::now();
         }
     }
     while let Some(ended) = calls.join_next().await {
         tally.add(ended?);
     }
     let settled = settle(&target).await;
-    let memory_after = device_memory(device);
-    let problems = report(
-        settings,
-        &tally,
-        began.elapsed(),
-        settled,
-        memory_before,
-        memory_after,
-    )?;
+    memory.look().await;
+    let cancelled = cancelled(&target).await - cancelled_before;
+    let problems = report(settings, &tally, began.elapsed(), settled, cancelled, &memory)?;
     target.end().await?;
     if !problems.is_empty() {
         bail!("{}", problems.join("; "));
@@ -112,18 +131,40 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
     Ok(())
 }
 
-fn draw(random: &mut Random, prompts: &Prompts, longest: u32, index: u64) -> Call {
+async fn one(address: &str, call: &Call, leaves: Leaves) -> Result<Ended> {
+    let answer = http::complete(address, None, call);
+    let answer = match leaves {
+        Leaves::After(patience) => match timeout(patience, answer).await {
+            Ok(answer) => answer,
+            // The connection goes with the call.
+            Err(_) => return Ok(Ended::BeforeTheFirst),
+        },
+        Leaves::Never | Leaves::AfterPieces(_) => answer.await,
+    };
+    answer.map(|timing| match timing.hung_up {
+        true => Ended::InMidAnswer,
+        false => Ended::Whole(timing),
+    })
+}
+
+fn draw(random: &mut Random, prompts: &Prompts, longest: u32, index: u64) -> (Call, Leaves) {
     let length = random.length(longest);
     let repeats = random.next().is_multiple_of(REPEATS);
     let from = if repeats { random.next() % index } else { index };
     let output = random.length(prompts.output);
-    let hangs_up = random.next().is_multiple_of(HANGS_UP);
-    let pieces = if hangs_up {
-        random.length(output) as usize
-    } else {
-        usize::MAX
+    let leaves = match random.next() % HANGS_UP {
+        0 => Leaves::AfterPieces(random.length(output) as usize),
+        1 => Leaves::After(PATIENCE.mul_f64(random.unit())),
+        _ => Leaves::Never,
     };
-    call(prompts.some_tokens(from as usize, length), output, pieces)
+    let pieces = match leaves {
+        Leaves::AfterPieces(pieces) => pieces,
+        Leaves::Never | Leaves::After(_) => usize::MAX,
+    };
+    (
+        call(prompts.some_tokens(from as usize, length), output, pieces),
+        leaves,
+    )
 }
 
 fn call(prompt: Vec<u32>, output: u32, most_pieces: usize) -> Call {
@@ -131,16 +172,19 @@ fn call(prompt: Vec<u32>, output: u32, most_pieces: usize) -> Call {
         prompt,
         output,
         cache_salt: String::new(),
+        // Pieces come without a tokenizer, too.
         wants_ids: true,
+        logprobs: None,
         most_pieces,
     }
 }
 
 impl Tally {
-    fn add(&mut self, (cut, result): (bool, Result<Timing>)) {
-        match result {
-            Ok(_) if cut => self.hung_up += 1,
-            Ok(timing) => {
+    fn add(&mut self, ended: Result<Ended>) {
+        match ended {
+            Ok(Ended::InMidAnswer) => self.in_mid_answer += 1,
+            Ok(Ended::BeforeTheFirst) => self.before_the_first += 1,
+            Ok(Ended::Whole(timing)) => {
                 self.whole += 1;
                 self.prompt_tokens += u64::from(timing.prompt_tokens);
                 self.tokens += u64::from(timing.tokens);
@@ -148,6 +192,12 @@ impl Tally {
             Err(error) => self.failed.push(format!("{error:#}")),
         }
     }
+}
+
+/// Requests that the router saw cancelled.
+async fn cancelled(target: &Target) -> f64 {
+    let label = "vllm:request_success_total{finished_reason=\"abort\"}";
+    target.metric(label).await.unwrap_or(0.0)
 }
 
 /// Requests and pages that are still held; waits for them to be given back.
@@ -169,18 +219,52 @@ async fn settle(target: &Target) -> (f64, f64) {
     }
 }
 
-/// Bytes in use on a GPU, as the driver's tool tells; `None` on a CPU, whose pages stay mapped once touched.
-fn device_memory(device: DeviceKind) -> Option<u64> {
-    let DeviceKind::Cuda(ordinal) = device else {
-        return None;
-    };
-    let output = Command::new("nvidia-smi")
-        .args(["--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i"])
-        .arg(ordinal.to_string())
-        .output()
-        .ok()?;
-    let mebibytes: u64 = String::from_utf8_lossy(&output.stdout).trim().parse().ok()?;
-    Some(mebibytes << 20)
+/// Bytes in use on a GPU, as the driver's tool tells; nothing on a CPU, whose pages stay mapped once touched.
+struct DeviceMemory {
+    /// The driver's name of the GPU: ordinals of this process may not be the tool's.
+    uuid: Option<String>,
+    seen: Vec<u64>,
+}
+
+impl DeviceMemory {
+    fn new(device: &str) -> Result<DeviceMemory> {
+        let uuid = match DeviceKind::choose(device)? {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda(ordinal) => {
+                let gpus = gpus().map_err(anyhow::Error::msg)?;
+                gpus.into_iter()
+                    .find(|gpu| gpu.ordinal == ordinal)
+                    .map(|gpu| gpu.uuid)
+            }
+        };
+        Ok(DeviceMemory {
+            uuid,
+            seen: Vec::new(),
+        })
+    }
+
+    async fn look(&mut self) {
+        let Some(uuid) = &self.uuid else { return };
+        let output = Command::new("nvidia-smi")
+            .args([
+                "--query-gpu=memory.used",
+                "--format=csv,noheader,nounits",
+                "-i",
+                uuid,
+            ])
+            .output()
+            .await;
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().parse::<u64>());
+        if let Ok(Ok(mebibytes)) = text {
+            self.seen.push(mebibytes << 20);
+        }
+    }
+
+    /// At first, at most and at last.
+    fn figures(&self) -> Option<(u64, u64, u64)> {
+        let seen = &self.seen;
+        Some((*seen.first()?, *seen.iter().max()?, *seen.last()?))
+    }
 }
 
 /// Prints what happened; what must not have happened comes back.
@@ -189,20 +273,25 @@ fn report(
     tally: &Tally,
     time: Duration,
     (running, pages): (f64, f64),
-    before: Option<u64>,
-    after: Option<u64>,
+    cancelled: f64,
+    memory: &DeviceMemory,
 ) -> Result<Vec<String>> {
     let seconds = time.as_secs_f64();
     println!(
-        "soak of {seconds:.0} s: {} answered, {} hung up, {} failed; prompts up to {} tokens; {} prompt and {} output tokens ({:.0} tok/s)",
+        "soak of {seconds:.0} s: {} answered, {} hung up in mid-answer and {} before the first token, {} failed",
         tally.whole,
-        tally.hung_up,
-        tally.failed.len(),
+        tally.in_mid_answer,
+        tally.before_the_first,
+        tally.failed.len()
+    );
+    println!(
+        "  prompts up to {} tokens; of whole answers {} prompt and {} output tokens ({:.0} tok/s)",
         tally.longest,
         tally.prompt_tokens,
         tally.tokens,
         tally.tokens as f64 / seconds,
     );
+    println!("  the router cancelled {cancelled} running requests");
     println!("  afterwards: {running} requests run, {pages} KV pages are held");
     let mut problems = Vec::new();
     if running != 0.0 || pages != 0.0 {
@@ -210,27 +299,33 @@ fn report(
             "{running} requests and {pages} KV pages did not come back"
         ));
     }
+    if tally.in_mid_answer > 0 && cancelled == 0.0 {
+        problems.push("the router saw nobody hang up".to_owned());
+    }
     if let Some(first) = tally.failed.first() {
         problems.push(format!(
             "{} requests failed, the first: {first}",
             tally.failed.len()
         ));
     }
-    if let (Some(before), Some(after)) = (before, after) {
+    let figures = memory.figures();
+    if let Some((first, most, last)) = figures {
         println!(
-            "  device memory: {} MiB before, {} MiB after",
-            before >> 20,
-            after >> 20
+            "  device memory: {} MiB after start, {} MiB at most ({} looks), {} MiB at the end",
+            first >> 20,
+            most >> 20,
+            memory.seen.len(),
+            last >> 20
         );
-        if after > before + GROWTH_BYTES {
-            problems.push(format!("device memory grew by {} bytes", after - before));
+        if most > first + GROWTH_BYTES {
+            problems.push(format!("device memory grew by {} bytes", most - first));
         }
     }
     let figures = json!({
-        "seconds": seconds, "answered": tally.whole, "hung_up": tally.hung_up, "failed": tally.failed.len(),
+        "seconds": seconds, "answered": tally.whole, "hung_up_in_mid_answer": tally.in_mid_answer,
+        "hung_up_before_the_first_token": tally.before_the_first, "cancelled": cancelled, "failed": tally.failed.len(),
         "longest_prompt": tally.longest, "prompt_tokens": tally.prompt_tokens, "output_tokens": tally.tokens,
-        "running_afterwards": running, "pages_afterwards": pages,
-        "device_bytes_before": before, "device_bytes_after": after,
+        "running_afterwards": running, "pages_afterwards": pages, "device_bytes": memory.seen,
     });
     super::super::results::write(settings.result_filename.as_deref(), "soak", &figures)?;
     Ok(problems)
