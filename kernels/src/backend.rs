@@ -216,6 +216,10 @@ pub trait Backend: Send + fmt::Debug {
     fn read(&mut self, from: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
 
     fn upload_linear(&mut self, weight: &HostLinear) -> Result<LinearId>;
+    /// Several at once: a device of its own memory takes them faster.
+    fn upload_linears(&mut self, weights: &[HostLinear]) -> Result<Vec<LinearId>> {
+        weights.iter().map(|weight| self.upload_linear(weight)).collect()
+    }
     fn upload_vector(&mut self, values: &[f32]) -> Result<VectorId>;
     fn upload_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId>;
     /// Frees what `upload_experts` gave (placement changed).
@@ -422,6 +426,11 @@ pub trait Backend: Send + fmt::Debug {
 
     /// How fast this device reads and multiplies, measured now; `None`: not measured here.
     fn measure_ceilings(&mut self) -> Result<Option<Ceilings>> {
+        Ok(None)
+    }
+
+    /// Bytes per second of copies from page-locked memory to this device's, measured now; `None`: it has none.
+    fn measure_copies(&mut self) -> Result<Option<f64>> {
         Ok(None)
     }
 

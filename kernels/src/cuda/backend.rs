@@ -50,7 +50,12 @@ impl Backend for CudaBackend {
     }
 
     fn upload_linear(&mut self, weight: &HostLinear) -> Result<LinearId> {
-        self.add_linear(weight)
+        let ids = self.add_linears(std::slice::from_ref(weight))?;
+        Ok(ids[0])
+    }
+
+    fn upload_linears(&mut self, weights: &[HostLinear]) -> Result<Vec<LinearId>> {
+        self.add_linears(weights)
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<VectorId> {
@@ -337,6 +342,11 @@ impl Backend for CudaBackend {
             read: self.read_bandwidth(PROBE_BYTES.min(free / 2) as usize, 8)?,
             flops: self.product_rate(4)?,
         }))
+    }
+
+    fn measure_copies(&mut self) -> Result<Option<f64>> {
+        self.gpu.device.enter()?;
+        self.loader.copy_rate(&self.gpu).map(Some)
     }
 
     fn start_profile(&mut self) -> Result<()> {

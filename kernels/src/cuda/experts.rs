@@ -1,6 +1,7 @@
 //! The experts of one layer on the device: one block of memory, each expert's three streams end to end.
 
 use super::format::{TILE_ROWS, padded};
+use super::loader::Placed;
 use super::weights::Rows;
 use super::{CudaBackend, Format, Memory, shape};
 use crate::backend::{ExpertsId, HostExpert, KernelError, Result};
@@ -91,55 +92,42 @@ impl CudaBackend {
     pub(super) fn add_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId> {
         const OP: &str = "upload of experts";
         self.gpu.device.enter()?;
-        let rows = |expert: &HostExpert| {
-            Ok([
-                Rows::new(&expert.gate)?,
-                Rows::new(&expert.up)?,
-                Rows::new(&expert.down)?,
-            ]
-            .map(|r| (r.format, r.outputs, r.inputs, r.bf16_scales)))
-        };
-        let first = experts
-            .first()
-            .ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
-        let [(format, inter, hidden, _), _, _] = rows(first)?;
-        let mut bf16_scales = false;
-        for expert in experts {
-            for (i, (found, outputs, inputs, bf16)) in rows(expert)?.into_iter().enumerate() {
-                let expected = if i < 2 { (inter, hidden) } else { (hidden, inter) };
-                if (outputs, inputs) != expected {
-                    return Err(shape(
-                        OP,
-                        "shape",
-                        format!("{:?}", (outputs, inputs)),
-                        format!("{expected:?}"),
-                    ));
-                }
-                if found != format {
-                    return Err(KernelError::Unsupported(format!(
-                        "experts of one layer are {} and {}",
-                        format.name(),
-                        found.name()
-                    )));
-                }
-                bf16_scales |= bf16;
+        let mut rows = checked(experts)?;
+        let first = rows.first().ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
+        let (format, inter, hidden) = (first[0].format, first[0].outputs, first[0].inputs);
+        for (i, row) in rows.iter().flat_map(|expert| expert.iter().enumerate()) {
+            let expected = if i < 2 { (inter, hidden) } else { (hidden, inter) };
+            if (row.outputs, row.inputs) != expected {
+                return Err(shape(
+                    OP,
+                    "shape",
+                    format!("{:?}", (row.outputs, row.inputs)),
+                    format!("{expected:?}"),
+                ));
+            }
+            if row.format != format {
+                return Err(KernelError::Unsupported(format!(
+                    "experts of one layer are {} and {}",
+                    format.name(),
+                    row.format.name()
+                )));
             }
         }
+        let bf16_scales = rows.iter().flatten().any(|row| row.bf16_scales);
+        rows.iter_mut()
+            .flatten()
+            .for_each(|row| row.bf16_scales = bf16_scales);
         let block = self.expert_memory(experts.len(), hidden, inter, format, bf16_scales)?;
         let param = block.param();
-        for (index, expert) in experts.iter().enumerate() {
+        let mut placed = Vec::with_capacity(3 * experts.len());
+        for (index, [gate, up, down]) in rows.into_iter().enumerate() {
             let at = param.base + index as u64 * param.expert_bytes;
-            let parts = [
-                (&expert.gate, at, block.up_tiles()),
-                (&expert.up, at + param.up_offset, block.up_tiles()),
-                (&expert.down, at + param.down_offset, hidden.div_ceil(TILE_ROWS)),
-            ];
-            for (weight, at, tiles) in parts {
-                let mut rows = Rows::new(weight)?;
-                rows.bf16_scales = bf16_scales;
-                self.loader.load(&self.gpu, &rows, tiles, at)?;
-            }
+            let mut place = |rows, stream, tiles| placed.push(Placed { rows, tiles, stream });
+            place(gate, at, block.up_tiles());
+            place(up, at + param.up_offset, block.up_tiles());
+            place(down, at + param.down_offset, hidden.div_ceil(TILE_ROWS));
         }
+        self.loader.load(&self.gpu, &placed)?;
         Ok(self.keep_experts(block))
     }
 
@@ -147,4 +135,32 @@ impl CudaBackend {
         let block = self.experts.get(id.0 as usize).and_then(Option::as_ref);
         block.ok_or_else(|| shape(op, "experts", id.0, "uploaded ones"))
     }
+}
+
+/// Gate, up and down of every expert. Each scale is looked at, so several threads share them.
+fn checked(experts: &[HostExpert]) -> Result<Vec<[Rows<'_>; 3]>> {
+    const THREADS: usize = 8;
+    let parts = experts.chunks(experts.len().div_ceil(THREADS).max(1));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .map(|part| scope.spawn(|| part.iter().map(checked_one).collect::<Result<Vec<_>>>()))
+            .collect();
+        let mut all = Vec::with_capacity(experts.len());
+        for thread in threads {
+            all.extend(
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            );
+        }
+        Ok(all)
+    })
+}
+
+fn checked_one(expert: &HostExpert) -> Result<[Rows<'_>; 3]> {
+    Ok([
+        Rows::new(&expert.gate)?,
+        Rows::new(&expert.up)?,
+        Rows::new(&expert.down)?,
+    ])
 }

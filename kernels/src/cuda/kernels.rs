@@ -25,6 +25,8 @@ struct Function {
 
 // SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for Kernels {}
+// SAFETY: likewise, and launching only reads it.
+unsafe impl Sync for Kernels {}
 
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug)]

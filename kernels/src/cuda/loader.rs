@@ -1,24 +1,48 @@
-//! Rows of a checkpoint onto the device: through two pinned halves, so that the copy of one overlaps the reading of
-//! the next, and repacked there into a stream.
+//! Rows of a checkpoint onto the device: several threads fill pinned buffers of their own and copy them over on streams
+//! of their own, so that neither a processor core's copying nor a gap between two copies is what the bus waits for; on the
+//! device the rows are repacked into a stream.
+//!
+//! Must stay true: when `load` returns, what it loaded is on the device.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::format::TILE_ROWS;
 use super::weights::Rows;
-use super::{Event, Gpu, Memory, Pinned, shape};
+use super::{Device, Event, Gpu, Kernels, Launch, Memory, Pinned, Stream, shape};
 use crate::backend::Result;
 
-/// Bytes of one half: large enough that a copy runs at the bus's speed.
-const HALF_BYTES: usize = 32 << 20;
+/// Bytes of one buffer: large enough that a copy runs at the bus's speed.
+const BUFFER_BYTES: usize = 16 << 20;
+/// A core copies 5 to 10 GB/s, the bus 55.
+const LANES: usize = 8;
 
 pub(crate) struct Loader {
-    halves: [Half; 2],
-    next: usize,
+    lanes: Vec<Lane>,
 }
 
-struct Half {
+/// What one thread loads through.
+struct Lane {
     host: Pinned,
     device: Memory,
-    /// The half's last repack has ended.
+    stream: Stream,
+    /// The buffers' last repack has ended.
     free: Event,
+}
+
+/// Where a weight goes: `tiles` tiles at an address of memory large enough.
+pub(crate) struct Placed<'a> {
+    pub(crate) rows: Rows<'a>,
+    pub(crate) tiles: usize,
+    pub(crate) stream: u64,
+}
+
+/// Rows that fit into one buffer.
+struct Piece<'a> {
+    rows: &'a Rows<'a>,
+    first: usize,
+    count: usize,
+    tiles: usize,
+    stream: u64,
 }
 
 /// Mirrors `RepackParams` of `repack.cu`.
@@ -39,86 +63,160 @@ struct RepackParams {
 
 impl Loader {
     pub(crate) fn new(gpu: &Gpu) -> Result<Loader> {
-        let half = || {
-            Ok(Half {
-                host: Pinned::new(&gpu.device, HALF_BYTES)?,
-                device: Memory::raw(&gpu.device, HALF_BYTES, "loading buffer")?,
+        let lane = |_| {
+            Ok(Lane {
+                host: Pinned::new(&gpu.device, BUFFER_BYTES)?,
+                device: Memory::raw(&gpu.device, BUFFER_BYTES, "loading buffer")?,
+                stream: Stream::new(&gpu.device)?,
                 free: Event::new(&gpu.device)?,
             })
         };
         Ok(Loader {
-            halves: [half()?, half()?],
-            next: 0,
+            lanes: (0..LANES).map(lane).collect::<Result<_>>()?,
         })
     }
 
-    /// Repacks `rows` into `tiles` tiles at `stream` (an address of memory large enough).
-    pub(crate) fn load(&mut self, gpu: &Gpu, rows: &Rows<'_>, tiles: usize, stream: u64) -> Result<()> {
-        let row_bytes = rows.row_bytes();
-        // FP8 scales belong to 128 rows; whole tiles otherwise.
-        let fixed = rows.shared_scales().len() * 4;
-        let step = (HALF_BYTES - fixed.min(HALF_BYTES) - 64) / (row_bytes + 64) / 128 * 128;
-        if step == 0 {
-            return Err(shape(
-                "upload",
-                "bytes of a row",
-                row_bytes,
-                format!("at most {}", HALF_BYTES / 256),
-            ));
+    /// Repacks every weight to its place.
+    pub(crate) fn load(&mut self, gpu: &Gpu, weights: &[Placed<'_>]) -> Result<()> {
+        let mut pieces = Vec::new();
+        for weight in weights {
+            cut(weight, &mut pieces)?;
         }
-        let stages = rows.format.stages(super::format::padded(rows.inputs));
-        for first in (0..rows.outputs).step_by(step) {
-            let count = step.min(rows.outputs - first);
-            let half = &mut self.halves[self.next];
-            self.next = 1 - self.next;
-            half.free.wait(&gpu.device)?;
-            let host = half.host.slice_mut();
-            let mut used = 0;
-            let mut put = |from: &[u8]| {
-                let at = used;
-                host[at..at + from.len()].copy_from_slice(from);
-                used = (at + from.len()).next_multiple_of(16);
-                at as u64
-            };
-            let data = put(rows.data(first, count));
-            let scales = rows.scales(first, count);
-            let scale_bytes: &[f32] = scales;
-            let at_scales = put(as_bytes(scale_bytes));
-            let zeros = rows.zeros(first, count);
-            let at_zeros = zeros.map(&mut put);
-            let address = half.device.address;
-            half.device
-                .write(&gpu.device, &gpu.stream, 0, &half.host.slice()[..used])?;
-            let last = first + count == rows.outputs;
-            let chunk_tiles = if last {
-                tiles - first / TILE_ROWS
+        let next = AtomicUsize::new(0);
+        let (device, kernels) = (&gpu.device, &gpu.kernels);
+        let used = self.lanes.len().min(pieces.len());
+        let lanes = &mut self.lanes[..used];
+        std::thread::scope(|scope| {
+            let (pieces, next) = (&pieces, &next);
+            let work = |lane: &mut Lane| lane.work(device, kernels, pieces, next);
+            let threads: Vec<_> = lanes
+                .iter_mut()
+                .map(|lane| scope.spawn(move || work(lane)))
+                .collect();
+            let mut result = Ok(());
+            for thread in threads {
+                let ended = thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result = result.and(ended);
+            }
+            result
+        })
+    }
+
+    /// Bytes per second of copies from one pinned buffer.
+    pub(crate) fn copy_rate(&mut self, gpu: &Gpu) -> Result<f64> {
+        const COPIES: usize = 64;
+        let lane = &self.lanes[0];
+        let (start, end) = (Event::new(&gpu.device)?, Event::new(&gpu.device)?);
+        start.record(&gpu.device, &lane.stream)?;
+        for _ in 0..COPIES {
+            lane.device
+                .write(&gpu.device, &lane.stream, 0, lane.host.slice())?;
+        }
+        end.record(&gpu.device, &lane.stream)?;
+        end.wait(&gpu.device)?;
+        let seconds = f64::from(end.since(&gpu.device, &start)?) / 1e3;
+        Ok((COPIES * BUFFER_BYTES) as f64 / seconds)
+    }
+}
+
+/// Adds the pieces of one weight.
+fn cut<'a>(weight: &'a Placed<'_>, pieces: &mut Vec<Piece<'a>>) -> Result<()> {
+    let rows = &weight.rows;
+    let row_bytes = rows.row_bytes();
+    // FP8 scales belong to 128 rows; whole tiles otherwise.
+    let fixed = rows.shared_scales().len() * 4;
+    let step = (BUFFER_BYTES - fixed.min(BUFFER_BYTES) - 64) / (row_bytes + 64) / 128 * 128;
+    if step == 0 {
+        return Err(shape(
+            "upload",
+            "bytes of a row",
+            row_bytes,
+            format!("at most {}", BUFFER_BYTES / 256),
+        ));
+    }
+    let tile_bytes = rows.format.stages(super::format::padded(rows.inputs)) * rows.format.stage_bytes();
+    for first in (0..rows.outputs).step_by(step) {
+        let count = step.min(rows.outputs - first);
+        let before = first / TILE_ROWS;
+        let last = first + count == rows.outputs;
+        pieces.push(Piece {
+            rows,
+            first,
+            count,
+            tiles: if last {
+                weight.tiles - before
             } else {
                 count / TILE_ROWS
-            };
-            let params = RepackParams {
-                data: address + data,
-                scales: address + at_scales,
-                zeros: at_zeros.map_or(0, |at| address + at),
-                stream: stream + (first / TILE_ROWS * stages * rows.format.stage_bytes()) as u64,
-                rows: count as i32,
-                k: rows.inputs as i32,
-                tiles: chunk_tiles as i32,
-                stages: stages as i32,
-                group: rows.group as i32,
-                bf16_scales: i32::from(rows.bf16_scales),
-                row0: first as i32,
-            };
-            let warps = (chunk_tiles * stages) as u32;
-            let launch = super::Launch {
-                grid: (warps.div_ceil(8), 1),
-                threads: 256,
-                shared: 0,
-                overlap: false,
-            };
-            gpu.launch(&format!("repack_{}", rows.format.name()), launch, &params)?;
-            half.free.record(&gpu.device, &gpu.stream)?;
+            },
+            stream: weight.stream + (before * tile_bytes) as u64,
+        });
+    }
+    Ok(())
+}
+
+impl Lane {
+    /// Takes pieces until none is left, and waits for its own.
+    fn work(
+        &mut self,
+        device: &Device,
+        kernels: &Kernels,
+        pieces: &[Piece<'_>],
+        next: &AtomicUsize,
+    ) -> Result<()> {
+        device.enter()?;
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = self.load(device, kernels, piece) {
+                // The others stop, too.
+                next.store(pieces.len(), Ordering::Relaxed);
+                return Err(error);
+            }
         }
-        Ok(())
+        self.stream.wait(device)
+    }
+
+    fn load(&mut self, device: &Device, kernels: &Kernels, piece: &Piece<'_>) -> Result<()> {
+        let (rows, first, count) = (piece.rows, piece.first, piece.count);
+        self.free.wait(device)?;
+        let host = self.host.slice_mut();
+        let mut used = 0;
+        let mut put = |from: &[u8]| {
+            let at = used;
+            host[at..at + from.len()].copy_from_slice(from);
+            used = (at + from.len()).next_multiple_of(16);
+            at as u64
+        };
+        let data = put(rows.data(first, count));
+        let scales = put(as_bytes(rows.scales(first, count)));
+        let zeros = rows.zeros(first, count).map(&mut put);
+        let address = self.device.address;
+        self.device
+            .write(device, &self.stream, 0, &self.host.slice()[..used])?;
+        let stages = rows.format.stages(super::format::padded(rows.inputs));
+        let params = RepackParams {
+            data: address + data,
+            scales: address + scales,
+            zeros: zeros.map_or(0, |at| address + at),
+            stream: piece.stream,
+            rows: count as i32,
+            k: rows.inputs as i32,
+            tiles: piece.tiles as i32,
+            stages: stages as i32,
+            group: rows.group as i32,
+            bf16_scales: i32::from(rows.bf16_scales),
+            row0: first as i32,
+        };
+        let warps = (piece.tiles * stages) as u32;
+        let launch = Launch {
+            grid: (warps.div_ceil(8), 1),
+            threads: 256,
+            shared: 0,
+            overlap: false,
+        };
+        let name = format!("repack_{}", rows.format.name());
+        kernels.launch(device, &self.stream, &name, launch, &params)?;
+        self.free.record(device, &self.stream)
     }
 }
 

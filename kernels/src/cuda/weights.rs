@@ -1,6 +1,7 @@
 //! Linear weights and vectors on the device: checked on the host, repacked by the loader.
 
 use super::format::{TILE_ROWS, padded};
+use super::loader::Placed;
 use super::{CudaBackend, Format, Memory, shape};
 use crate::backend::{LinearId, Result, VectorId};
 use crate::weight::{HostInt4, HostLinear, HostWeight};
@@ -196,24 +197,28 @@ fn needs_bf16(scales: &[f32]) -> bool {
 }
 
 impl CudaBackend {
-    pub(super) fn add_linear(&mut self, weight: &HostLinear) -> Result<LinearId> {
+    pub(super) fn add_linears(&mut self, weights: &[HostLinear]) -> Result<Vec<LinearId>> {
         self.gpu.device.enter()?;
-        let rows = Rows::new(weight)?;
-        let (tiles, inputs) = (rows.outputs.div_ceil(TILE_ROWS), padded(rows.inputs));
-        let memory = Memory::raw(
-            &self.gpu.device,
-            rows.format.stream_bytes(tiles, inputs),
-            "a weight",
-        )?;
-        self.loader.load(&self.gpu, &rows, tiles, memory.address)?;
-        self.linears.push(Linear {
-            memory,
-            format: rows.format,
-            rows: rows.outputs,
-            inputs: rows.inputs,
-            bf16_scales: rows.bf16_scales,
-        });
-        Ok(LinearId(self.linears.len() as u32 - 1))
+        let (mut placed, mut linears) = (Vec::new(), Vec::new());
+        for weight in weights {
+            let rows = Rows::new(weight)?;
+            let (tiles, inputs) = (rows.outputs.div_ceil(TILE_ROWS), padded(rows.inputs));
+            let bytes = rows.format.stream_bytes(tiles, inputs);
+            let memory = Memory::raw(&self.gpu.device, bytes, "a weight")?;
+            let stream = memory.address;
+            linears.push(Linear {
+                memory,
+                format: rows.format,
+                rows: rows.outputs,
+                inputs: rows.inputs,
+                bf16_scales: rows.bf16_scales,
+            });
+            placed.push(Placed { rows, tiles, stream });
+        }
+        self.loader.load(&self.gpu, &placed)?;
+        let first = self.linears.len() as u32;
+        self.linears.extend(linears);
+        Ok((first..self.linears.len() as u32).map(LinearId).collect())
     }
 
     pub(super) fn add_vector(&mut self, values: &[f32]) -> Result<VectorId> {

@@ -107,9 +107,7 @@ fn linears(
         }
     }
     let read = parallel::map(threads, &modules[made.len()..], |_, module| source.linear(module))?;
-    for weight in &read {
-        made.push(backend.upload_linear(weight)?);
-    }
+    made.extend(backend.upload_linears(&read)?);
     Ok(made)
 }
 

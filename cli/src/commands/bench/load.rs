@@ -1,5 +1,6 @@
 //! `--scenario load`: from a checkpoint's files to ranks that could run a step, beside `cat` of the same files into
-//! nothing; cold, with none of the files' pages in memory, and warm, with all of them.
+//! nothing; cold, with none of the files' pages in memory, and warm, with all of them. On a GPU also beside the rate of
+//! copies to it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use conclave_kernels::backend::{Backend, KvDtype, Limits};
+use conclave_worker::device::DeviceKind;
 use conclave_worker::verify::{GroupConfig, LocalGroup};
 use conclave_worker::weights::WeightSource;
 
@@ -27,20 +30,23 @@ pub fn run(settings: &BenchSettings) -> Result<()> {
     let lengths = files.iter().map(|file| Ok(file.metadata()?.len()));
     let bytes: u64 = lengths.sum::<Result<u64>>()?;
     let threads = super::threads(settings);
+    let device = DeviceKind::choose(&settings.device.device)?;
     println!(
-        "{}: {:.2} GB in {} files, {} workers x {threads} threads",
+        "{}: {:.2} GB in {} files, {} workers x {threads} threads, {}",
         found.name,
         bytes as f64 / 1e9,
         files.len(),
-        settings.workers
+        settings.workers,
+        device.name()
     );
+    let opened = open(device)?;
     for cold in [true, false] {
         let (mut cats, mut loads) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
             prepare(&files, cold)?;
             cats.push(cat(&files)?);
             prepare(&files, cold)?;
-            loads.push(load(settings, &found.path, threads)?);
+            loads.push(load(settings, device, &found.path, threads)?);
         }
         let (cat, load) = (median(cats), median(loads));
         println!(
@@ -54,7 +60,33 @@ pub fn run(settings: &BenchSettings) -> Result<()> {
             100.0 * TARGET
         );
     }
+    drop(opened);
     Ok(())
+}
+
+/// A device that stays open during the runs: what opening takes is told by itself.
+fn open(device: DeviceKind) -> Result<Option<Box<dyn Backend>>> {
+    if device == DeviceKind::Cpu {
+        return Ok(None);
+    }
+    let limits = Limits {
+        max_tokens: 1,
+        max_logit_rows: 1,
+        max_runs: 1,
+        max_pages_per_run: 1,
+        max_expert_rows: 1,
+        page_tokens: 16,
+    };
+    let began = Instant::now();
+    let mut backend = device.open(limits, 1)?;
+    let opening = began.elapsed().as_secs_f64();
+    let copies = backend.measure_copies()?;
+    println!(
+        "  {}: opened in {opening:.2} s, copies from pinned memory {:.1} GB/s",
+        backend.describe(),
+        copies.unwrap_or(f64::NAN) / 1e9
+    );
+    Ok(Some(backend))
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {
@@ -109,11 +141,14 @@ fn cat(files: &[PathBuf]) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn load(settings: &BenchSettings, path: &Path, threads: usize) -> Result<f64> {
+fn load(settings: &BenchSettings, device: DeviceKind, path: &Path, threads: usize) -> Result<f64> {
     let started = Instant::now();
     let source = Arc::new(WeightSource::open(path, settings.model.hf_overrides.as_ref())?);
     let mut group = GroupConfig::new(settings.workers);
     group.threads = threads;
+    if device != DeviceKind::Cpu {
+        (group.device, group.kv_dtype) = (device, KvDtype::Bf16);
+    }
     let ranks = LocalGroup::start(&source, &group)?;
     let seconds = started.elapsed().as_secs_f64();
     // Pages that are still mapped would stay in memory.

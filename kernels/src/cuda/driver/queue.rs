@@ -1,0 +1,173 @@
+//! Streams of work, what is recorded of them, and points in them.
+
+use cudarc::driver::sys;
+
+use super::Device;
+use crate::backend::Result;
+
+/// A queue of work, in order.
+pub(crate) struct Stream {
+    pub(crate) raw: sys::CUstream,
+}
+
+// SAFETY: as for `Device`.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    pub(crate) fn new(device: &Device) -> Result<Stream> {
+        let mut raw = std::ptr::null_mut();
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: pointer to a local.
+        device.check("stream", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        Ok(Stream { raw })
+    }
+
+    pub(crate) fn wait(&self, device: &Device) -> Result<()> {
+        // SAFETY: the stream lives.
+        device.check("a kernel or copy failed", unsafe {
+            sys::cuStreamSynchronize(self.raw)
+        })
+    }
+
+    /// Whether all work has ended.
+    pub(crate) fn is_idle(&self, device: &Device) -> Result<bool> {
+        // SAFETY: the stream lives.
+        match unsafe { sys::cuStreamQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => device.check("a kernel or copy failed", code).map(|()| true),
+        }
+    }
+
+    pub(crate) fn is_capturing(&self, device: &Device) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream lives; pointer to a local.
+        device.check("graph capture", unsafe {
+            sys::cuStreamIsCapturing(self.raw, &mut status)
+        })?;
+        Ok(status != sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Writes `value` to pinned host memory when all work before has ended.
+    pub(crate) fn write_word(&self, device: &Device, address: u64, value: u64) -> Result<()> {
+        // SAFETY: the stream lives; the caller owns the word.
+        device.check("word of the stream", unsafe {
+            sys::cuStreamWriteValue64_v2(self.raw, address, value, 0)
+        })
+    }
+
+    /// Records what `work` queues and makes it one launch.
+    pub(crate) fn capture(&self, device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives; capture is ended below whatever `work` says.
+        device.check("graph capture", unsafe {
+            sys::cuStreamBeginCapture_v2(self.raw, mode)
+        })?;
+        let result = work();
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: pointer to a local; this stream is capturing.
+        let ended = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) };
+        result?;
+        device.check("end of graph capture", ended)?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a graph that the driver just gave.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
+        // SAFETY: the instance does not need it any more.
+        unsafe { sys::cuGraphDestroy(graph) };
+        device.check("graph instance", made)?;
+        Ok(Graph { raw })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: no work of ours is queued after the owner's end; the driver finishes what is.
+        unsafe { sys::cuStreamDestroy_v2(self.raw) };
+    }
+}
+
+/// Recorded work.
+pub(crate) struct Graph {
+    raw: sys::CUgraphExec,
+}
+
+// SAFETY: as for `Device`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Puts it on the device, so that its first launch is like any other.
+    pub(crate) fn upload(&self, device: &Device, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        device.check("graph upload", unsafe {
+            sys::cuGraphUpload(self.raw, stream.raw)
+        })
+    }
+
+    pub(crate) fn launch(&self, device: &Device, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        device.check("graph launch", unsafe {
+            sys::cuGraphLaunch(self.raw, stream.raw)
+        })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`, destroyed once.
+        unsafe { sys::cuGraphExecDestroy(self.raw) };
+    }
+}
+
+/// A point in a stream, with its time.
+pub(crate) struct Event {
+    raw: sys::CUevent,
+}
+
+// SAFETY: as for `Device`.
+unsafe impl Send for Event {}
+
+impl Event {
+    pub(crate) fn new(device: &Device) -> Result<Event> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: pointer to a local.
+        device.check("event", unsafe { sys::cuEventCreate(&mut raw, 0) })?;
+        Ok(Event { raw })
+    }
+
+    pub(crate) fn record(&self, device: &Device, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        device.check("event", unsafe { sys::cuEventRecord(self.raw, stream.raw) })
+    }
+
+    pub(crate) fn wait(&self, device: &Device) -> Result<()> {
+        // SAFETY: the event lives.
+        device.check("a kernel or copy failed", unsafe {
+            sys::cuEventSynchronize(self.raw)
+        })
+    }
+
+    /// Whether everything before it has ended.
+    pub(crate) fn happened(&self, device: &Device) -> Result<bool> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => device.check("a kernel or copy failed", code).map(|()| true),
+        }
+    }
+
+    /// Milliseconds from `earlier` to this; both have happened.
+    pub(crate) fn since(&self, device: &Device, earlier: &Event) -> Result<f32> {
+        let mut milliseconds = 0.0;
+        // SAFETY: pointer to a local; both events live.
+        device.check("event", unsafe {
+            sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.raw, self.raw)
+        })?;
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, destroyed once.
+        unsafe { sys::cuEventDestroy_v2(self.raw) };
+    }
+}
