@@ -1,7 +1,8 @@
 """End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--only PART,...]
 
 Serves the bundled model on the GPU and compares every recorded answer token for token; verifies every reference
-checkpoint; runs out of KV pages; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN. Needs only Python's
+checkpoint; runs out of KV pages; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN;
+starts a model that does not fit. Needs only Python's
 standard library. Prints one line a check, ends with status 1 if one fails.
 """
 import argparse
@@ -19,7 +20,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 parser.add_argument("--device", default="cuda")
-parser.add_argument("--only", default="verify,serve_checks,preemption,kill_and_recover,faults")
+parser.add_argument("--only", default="verify,serve_checks,preemption,kill_and_recover,faults,out_of_memory")
 arguments = parser.parse_args()
 failures = 0
 
@@ -225,6 +226,17 @@ def faults():
     server.stop()
 
 
+def out_of_memory():
+    """A model that one GPU cannot hold: the start says what does not fit, and what would."""
+    command = [arguments.binary, "serve", os.path.join(arguments.root, "tests/data/minimax-m2/full-size/bf16"),
+               "--load-format=dummy", "--skip-tokenizer-init", "--port=0", "--grpc-port=0", "--workers=1",
+               f"--device={arguments.device}"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    told = [line for line in run.stderr.splitlines() if "out of memory" in line]
+    good = run.returncode != 0 and any("what would fit" in line and "--workers" in line for line in told)
+    check("a model that does not fit is refused with what would", good, (told or [run.stderr[-500:]])[0])
+
+
 def verify():
     data = os.path.join(arguments.root, "tests/data")
     pairs = [(os.path.join(arguments.root, "models/demo"), os.path.join(data, "demo/reference.safetensors"))]
@@ -232,17 +244,20 @@ def verify():
         if "reference.safetensors" in files and "config.json" in files:
             pairs.append((folder, os.path.join(folder, "reference.safetensors")))
     for folder, reference in pairs:
-        for flags in ([], ["--workers=2"], ["--kv-cache-dtype=fp8_e4m3"]):
+        for flags in ([], ["--deterministic=true"], ["--workers=2"], ["--kv-cache-dtype=fp8_e4m3"]):
             run = subprocess.run(
                 [arguments.binary, "verify", folder, f"--reference={reference}",
                  f"--device={arguments.device}", *flags], capture_output=True, text=True, timeout=120)
             lines = run.stdout.splitlines()
-            brief = [re.sub(r"\s+", " ", line).strip() for line in lines if not line.startswith("  positions")]
+            wanted = ("logits, relative", "router logits of", "choices of", "greedy tokens that", "layer", "token")
+            brief = [re.sub(r"\s+", " ", line).strip() for line in lines]
+            brief = ["|" + line.rsplit(",", 1)[-1] if " on " in line and "workers" in line else line for line in brief]
             name = "verify " + " ".join([os.path.relpath(folder, data), *flags])
-            check(name, run.returncode == 0, "; ".join(brief[1:]) + run.stderr[-300:])
+            kept = [line for line in brief if line.startswith(("|", *wanted))]
+            check(name, run.returncode == 0, "; ".join(kept) + run.stderr[-300:])
 
 
-for part in (verify, serve_checks, preemption, kill_and_recover, faults):
+for part in (verify, serve_checks, preemption, kill_and_recover, faults, out_of_memory):
     if part.__name__ not in arguments.only.split(","):
         continue
     began = time.time()

@@ -40,7 +40,7 @@ pub struct BenchSettings {
     /// Tokens that each sequence has before decode is measured.
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = tokens)]
     pub context: u32,
-    /// After each measurement, a table of the kernels of one step (GPUs only).
+    /// After each measurement, a table of the kernels of one step (GPUs only); with serve decode is measured alone, too.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub profile: bool,
     /// Write the figures as JSON, too.

@@ -37,8 +37,8 @@ impl BusyIdle {
     /// Sums over all workers, out of Prometheus text.
     fn read(text: &str) -> Option<BusyIdle> {
         Some(BusyIdle {
-            busy: sum(text, "conclave:worker_busy_seconds")?,
-            idle: sum(text, "conclave:worker_idle_seconds")?,
+            busy: sum(text, "conclave:worker_busy_seconds", "")?,
+            idle: sum(text, "conclave:worker_idle_seconds", "")?,
         })
     }
 
@@ -48,10 +48,11 @@ impl BusyIdle {
     }
 }
 
-fn sum(text: &str, name: &str) -> Option<f64> {
+/// Over all lines of this name that hold `label`.
+fn sum(text: &str, name: &str, label: &str) -> Option<f64> {
     let values = text
         .lines()
-        .filter(|line| line.starts_with(name))
+        .filter(|line| line.starts_with(name) && line.contains(label))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     values.reduce(|a, b| a + b)
 }
@@ -137,7 +138,12 @@ impl Target {
 
     /// The sum of a metric over all its labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        sum(&self.metrics().await?, name)
+        self.metric_of(name, "").await
+    }
+
+    /// The same over those that hold `label`.
+    pub async fn metric_of(&self, name: &str, label: &str) -> Option<f64> {
+        sum(&self.metrics().await?, name, label)
     }
 
     async fn metrics(&self) -> Option<String> {

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tokio::task::JoinSet;
 
+use super::steps;
 use crate::settings::{Backend, BenchSettings, LoadSettings};
-use report::Report;
-
 pub use cluster::Target;
-pub use report::percentile;
+pub use report::{Report, percentile};
 
 /// When the tokens of one request came.
 #[derive(Clone, Debug, Default)]
@@ -114,10 +114,27 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         (Some(before), Some(after)) => after.idle_share_since(&before),
         _ => None,
     };
-    let report = Report::of(results, duration, load, idle);
+    let report = Report::of(results, duration, load.max_concurrency, idle);
     report.print();
-    super::results::write(settings.result_filename.as_deref(), "serve", &report.json())?;
-    target.end().await
+    target.end().await?;
+    let mut figures = report.json();
+    if settings.profile && load.base_url.is_none() {
+        figures["decode"] = beside_decode(settings, &figures)?;
+    }
+    super::results::write(settings.result_filename.as_deref(), "serve", &figures)
+}
+
+/// Decode alone with as many sequences, at the context that they have on average, and what part of its rate was served.
+fn beside_decode(settings: &BenchSettings, served: &Value) -> Result<Value> {
+    let load = &settings.load;
+    let mut alone = settings.clone();
+    alone.batch = vec![load.max_concurrency];
+    alone.context = load.random_prefix_len + load.random_input_len + load.random_output_len / 2;
+    let decode = steps::measure(&alone, steps::Phase::Decode)?.swap_remove(0);
+    let rate = |figures: &Value, name: &str| figures[name].as_f64().unwrap_or(f64::NAN);
+    let of = rate(served, "output_throughput") / rate(&decode, "tokens_per_second");
+    println!("  served: {:.0}% of decode alone", 100.0 * of);
+    Ok(decode)
 }
 
 /// Every client takes the next prompt when its last request has ended.

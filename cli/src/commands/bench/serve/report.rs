@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::Timing;
-use crate::settings::LoadSettings;
 
 pub struct Report {
     successful: usize,
@@ -27,14 +26,14 @@ impl Report {
     pub fn of(
         results: Vec<Result<Timing>>,
         duration: Duration,
-        load: &LoadSettings,
+        concurrency: usize,
         idle_share: Option<f64>,
     ) -> Report {
         let mut report = Report {
             successful: 0,
             failed: 0,
             first_error: None,
-            concurrency: load.max_concurrency,
+            concurrency,
             seconds: duration.as_secs_f64(),
             input_tokens: 0,
             output_tokens: 0,

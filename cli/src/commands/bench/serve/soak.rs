@@ -196,8 +196,9 @@ impl Tally {
 
 /// Requests that the router saw cancelled.
 async fn cancelled(target: &Target) -> f64 {
-    let label = "vllm:request_success_total{finished_reason=\"abort\"}";
-    target.metric(label).await.unwrap_or(0.0)
+    let label = "finished_reason=\"abort\"";
+    let count = target.metric_of("vllm:request_success_total", label).await;
+    count.unwrap_or(0.0)
 }
 
 /// Requests and pages that are still held; waits for them to be given back.

@@ -6,21 +6,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use conclave_kernels::backend::Ceilings;
 use conclave_kernels::bench::Floors;
 use conclave_kernels::cpu::Isa;
 use conclave_plan::roofline;
 use conclave_plan::storage::StorageFormat;
-use conclave_proto::cluster::v1 as wire;
-use conclave_worker::device::{DeviceKind, MAX_IN_FLIGHT};
-use conclave_worker::verify::{GroupConfig, LocalGroup, Looks, greedy, run as run_of, start as start_of};
+use conclave_worker::device::DeviceKind;
+use conclave_worker::verify::{GroupConfig, LocalGroup};
 use conclave_worker::weights::WeightSource;
 use serde_json::{Value, json};
 
-use super::{profile, results};
+mod load;
+
+use super::serve::{Report, Timing};
+use super::results;
 use crate::settings::{BenchSettings, KvCacheDtype, LoadFormat};
 use crate::{model_path, parts};
+use load::Load;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -28,15 +31,18 @@ pub enum Phase {
     Prefill,
 }
 
-/// Each figure is the median of at least so many steps, for at least so long.
-const LEAST_STEPS: usize = 5;
-const MEASURE: Duration = Duration::from_secs(3);
-/// Steps that are not counted: graphs are recorded, clocks rise.
-const WARM: usize = 4;
-/// Tokens that are decoded at most while measuring.
-const DECODE_ROOM: usize = 192;
-
 pub fn run(settings: &BenchSettings, phase: Phase) -> Result<()> {
+    let figures = measure(settings, phase)?;
+    let name = if phase == Phase::Decode {
+        "decode"
+    } else {
+        "prefill"
+    };
+    results::write(settings.result_filename.as_deref(), name, &Value::Array(figures))
+}
+
+/// A figure for each batch, printed as it comes.
+pub fn measure(settings: &BenchSettings, phase: Phase) -> Result<Vec<Value>> {
     let found = model_path::find(&settings.model)?;
     let device = DeviceKind::choose(&settings.device.device)?;
     let threads = super::threads(settings);
@@ -87,12 +93,7 @@ pub fn run(settings: &BenchSettings, phase: Phase) -> Result<()> {
             }
         }
     }
-    let name = if phase == Phase::Decode {
-        "decode"
-    } else {
-        "prefill"
-    };
-    results::write(settings.result_filename.as_deref(), name, &Value::Array(figures))
+    Ok(figures)
 }
 
 fn print_ceilings(model: &str, on: &str, ceilings: &Ceilings) {
@@ -118,7 +119,7 @@ impl Bench<'_> {
         let largest = batches.iter().copied().max().unwrap_or(1).max(1);
         let (sequences, tokens_each) = match self.phase {
             // One step more for the profile.
-            Phase::Decode => (largest, context + DECODE_ROOM + 1),
+            Phase::Decode => (largest, context + load::DECODE_ROOM + 1),
             Phase::Prefill => (1, largest),
         };
         let workers = self.settings.workers as usize;
@@ -135,32 +136,52 @@ impl Bench<'_> {
         };
         let pages_each = tokens_each.div_ceil(group.page_tokens);
         group.kv_pages = pages_each * sequences.div_ceil(workers);
-        Ok(Load {
-            ranks: LocalGroup::start(&self.source, &group)?,
-            workers,
-            pages_each,
-            context,
-            steps: 0,
-            vocab: self.source.spec().vocab as u32,
-        })
+        let ranks = LocalGroup::start(&self.source, &group)?;
+        let vocab = self.source.spec().vocab as u32;
+        Ok(Load::new(ranks, workers, pages_each, context, vocab))
     }
 
     fn figure(&self, load: &mut Load, batch: usize, ceilings: &Ceilings) -> Result<Value> {
-        let mut seconds = match self.phase {
+        let began = Instant::now();
+        let (first, seconds) = match self.phase {
             Phase::Decode => load.decode(batch)?,
-            Phase::Prefill => load.prefill(batch)?,
+            Phase::Prefill => (Vec::new(), load.prefill(batch)?),
         };
-        seconds.sort_by(f64::total_cmp);
-        let figure = self.print(ceilings, batch, seconds[seconds.len() / 2]);
+        let total = began.elapsed();
+        let mut sorted = seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let mut figure = self.print(ceilings, batch, sorted[sorted.len() / 2]);
+        let report = Report::of(self.requests(batch, &first, &seconds), total, batch, None);
+        report.print();
+        figure["requests"] = report.json();
         if self.settings.profile {
-            let step = match self.phase {
-                Phase::Decode => load.decode_step(batch, load.context + load.steps),
-                Phase::Prefill => load.prefill_step(batch, true, 0),
-            };
-            load.profiled(step, self.phase, batch)?;
+            load.profiled(self.phase, batch)?;
         }
         load.end(if self.phase == Phase::Decode { batch } else { 1 })?;
         Ok(figure)
+    }
+
+    /// The steps as the requests that they served, for the table that `serve` prints: in decode one for each sequence,
+    /// whose prompt took `first`; in prefill one for each prompt, of one token.
+    fn requests(&self, batch: usize, first: &[f64], steps: &[f64]) -> Vec<Result<Timing>> {
+        let time = |seconds: &f64| Duration::from_secs_f64(*seconds);
+        let timing = |first: &f64, gaps: &[f64], prompt: usize| {
+            let first = time(first);
+            let gaps: Vec<Duration> = gaps.iter().map(time).collect();
+            Ok(Timing {
+                total: first + gaps.iter().sum::<Duration>(),
+                tokens: gaps.len() as u32 + 1,
+                prompt_tokens: prompt as u32,
+                first,
+                gaps,
+                ..Timing::default()
+            })
+        };
+        let context = self.settings.context as usize;
+        match self.phase {
+            Phase::Decode => first.iter().map(|first| timing(first, steps, context)).collect(),
+            Phase::Prefill => steps.iter().map(|step| timing(step, &[], batch)).collect(),
+        }
     }
 
     fn print(&self, ceilings: &Ceilings, batch: usize, seconds: f64) -> Value {
@@ -211,150 +232,5 @@ impl Bench<'_> {
             "floor_ms": floor * 1e3,
             "of_floor_speed": floor / seconds,
         })
-    }
-}
-
-struct Load {
-    ranks: LocalGroup,
-    workers: usize,
-    pages_each: usize,
-    context: usize,
-    vocab: u32,
-    /// Steps that the last measurement took.
-    steps: usize,
-}
-
-impl Load {
-    /// Sequence `index` lives on rank `index % workers`.
-    fn start(&self, index: usize, prompt: usize) -> wire::SlotStart {
-        let slot = (index / self.workers) as u32;
-        let first = slot as usize * self.pages_each;
-        let pages = (first..first + self.pages_each).map(|page| page as u32).collect();
-        start_of(slot, pages, prompt, greedy())
-    }
-
-    fn tokens(&self, count: usize, salt: usize) -> Vec<u32> {
-        (0..count)
-            .map(|i| ((i * 7919 + salt * 104_729 + 13) as u32) % self.vocab)
-            .collect()
-    }
-
-    fn decode_step(&self, sequences: usize, position: usize) -> Vec<wire::Step> {
-        let mut steps = vec![wire::Step::default(); self.workers];
-        for index in 0..sequences {
-            let slot = (index / self.workers) as u32;
-            steps[index % self.workers]
-                .runs
-                .push(run_of(slot, position, &[], true));
-        }
-        steps
-    }
-
-    fn prefill_step(&self, tokens: usize, again: bool, salt: usize) -> Vec<wire::Step> {
-        let mut steps = vec![wire::Step::default(); self.workers];
-        if again {
-            steps[0].end_slots.push(0);
-        }
-        steps[0].start_slots.push(self.start(0, tokens));
-        steps[0].runs.push(run_of(0, 0, &self.tokens(tokens, salt), true));
-        steps
-    }
-
-    /// Gives each sequence its context, one after the other, then times steps of one token each.
-    fn decode(&mut self, sequences: usize) -> Result<Vec<f64>> {
-        for index in 0..sequences {
-            let mut steps = vec![wire::Step::default(); self.workers];
-            let step = &mut steps[index % self.workers];
-            step.start_slots.push(self.start(index, self.context));
-            let slot = (index / self.workers) as u32;
-            step.runs
-                .push(run_of(slot, 0, &self.tokens(self.context, index), true));
-            self.ranks.step(steps, false)?;
-        }
-        let context = self.context;
-        self.timed(DECODE_ROOM, |load, step| {
-            load.decode_step(sequences, context + step)
-        })
-    }
-
-    /// The same prompt again and again, each time on a fresh slot; ranks without a share take part.
-    fn prefill(&mut self, tokens: usize) -> Result<Vec<f64>> {
-        self.timed(usize::MAX, |load, step| load.prefill_step(tokens, step > 0, step))
-    }
-
-    /// Seconds between the ends of steps that are sent ahead, at most `most` of them.
-    fn timed(&mut self, most: usize, step: impl Fn(&Load, usize) -> Vec<wire::Step>) -> Result<Vec<f64>> {
-        let mut times = Vec::new();
-        let (mut sent, mut began) = (0, Instant::now());
-        let mut last = began;
-        for done in 0..most {
-            while sent < most.min(done + MAX_IN_FLIGHT) {
-                let steps = step(self, sent);
-                self.ranks.submit(steps, &Looks::Nothing);
-                sent += 1;
-            }
-            self.ranks.collect()?;
-            let now = Instant::now();
-            if done < WARM {
-                began = now;
-            } else {
-                times.push((now - last).as_secs_f64());
-            }
-            last = now;
-            if times.len() >= LEAST_STEPS && began.elapsed() > MEASURE {
-                break;
-            }
-        }
-        for _ in times.len() + WARM..sent {
-            self.ranks.collect()?;
-        }
-        self.steps = sent;
-        Ok(times)
-    }
-
-    /// The first `sequences` slots.
-    fn end(&mut self, sequences: usize) -> Result<()> {
-        let mut steps = vec![wire::Step::default(); self.workers];
-        for index in 0..sequences {
-            steps[index % self.workers]
-                .end_slots
-                .push((index / self.workers) as u32);
-        }
-        self.ranks.step(steps, false)?;
-        Ok(())
-    }
-
-    /// What the device is and what it reaches.
-    fn device_facts(&mut self) -> Result<(String, Ceilings)> {
-        let (give, take) = std::sync::mpsc::channel();
-        self.ranks.work(move |rank| {
-            let about = rank.executor.describe_backend();
-            let ceilings = rank.executor.backend().measure_ceilings();
-            let ceilings = ceilings.map_err(|error| error.to_string())?;
-            // The other end waits for it.
-            let _ = give.send((about, ceilings));
-            Ok(())
-        })?;
-        let (about, ceilings) = take.recv()?;
-        Ok((
-            about,
-            ceilings.ok_or_else(|| anyhow!("this device measures no ceilings"))?,
-        ))
-    }
-
-    fn profiled(&mut self, steps: Vec<wire::Step>, phase: Phase, batch: usize) -> Result<()> {
-        self.ranks.work(|rank| {
-            let started = rank.executor.backend().start_profile();
-            started.map_err(|error| error.to_string())
-        })?;
-        self.ranks.step(steps, false)?;
-        let (give, take) = std::sync::mpsc::channel();
-        self.ranks.work(move |rank| {
-            let kernels = rank.executor.backend().take_profile();
-            let _ = give.send(kernels.map_err(|error| error.to_string())?);
-            Ok(())
-        })?;
-        profile::print(&format!("one step of {phase:?} {batch}"), &take.recv()?);
-        Ok(())
     }
 }
