@@ -5,199 +5,19 @@
 //! Ops are queued in order on one stream; an op may return before the device has run it. Activations between ops
 //! are F32 on every backend unless an op's documentation says otherwise.
 
+mod device;
+mod error;
+mod handles;
+mod step;
+
 use std::fmt;
 
 use crate::dummy::DummyFormat as WeightFormat;
 use crate::weight::HostLinear;
-
-/// Memory of a backend: a handle, meaningful only to the backend that gave it.
-#[derive(Debug)]
-pub struct Buffer {
-    pub handle: u64,
-    pub bytes: usize,
-}
-
-/// A linear weight on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LinearId(pub u32);
-
-/// The experts of one layer that this rank holds, in local order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ExpertsId(pub u32);
-
-/// A vector parameter (norm weight, selection bias), kept as F32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct VectorId(pub u32);
-
-/// KV cache of one layer: pages of `page_tokens` tokens, keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct KvId(pub u32);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvDtype {
-    /// Exact; for comparing with a reference. CPU only.
-    F32,
-    Bf16,
-    Fp8E4m3,
-    Fp8E5m2,
-}
-
-/// In `Batch::ids`: the token that the last `queue_sample` drew for the row in the lower bits.
-pub const SAMPLED: u32 = 1 << 31;
-
-/// The tokens of one step on this worker: runs of consecutive positions of one sequence each, laid end to end.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// One id per token; for a decode run resolved by the executor or, on a device, from the last sample.
-    pub ids: Vec<u32>,
-    /// Position of each token in its sequence.
-    pub positions: Vec<u32>,
-    pub runs: Vec<BatchRun>,
-    /// Token indices whose logits are wanted, ascending.
-    pub logit_rows: Vec<u32>,
-}
-
-#[derive(Clone, Debug)]
-pub struct BatchRun {
-    /// First token of the run within the batch.
-    pub first: u32,
-    pub len: u32,
-    /// The sequence's page table: covers position + len tokens.
-    pub pages: Vec<u32>,
-    /// Position of the first token.
-    pub position: u32,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    #[error("{op}: {what} is {found}, expected {expected}")]
-    Shape {
-        op: &'static str,
-        what: &'static str,
-        found: String,
-        expected: String,
-    },
-    #[error("{device}: {what} needs {needed} bytes, {free} are free")]
-    OutOfMemory {
-        device: String,
-        what: String,
-        needed: u64,
-        free: u64,
-    },
-    #[error("{0}")]
-    Unsupported(String),
-    #[error("{device}: {what}")]
-    Device { device: String, what: String },
-    /// The epoch is over; the device is well. `peer`: the rank that was waited for.
-    #[error("exchange of experts: {what}")]
-    Exchange { peer: u32, what: String },
-}
-
-pub type Result<T> = std::result::Result<T, KernelError>;
-
-/// Sampling of one row of logits; see `ops/sample`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampleParams {
-    pub temperature: f32,
-    pub top_k: u32,
-    pub top_p: f32,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    pub logit_bias: Vec<(u32, f32)>,
-    pub seed: u64,
-    /// So many best log-probabilities besides the sampled one's.
-    pub logprobs: Option<u32>,
-}
-
-/// One row to sample.
-#[derive(Clone)]
-pub struct SampleRow<'a> {
-    pub params: &'a SampleParams,
-    /// Position that the sampled token will have: the counter of the generator, with the seed as key.
-    pub position: u32,
-    /// All tokens so far and where the output begins, if penalties need them (else empty).
-    pub tokens: &'a [u32],
-    pub output_start: usize,
-    /// Allowed tokens, one bit each; `None`: all.
-    pub mask: Option<&'a [u8]>,
-    /// Tokens that may not be chosen now.
-    pub forbidden: &'a [u32],
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sampled {
-    pub token: u32,
-    /// With `SampleParams::logprobs`: of the sampled token, its rank (1 = best) and the best ones.
-    pub logprob: f32,
-    pub rank: u32,
-    pub top: Vec<(u32, f32)>,
-    /// The logits held a NaN or allowed no token: why.
-    pub error: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionWeights {
-    pub norm: VectorId,
-    pub q: LinearId,
-    pub k: LinearId,
-    pub v: LinearId,
-    pub o: LinearId,
-    pub q_norm: Option<VectorId>,
-    pub k_norm: Option<VectorId>,
-}
-
-/// Experts as the host has them, in local order: gate (w1), up (w3), down (w2).
-pub struct HostExpert {
-    pub gate: HostLinear,
-    pub up: HostLinear,
-    pub down: HostLinear,
-}
-
-/// Which of a row's top-k slots this rank computes: `expert` is local.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpertRow {
-    /// Row of the input.
-    pub row: u32,
-    pub expert: u32,
-}
-
-/// Shapes that stay the same while the backend lives; buffers are sized from them.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Tokens in one step on this rank.
-    pub max_tokens: usize,
-    /// Rows of logits in one step.
-    pub max_logit_rows: usize,
-    /// Runs in one step.
-    pub max_runs: usize,
-    /// Longest page table.
-    pub max_pages_per_run: usize,
-    /// Rows that the experts of this rank may receive in one layer from all ranks.
-    pub max_expert_rows: usize,
-    pub page_tokens: usize,
-}
-
-/// A whole model whose experts are all on this device, for backends that run a step without the host in between.
-#[derive(Clone, Debug)]
-pub struct ForwardModel {
-    pub spec: conclave_plan::model::ModelSpec,
-    pub embedding: LinearId,
-    pub final_norm: VectorId,
-    pub head: LinearId,
-    pub layers: Vec<ForwardLayer>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct ForwardLayer {
-    pub attention: AttentionWeights,
-    pub kv: KvId,
-    pub moe_norm: VectorId,
-    pub gate: LinearId,
-    pub selection_bias: Option<VectorId>,
-    pub experts: ExpertsId,
-}
+pub use device::{Ceilings, DeviceMemory};
+pub use error::{KernelError, Result};
+pub use handles::*;
+pub use step::*;
 
 /// A device that runs the ops. One thread owns it.
 pub trait Backend: Send + fmt::Debug {
@@ -453,22 +273,4 @@ pub trait Backend: Send + fmt::Debug {
             what: "a fault was provoked".into(),
         })
     }
-}
-
-/// Bytes of a device's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceMemory {
-    pub free: u64,
-    pub total: u64,
-    /// What this process has allocated.
-    pub ours: u64,
-}
-
-/// What a device reaches at best.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ceilings {
-    /// Bytes per second.
-    pub read: f64,
-    /// Operations per second of BF16 products, two for each multiply-add.
-    pub flops: f64,
 }

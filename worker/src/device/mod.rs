@@ -2,6 +2,7 @@
 
 mod backend;
 mod command;
+mod epoch;
 mod memory;
 mod rank;
 mod status;

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 mod load;
 
-use super::serve::{Report, Timing};
 use super::results;
+use super::serve::{Report, Timing};
 use crate::settings::{BenchSettings, KvCacheDtype, LoadFormat};
 use crate::{model_path, parts};
 use load::Load;
