@@ -3,9 +3,11 @@
 
 use serde::Serialize;
 
+use crate::balance;
 use crate::memory::kv_bytes_per_token;
 use crate::model::{LayerSpec, ModelSpec};
 use crate::parameters::{LayerParameters, Parameters};
+use crate::placement::Placement;
 use crate::storage::StorageFormat;
 
 /// Experts of a layer that a batch of `batch` tokens is expected to touch, if routing is uniform:
@@ -30,19 +32,59 @@ pub fn step_bytes(
     context: u64,
     kv_value_bytes: u64,
 ) -> StepBytes {
+    let touched = |layer: &LayerSpec| distinct_experts(layer.moe.experts, layer.moe.top_k, batch);
+    bytes_of(spec, format, touched, (batch, context), kv_value_bytes)
+}
+
+/// The same of the busiest of `ranks` ranks, which hold the experts evenly and have the sequences evenly: layer by layer
+/// the others wait for the one that reads most. With one rank it is [`step_bytes`].
+pub fn busiest_rank_bytes(
+    spec: &ModelSpec,
+    format: &StorageFormat,
+    (batch, ranks): (u64, u32),
+    context: u64,
+    kv_value_bytes: u64,
+) -> StepBytes {
+    if ranks <= 1 {
+        return step_bytes(spec, format, batch, context, kv_value_bytes);
+    }
+    const DRAWS: u32 = 400;
+    let busiest = |layer: &LayerSpec| {
+        let placement = Placement::even(layer.moe.experts as u32, ranks);
+        let batch = u32::try_from(batch).unwrap_or(u32::MAX);
+        balance::busiest_rank_experts(&placement, layer.moe.top_k as u32, batch, DRAWS)
+    };
+    let mut known: Option<(usize, usize, f64)> = None;
+    let touched = |layer: &LayerSpec| {
+        let (experts, top_k) = (layer.moe.experts, layer.moe.top_k);
+        match known {
+            Some((of, k, touched)) if (of, k) == (experts, top_k) => touched,
+            _ => known.insert((experts, top_k, busiest(layer))).2,
+        }
+    };
+    let sequences = batch.div_ceil(u64::from(ranks));
+    bytes_of(spec, format, touched, (sequences, context), kv_value_bytes)
+}
+
+fn bytes_of(
+    spec: &ModelSpec,
+    format: &StorageFormat,
+    mut touched: impl FnMut(&LayerSpec) -> f64,
+    (sequences, context): (u64, u64),
+    kv_value_bytes: u64,
+) -> StepBytes {
     let layer = |layer: &LayerSpec| {
         let parameters = LayerParameters::of(spec.hidden, layer);
         let fixed = 4 * (parameters.gate + parameters.bias)
             + 2 * parameters.norms
             + format.attention_bytes(spec.hidden, layer);
-        let touched = distinct_experts(layer.moe.experts, layer.moe.top_k, batch);
-        fixed as f64 + touched * format.expert_bytes(spec.hidden, layer) as f64
+        fixed as f64 + touched(layer) * format.expert_bytes(spec.hidden, layer) as f64
     };
     let head = 2 * spec.vocab as u64 * spec.hidden as u64;
-    let embedding_rows = 2 * spec.hidden as u64 * batch;
+    let embedding_rows = 2 * spec.hidden as u64 * sequences;
     StepBytes {
         weights: spec.layers.iter().map(layer).sum::<f64>() + (head + embedding_rows) as f64,
-        kv: (batch * context * kv_bytes_per_token(spec, kv_value_bytes)) as f64,
+        kv: (sequences * context * kv_bytes_per_token(spec, kv_value_bytes)) as f64,
     }
 }
 
@@ -60,6 +102,15 @@ pub fn flops_per_token(spec: &ModelSpec) -> u64 {
         parameters.attention + parameters.gate + layer.moe.top_k as u64 * parameters.expert
     };
     2 * (spec.layers.iter().map(layer).sum::<u64>() + Parameters::of(spec).embedding)
+}
+
+/// The part of [`flops_per_token`] that the experts do.
+pub fn expert_flops_per_token(spec: &ModelSpec) -> u64 {
+    let layer = |layer: &LayerSpec| {
+        let parameters = LayerParameters::of(spec.hidden, layer);
+        layer.moe.top_k as u64 * parameters.expert
+    };
+    2 * spec.layers.iter().map(layer).sum::<u64>()
 }
 
 /// Operations per token of attention over `context` tokens.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use conclave_plan::balance::max_over_mean_load;
+use conclave_plan::balance::{busiest_rank_experts, max_over_mean_load};
 use conclave_plan::config::{self, Config};
 use conclave_plan::gpu::{H100, H200};
 use conclave_plan::memory::{expert_capacity, fewest_ranks, kv_bytes_per_token, kv_tokens, ranks};
@@ -190,6 +190,27 @@ fn uniform_routing_loads_ranks_unevenly() {
             );
         }
     }
+}
+
+#[test]
+fn the_busiest_rank_reads_more_than_its_share() {
+    let bytes =
+        |batch, ranks| roofline::busiest_rank_bytes(&real(), &FP8, (batch, ranks), 0, 2).weights / 1e9;
+    let share = |batch, ranks| {
+        let expected = roofline::distinct_experts(256, 8, batch) / f64::from(ranks);
+        busiest_rank_experts(&Placement::even(256, ranks), 8, batch as u32, 400) / expected
+    };
+    // One token: of eight experts the busier of two ranks has 5.1 in the mean.
+    for (batch, ranks, figure) in [(1, 2, 1.27), (8, 2, 1.08), (32, 4, 1.10), (128, 8, 1.03)] {
+        let found = share(batch, ranks);
+        assert!(
+            (found / figure - 1.0).abs() < 0.03,
+            "{batch} tokens, {ranks} ranks: {found}, not {figure}"
+        );
+    }
+    let alone = roofline::step_bytes(&real(), &FP8, 32, 0, 2).weights / 1e9;
+    assert_eq!(bytes(32, 1), alone);
+    assert!(bytes(32, 2) > alone / 2.0 && bytes(32, 2) < alone * 0.6);
 }
 
 #[test]
