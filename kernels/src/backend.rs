@@ -174,6 +174,13 @@ pub trait Backend: Send + fmt::Debug {
         Vec::new()
     }
 
+    /// After `forward` and another `begin` of the same batch with other rows of logits: theirs, from the hidden states that
+    /// `forward` left. `false`: it left none, nothing was done.
+    fn forward_rows(&mut self, logits: &Buffer) -> Result<bool> {
+        let _ = logits;
+        Ok(false)
+    }
+
     /// Samples rows 0.. of `logits` without waiting. Later batches may name the tokens as `SAMPLED | row`, before
     /// `sampled` has brought them. No rows: a mark that `sampled` waits for, and the tokens of the last call stay.
     /// `false`: nothing was done, use `sample`.

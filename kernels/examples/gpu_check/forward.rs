@@ -222,6 +222,18 @@ impl Small {
         download(b, logits, words)
     }
 
+    /// Logits of other rows of the step that `forward` ran last.
+    pub fn more_rows(&mut self, batch: &Batch, rows: std::ops::Range<u32>) -> Vec<f32> {
+        let part = Batch {
+            logit_rows: rows.collect(),
+            ..batch.clone()
+        };
+        let (b, logits) = (self.backend.as_mut(), &self.buffers[7]);
+        b.begin(&part).unwrap();
+        assert!(b.forward_rows(logits).unwrap(), "no states were left");
+        download(b, logits, part.logit_rows.len() * self.vocab)
+    }
+
     pub fn set_forward(&mut self) {
         assert!(self.backend.set_forward(self.model.clone()).unwrap());
     }
@@ -493,6 +505,35 @@ pub fn alone(report: &mut Report) {
                     );
                 }
             }
+        }
+    }
+}
+
+/// Logits of a prompt's rows part by part, from the states that a step leaves, are those of all rows at once.
+pub fn rows(report: &mut Report) {
+    let shape = &shapes()[1];
+    for length in [7, 60, 700] {
+        for deterministic in [false, true] {
+            let (_, gpu) = backends();
+            let mut gpu = Small::new(gpu, shape, Kind::Fp8, KvDtype::Bf16);
+            gpu.set_deterministic(deterministic);
+            let mut prompt = batch(&mut Random(length as u64), &[(0, length)], 128, shape.vocab);
+            prompt.logit_rows = (0..length as u32).collect();
+            let expected = gpu.forward(&prompt);
+            prompt.logit_rows = vec![0];
+            gpu.forward(&prompt);
+            let parts = (0..length as u32).step_by(48);
+            let found: Vec<f32> = parts
+                .flat_map(|first| gpu.more_rows(&prompt, first..(first + 48).min(length as u32)))
+                .collect();
+            // Deterministic: bit by bit.
+            let bound = if deterministic { f64::MIN_POSITIVE } else { 1e-2 };
+            report.compare(
+                &format!("rows of {length} tokens in parts, deterministic {deterministic}"),
+                &found,
+                &expected,
+                bound,
+            );
         }
     }
 }

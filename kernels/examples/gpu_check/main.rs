@@ -32,7 +32,7 @@ fn main() {
     let mut report = Report::default();
     let wanted = |name: &str| only.as_deref().is_none_or(|only| name.contains(only));
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 11] = [
+    let checks: [(&str, Check); 12] = [
         ("head", ops::head),
         ("linear_add", ops::linear_add),
         ("qkv_attention", ops::qkv_attention),
@@ -43,6 +43,7 @@ fn main() {
         ("forward", forward::forward),
         ("alone", forward::alone),
         ("pipeline", forward::pipeline),
+        ("rows", forward::rows),
         ("divergence", divergence::check),
     ];
     for (name, check) in checks {

@@ -273,6 +273,10 @@ impl Backend for CudaBackend {
         self.watched.as_ref().map(RefCell::take).unwrap_or_default()
     }
 
+    fn forward_rows(&mut self, logits: &Buffer) -> Result<bool> {
+        self.run_head(logits)
+    }
+
     fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
         self.start_sampling(logits, vocab, rows)
     }

@@ -1,12 +1,13 @@
 //! Head and sampler, over as many rows at a time as the logits buffer holds.
 
-use conclave_kernels::backend::SampleRow;
+use conclave_kernels::backend::{KernelError, SampleRow};
 
 use super::step::floats;
 use super::{Executor, ModelError, Result, StepInput, StepOutput, Tap};
 
 impl Executor {
-    /// Samples a step whose layers are queued. `has_logits`: those of the first rows are there.
+    /// Samples a step whose layers are queued. `has_logits`: those of the first rows are there, and if there are more
+    /// rows, the step ran whole.
     pub fn sample(
         &mut self,
         input: StepInput<'_>,
@@ -24,8 +25,11 @@ impl Executor {
             if first > 0 {
                 self.begin(input.batch, first..end)?;
             }
-            if first > 0 || !has_logits {
+            if !has_logits {
                 self.head()?;
+            } else if first > 0 && !self.backend.forward_rows(&self.buffers.logits)? {
+                let problem = "this device keeps no states of a step for more rows of logits";
+                return Err(KernelError::Unsupported(problem.into()).into());
             }
             self.poison_logits(end - first)?;
             self.show_logits(first, end, tap)?;

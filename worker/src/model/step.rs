@@ -95,8 +95,9 @@ impl Executor {
         let rows = all.min(self.limits.max_logit_rows);
         self.begin(input.batch, 0..rows)?;
         let tokens = input.batch.ids.len();
-        // A later part of the rows needs the hidden states, which only op by op are here.
-        let forward = self.whole && rows == all && !tap.looks_inside() && (tokens > 0 || self.exchanges);
+        // Later parts of the rows need hidden states, which whole steps of single tokens on a lone device do not leave.
+        let leaves_states = rows == all || self.exchanges || tokens > input.batch.runs.len();
+        let forward = self.whole && leaves_states && !tap.looks_inside() && (tokens > 0 || self.exchanges);
         if forward {
             self.backend.watch_gates(tap.watches_gates());
         }

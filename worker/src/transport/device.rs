@@ -111,27 +111,19 @@ fn open(
     shape: &dyn Fn(usize) -> ExchangeShape,
     ranks: usize,
 ) -> Result<Option<PeerHandle>> {
-    let counts = (1..=ranks.max(USUAL_RANKS)).map(shape);
-    Ok(match kind {
-        TransportKind::Ipc => {
-            let most = counts
-                .max_by_key(ExchangeShape::area_bytes)
-                .unwrap_or_else(|| shape(ranks));
-            Some(match backend.ipc_handle() {
-                Some(handle) if handle.area_bytes >= most.area_bytes() as u64 => handle,
-                _ => backend.open_ipc(&most)?,
-            })
+    let shapes: Vec<ExchangeShape> = (1..=ranks.max(USUAL_RANKS)).map(shape).collect();
+    if kind != TransportKind::Ipc {
+        if !backend.nccl_holds(&shapes) {
+            backend.open_nccl(&shapes)?;
         }
-        _ => {
-            let most = counts
-                .max_by_key(ExchangeShape::staged_bytes)
-                .unwrap_or_else(|| shape(ranks));
-            if backend.nccl_bytes() < most.staged_bytes() {
-                backend.open_nccl(&most)?;
-            }
-            None
-        }
-    })
+        return Ok(None);
+    }
+    let most = shapes.iter().max_by_key(|shape| shape.area_bytes());
+    let most = most.copied().unwrap_or_else(|| shape(ranks));
+    Ok(Some(match backend.ipc_handle() {
+        Some(handle) if handle.area_bytes >= most.area_bytes() as u64 => handle,
+        _ => backend.open_ipc(&most)?,
+    }))
 }
 
 /// What this rank tells its peers: sizes that must be theirs, and the handle of its buffers.
@@ -187,7 +179,7 @@ impl Transport for DeviceTransport {
 }
 
 fn by_itself() -> TransportError {
-    let what = "this step cannot run whole on the device, and between GPUs there is no other way: ask for fewer log-probabilities of prompt tokens";
+    let what = "this step cannot run whole on the device, and between GPUs there is no other way";
     KernelError::Unsupported(what.into()).into()
 }
 

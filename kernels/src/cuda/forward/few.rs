@@ -88,6 +88,16 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, l
     head(backend, forward, stream, pieces.rows, logits)
 }
 
+/// Logits of the wanted rows of a step whose hidden states lie where both walks leave them.
+pub(super) fn more_rows(backend: &CudaBackend, forward: &Forward, rows: usize, logits: u64) -> Result<()> {
+    let stream = Stream {
+        x0: forward.places.hidden,
+        x1: 0,
+        more: 0,
+    };
+    head(backend, forward, stream, rows, logits)
+}
+
 /// The final norm of the wanted rows, and their logits.
 fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, logits: u64) -> Result<()> {
     const OP: &str = "forward";

@@ -108,6 +108,8 @@ pub(super) struct Forward {
     one: Option<One>,
     use_one: bool,
     graphs: Graphs,
+    /// The last step's hidden states are all in `places.hidden`.
+    left_states: bool,
 }
 
 impl Sizes {
@@ -196,6 +198,7 @@ impl CudaBackend {
             one,
             use_one: true,
             graphs: Graphs::default(),
+            left_states: false,
         });
         Ok(true)
     }
@@ -303,10 +306,30 @@ impl CudaBackend {
     }
 
     pub(super) fn run_forward(&mut self, logits: &Buffer) -> Result<bool> {
+        let way = self.queue_forward(logits)?;
+        if let Some(forward) = &mut self.forward {
+            forward.left_states = way == Some(Way::Grouped);
+        }
+        Ok(way.is_some())
+    }
+
+    /// Logits of the rows that the batch names now, of the step that ran last.
+    pub(super) fn run_head(&mut self, logits: &Buffer) -> Result<bool> {
+        let rows = self.step.logit_count;
+        let Some(forward) = self.forward.as_ref().filter(|forward| forward.left_states) else {
+            return Ok(false);
+        };
+        let bytes = rows * forward.sizes.vocab * 4;
+        let logits = self.memory_of("forward_rows", "logits", logits, bytes)?;
+        few::more_rows(self, forward, rows, logits).map(|()| true)
+    }
+
+    /// How the step was queued, many tokens counting as `Grouped`; `None`: there is no model here.
+    fn queue_forward(&mut self, logits: &Buffer) -> Result<Option<Way>> {
         const OP: &str = "forward";
         let (tokens, rows) = (self.step.tokens, self.step.logit_count);
         let Some(forward) = &self.forward else {
-            return Ok(false);
+            return Ok(None);
         };
         let vocab = forward.sizes.vocab;
         let logits = self.memory_of(OP, "logits", logits, rows * vocab * 4)?;
@@ -316,7 +339,7 @@ impl CudaBackend {
             return Err(KernelError::Unsupported(what.into()));
         }
         if tokens == 0 && cut.is_none() {
-            return Ok(true);
+            return Ok(Some(Way::Grouped));
         }
         for layer in &forward.layers {
             self.step
@@ -325,7 +348,7 @@ impl CudaBackend {
         let (piece, pieces) = match cut {
             Some(Cut::Many { tokens, pieces }) => {
                 many::queue(self, forward, (tokens, pieces), logits)?;
-                return self.queued();
+                return self.queued(Way::Grouped);
             }
             Some(Cut::Few { tokens, pieces }) => (tokens, pieces),
             None if tokens > FEW_TOKENS && !self.deterministic => {
@@ -335,7 +358,7 @@ impl CudaBackend {
                     (EXPERTS_CHUNK, tokens.div_ceil(EXPERTS_CHUNK)),
                     logits,
                 )?;
-                return Ok(true);
+                return Ok(Some(Way::Grouped));
             }
             None => (FEW_TOKENS, tokens.div_ceil(FEW_TOKENS)),
         };
@@ -356,18 +379,18 @@ impl CudaBackend {
         let is_decode = rows == tokens && self.step.runs.len() == tokens;
         if pieces.count > 1 || !recordable || observed || !is_decode {
             few::queue(self, forward, &pieces, logits)?;
-            return self.queued();
+            return self.queued(way);
         }
         self.launch_recorded(&pieces, logits)?;
-        self.queued()
+        self.queued(way)
     }
 
     /// The whole step is on the stream.
-    fn queued(&self) -> Result<bool> {
-        match self.exchange() {
-            Some(exchange) => exchange.queued(&self.gpu).map(|()| true),
-            None => Ok(true),
+    fn queued(&self, way: Way) -> Result<Option<Way>> {
+        if let Some(exchange) = self.exchange() {
+            exchange.queued(&self.gpu)?;
         }
+        Ok(Some(way))
     }
 }
 
