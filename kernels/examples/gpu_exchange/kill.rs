@@ -13,7 +13,7 @@ use conclave_kernels::cuda::exchange::station::{Family, Station, Until};
 use crate::Options;
 use crate::cases::{Holding, Random, Routing, Tokens, placement};
 use crate::link::spawn;
-use crate::rank::{self, area_bytes, hex};
+use crate::rank::{self, hex, shapes};
 
 const SIZES: (usize, usize, usize) = (3072, 8, 256);
 const LAYERS: usize = 4;
@@ -24,8 +24,8 @@ const MAPPING: Duration = Duration::from_millis(500);
 /// A rank that does what its parent says, a line at a time.
 pub fn child(options: &Options) {
     let ordinal = options.child.unwrap() % options.gpus;
-    let bytes = area_bytes(options.ranks[0]);
-    let mut station = Station::open(ordinal as i32, bytes, options.nccl).unwrap();
+
+    let mut station = Station::open(ordinal as i32, &shapes(options.ranks[0]), options.nccl).unwrap();
     let control = station.control();
     let say = |line: String| {
         println!("{line}");

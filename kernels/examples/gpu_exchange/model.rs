@@ -231,7 +231,7 @@ pub fn model(rank: &mut Rank) -> usize {
             let own = match rank.options.nccl {
                 true => part
                     .backend
-                    .open_nccl(&shape)
+                    .open_nccl(std::slice::from_ref(&shape))
                     .map(|()| if rank.rank == 0 { draw() } else { "-".into() }),
                 false => part.backend.open_ipc(&shape).map(|own| hex(&own.to_bytes())),
             };

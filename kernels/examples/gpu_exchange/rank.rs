@@ -65,22 +65,21 @@ pub fn connect(station: &mut Station, epoch: &Epoch<'_>, texts: &[String], nccl:
     station.connect(epoch, Peers::Ipc(&peers), &factors).unwrap();
 }
 
-/// Bytes of receive buffers for everything that `check` and `bench` do.
-pub fn area_bytes(ranks: usize) -> usize {
+/// The largest that `check` and `bench` do.
+pub fn shapes(ranks: usize) -> [ExchangeShape; 2] {
     let shape = ExchangeShape::new(ranks, 3072, 8, 4096, false);
     let many = ExchangeShape {
         many_tokens: 4096,
         exact: true,
         ..shape
     };
-    let exact = ExchangeShape::new(ranks, 3072, 8, 4096, true);
-    many.staged_bytes().max(exact.staged_bytes())
+    [many, ExchangeShape::new(ranks, 3072, 8, 4096, true)]
 }
 
 impl Rank {
     pub fn new(options: &Options, rank: usize, ranks: usize, link: Box<dyn Link>) -> Rank {
         let ordinal = (rank % options.gpus) as i32;
-        let station = Station::open(ordinal, area_bytes(ranks), options.nccl).unwrap();
+        let station = Station::open(ordinal, &shapes(ranks), options.nccl).unwrap();
         Rank {
             options: options.clone(),
             rank,

@@ -79,7 +79,7 @@ impl Connected {
         })
     }
 
-    fn tokens(&self, tokens: &Tokens, most: usize) -> Result<ExchangeTokens> {
+    pub(super) fn tokens(&self, tokens: &Tokens, most: usize) -> Result<ExchangeTokens> {
         if tokens.count > most {
             return Err(shape(
                 "exchange",
@@ -108,12 +108,7 @@ impl Connected {
             tokens: self.tokens(tokens, self.shape.few_tokens)?,
             normed,
             x: self.places.x.address,
-            group: GroupRows {
-                groups: self.places.groups,
-                rows: self.places.rows.address,
-                experts: self.places.local_experts as i32,
-                words: self.shape.few_rows().div_ceil(32) as i32,
-            },
+            group: self.group_rows(),
             phase: Phase::Whole,
         };
         let run = |phase| {
@@ -125,11 +120,26 @@ impl Connected {
             )
         };
         in_phases(run, carry)?;
-        Ok(FewRows {
+        Ok(self.few_rows())
+    }
+
+    /// Where rows that came are grouped.
+    pub(super) fn group_rows(&self) -> GroupRows {
+        GroupRows {
+            groups: self.places.groups,
+            rows: self.places.rows.address,
+            experts: self.places.local_experts as i32,
+            words: self.shape.few_rows().div_ceil(32) as i32,
+        }
+    }
+
+    /// The same for the experts' kernels.
+    pub(super) fn few_rows(&self) -> FewRows {
+        FewRows {
             x: self.places.x.address,
             groups: self.places.groups,
             most_groups: self.places.most_groups,
-        })
+        }
     }
 
     pub(super) fn combine_few(
@@ -180,6 +190,7 @@ impl Connected {
         Ok(ManyRows {
             rows: own + self.at.many_rows,
             row_bytes: self.shape.row_bytes(),
+            region_bytes: self.shape.many_tokens * self.shape.row_bytes(),
             wire: self.shape.wire,
             ids: own + self.at.many_ids,
             counts: self.places.counts.address,

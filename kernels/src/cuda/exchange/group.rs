@@ -17,6 +17,12 @@ pub(crate) struct Group {
     largest: usize,
 }
 
+/// What the largest of `shapes` needs of either buffer.
+pub(super) fn most_bytes(shapes: &[ExchangeShape]) -> (usize, usize) {
+    let all = shapes.iter().map(ExchangeShape::message_bytes);
+    all.fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)))
+}
+
 /// How a step is exchanged, the same on every rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
@@ -74,16 +80,17 @@ impl CudaBackend {
         self.group.ipc.as_ref().map(IpcExchange::handle)
     }
 
-    /// Bytes of the buffers for NCCL; 0: not open.
-    pub fn nccl_bytes(&self) -> usize {
-        self.group.nccl.as_ref().map_or(0, NcclExchange::bytes)
+    /// Whether buffers for NCCL are open that do for epochs of `shapes`.
+    pub fn nccl_holds(&self, shapes: &[ExchangeShape]) -> bool {
+        let nccl = self.group.nccl.as_ref();
+        nccl.is_some_and(|nccl| nccl.holds(most_bytes(shapes)))
     }
 
-    /// Buffers for epochs over NCCL of shapes no larger than `most`, once.
-    pub fn open_nccl(&mut self, most: &ExchangeShape) -> Result<()> {
+    /// Buffers for epochs over NCCL of `shapes`, once.
+    pub fn open_nccl(&mut self, shapes: &[ExchangeShape]) -> Result<()> {
         self.gpu.device.enter()?;
-        most.check()?;
-        self.group.nccl = Some(NcclExchange::new(&self.gpu, most.staged_bytes())?);
+        shapes.iter().try_for_each(ExchangeShape::check)?;
+        self.group.nccl = Some(NcclExchange::new(&self.gpu, most_bytes(shapes))?);
         Ok(())
     }
 

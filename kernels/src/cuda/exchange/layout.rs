@@ -112,11 +112,6 @@ impl ExchangeShape {
         Area::new(self, false).1
     }
 
-    /// The same, and of its staging area, where NCCL carries what is exchanged.
-    pub fn staged_bytes(&self) -> usize {
-        Area::new(self, true).1
-    }
-
     /// Bytes that one token's row takes on its way in the few-token family, and in the many-token family.
     pub fn wire_bytes(&self) -> (usize, usize) {
         (self.row_units() * UNIT, self.row_bytes())
@@ -165,89 +160,6 @@ impl Area {
             many_done: place(ranks * 8),
         };
         (area, end)
-    }
-}
-
-/// What is carried of each rank's place in an array of an area, from a staging area to the area it is for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Carried {
-    /// Where the array begins, how far a rank's place is from the one before, and what is carried of each.
-    at: u64,
-    stride: usize,
-    pub(super) bytes: usize,
-}
-
-impl Carried {
-    pub(super) fn of(&self, rank: u32) -> u64 {
-        self.at + u64::from(rank) * self.stride as u64
-    }
-}
-
-impl Area {
-    /// A dispatch of the first `tokens` tokens.
-    pub(super) fn dispatch_few(&self, shape: &ExchangeShape, tokens: usize) -> [Carried; 3] {
-        let (meta, row) = (shape.top_k.div_ceil(2) * UNIT, shape.row_units() * UNIT);
-        let rows = |at, bytes: usize| Carried {
-            at,
-            stride: shape.few_tokens * bytes,
-            bytes: tokens * bytes,
-        };
-        let header = Carried {
-            at: self.few_header,
-            stride: UNIT,
-            bytes: UNIT,
-        };
-        [header, rows(self.few_meta, meta), rows(self.few_rows, row)]
-    }
-
-    /// The results of the first `tokens` tokens.
-    pub(super) fn combine_few(&self, shape: &ExchangeShape, tokens: usize) -> [Carried; 2] {
-        let per_token = if shape.deterministic { shape.top_k } else { 1 } * shape.row_units() * UNIT;
-        let back = Carried {
-            at: self.few_back,
-            stride: shape.few_tokens * per_token,
-            bytes: tokens * per_token,
-        };
-        [back, done(self.few_done)]
-    }
-
-    pub(super) fn dispatch_many(&self, shape: &ExchangeShape, tokens: usize) -> [Carried; 4] {
-        let rows = |at, bytes: usize| Carried {
-            at,
-            stride: shape.many_tokens * bytes,
-            bytes: tokens * bytes,
-        };
-        let header = Carried {
-            at: self.many_header,
-            stride: UNIT,
-            bytes: UNIT,
-        };
-        let slots = shape.top_k * 4;
-        [
-            header,
-            rows(self.many_rows, shape.row_bytes()),
-            rows(self.many_ids, slots),
-            rows(self.many_weights, slots),
-        ]
-    }
-
-    pub(super) fn combine_many(&self, shape: &ExchangeShape, tokens: usize) -> [Carried; 2] {
-        let row = shape.hidden * 2;
-        let back = Carried {
-            at: self.many_back,
-            stride: shape.many_tokens * row,
-            bytes: tokens * row,
-        };
-        [back, done(self.many_done)]
-    }
-}
-
-/// A stamp of each rank.
-fn done(at: u64) -> Carried {
-    Carried {
-        at,
-        stride: 8,
-        bytes: 8,
     }
 }
 
@@ -385,32 +297,6 @@ mod tests {
                     shape.few_rows() * shape.wire_bytes().0
                 );
             }
-        }
-    }
-
-    #[test]
-    fn what_is_carried_stays_within_its_place() {
-        for deterministic in [false, true] {
-            let shape = ExchangeShape::new(4, 3072, 8, 8192, deterministic);
-            let (area, bytes) = Area::new(&shape, true);
-            let (few, many) = (shape.few_tokens, shape.many_tokens);
-            let mut all = Vec::new();
-            all.extend(area.dispatch_few(&shape, few));
-            all.extend(area.combine_few(&shape, few));
-            if !deterministic {
-                all.extend(area.dispatch_many(&shape, many));
-                all.extend(area.combine_many(&shape, many));
-            }
-            all.sort_by_key(|carried| carried.at);
-            let mut end = 0;
-            for carried in all {
-                assert!(carried.at >= end, "{carried:?} begins before {end}");
-                for rank in 1..4 {
-                    assert!(carried.of(rank - 1) + carried.bytes as u64 <= carried.of(rank));
-                }
-                end = carried.of(3) + carried.bytes as u64;
-            }
-            assert!(end <= bytes as u64);
         }
     }
 

@@ -120,9 +120,10 @@ pub(crate) struct FewRows {
 /// What came, for `sort` and the expert kernels of many rows.
 #[derive(Clone, Copy)]
 pub(crate) struct ManyRows {
-    /// `[ranks][many_tokens]` rows of `row_bytes` as `wire` says.
+    /// `[ranks][many_tokens]` rows of `row_bytes` as `wire` says; each rank's begin `region_bytes` after the one before.
     pub(crate) rows: u64,
     pub(crate) row_bytes: usize,
+    pub(crate) region_bytes: usize,
     pub(crate) wire: Wire,
     /// U32 `[ranks][many_tokens, top_k]`: local expert or 0xffffffff.
     pub(crate) ids: u64,
@@ -149,6 +150,7 @@ impl ManyRows {
             rows: self.rows,
             region: shape.many_tokens as i32,
             row_bytes: self.row_bytes as i32,
+            region_bytes: self.region_bytes as u64,
             fp8: i32::from(self.wire == Wire::Fp8),
             sorted_rows: self.total,
             ..to

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::control::Control;
+use super::group::most_bytes;
 use super::ipc::{Epoch, IpcExchange};
 use super::nccl::{NcclExchange, UniqueId};
 use super::peer::{PeerHandle, copy, poke};
@@ -72,8 +73,8 @@ pub enum Peers<'a> {
 }
 
 enum Carrier {
-    Ipc(IpcExchange),
-    Nccl(NcclExchange),
+    Ipc(Box<IpcExchange>),
+    Nccl(Box<NcclExchange>),
 }
 
 pub struct Station {
@@ -105,11 +106,11 @@ struct StandInMany {
 }
 
 impl Station {
-    /// On device `ordinal`, with receive buffers of `bytes`; over NCCL, or between mapped buffers.
-    pub fn open(ordinal: i32, bytes: usize, nccl: bool) -> Result<Station> {
+    /// On device `ordinal`, with buffers for `shapes`; over NCCL, or between mapped buffers.
+    pub fn open(ordinal: i32, shapes: &[ExchangeShape], nccl: bool) -> Result<Station> {
         let device = Device::open(ordinal)?;
         let kernels = Kernels::load_some(&device, |file| {
-            ["exchange_", "experts_sort", "rmsnorm_"]
+            ["exchange_", "nccl_", "experts_sort", "rmsnorm_"]
                 .iter()
                 .any(|wanted| file.starts_with(wanted))
         })?;
@@ -122,8 +123,11 @@ impl Station {
         };
         Ok(Station {
             carrier: match nccl {
-                true => Carrier::Nccl(NcclExchange::new(&gpu, bytes)?),
-                false => Carrier::Ipc(IpcExchange::new(&gpu, bytes)?),
+                true => Carrier::Nccl(Box::new(NcclExchange::new(&gpu, most_bytes(shapes))?)),
+                false => {
+                    let bytes = shapes.iter().map(ExchangeShape::area_bytes).max();
+                    Carrier::Ipc(Box::new(IpcExchange::new(&gpu, bytes.unwrap_or(0))?))
+                }
             },
             buffers: None,
             gpu,
@@ -144,8 +148,8 @@ impl Station {
 
     fn exchange(&self) -> &dyn Exchange {
         match &self.carrier {
-            Carrier::Ipc(ipc) => ipc,
-            Carrier::Nccl(nccl) => nccl,
+            Carrier::Ipc(ipc) => ipc.as_ref(),
+            Carrier::Nccl(nccl) => nccl.as_ref(),
         }
     }
 

@@ -29,6 +29,7 @@ pub(crate) struct SortParams {
     pub(crate) sorted_blocks: i32,
     pub(crate) region_counts: u64,
     pub(crate) rows: u64,
+    pub(crate) region_bytes: u64,
     pub(crate) region: i32,
     pub(crate) row_bytes: i32,
     pub(crate) fp8: i32,

@@ -19,9 +19,10 @@ struct SortParams {
     int tokens, k, experts, steps, plane_blocks, sorted_blocks;
     // Tokens that came from several ranks: `region` places a rank (a multiple of 128), of which the first counts[rank] are
     // used; ids are local or -1. Their rows stand one after the other in the order of planes: BF16, or E4M3 with the
-    // scales of each 128 behind them.
+    // scales of each 128 behind them; each rank's rows begin `region_bytes` after the one's before.
     const int *region_counts;  // null: all tokens, from the plane
     const uint8_t *rows;
+    size_t region_bytes;
     int region, row_bytes, fp8;
     int *sorted_rows;  // or null: how many there are, padding included
 };
@@ -111,7 +112,7 @@ DEVICE uint4 row_unit(const SortParams &p, int token, int i) {
         return *reinterpret_cast<const uint4 *>(
             p.plane + (static_cast<size_t>(chunk) * p.plane_blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((unit ^ r) * 16));
     }
-    const uint8_t *row = p.rows + static_cast<size_t>(token) * p.row_bytes;
+    const uint8_t *row = p.rows + token / p.region * p.region_bytes + static_cast<size_t>(token % p.region) * p.row_bytes;
     if (!p.fp8) return __ldcg(reinterpret_cast<const uint4 *>(row) + i);
     const uint2 packed = __ldcg(reinterpret_cast<const uint2 *>(row) + i);
     const float scale = __ldcg(reinterpret_cast<const float *>(row + p.steps * 128) + i / 16);

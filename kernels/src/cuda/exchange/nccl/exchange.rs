@@ -1,25 +1,30 @@
-//! The exchange over NCCL: the kernels of this folder write what is for other ranks into a staging area of this device,
-//! the library carries it to the same places of their areas, and the kernels take it from there.
+//! The exchange over NCCL: this rank writes one message for all others, the library carries it, and kernels make of all
+//! ranks' messages what is to be done here; results go back the same way, one piece to each rank.
 //!
-//! low_latency (few tokens): every pair of ranks carries as many tokens as the largest rank has, rounded up to a power of
+//! low_latency (few tokens): every message has room for as many tokens as the largest rank has, rounded up to a power of
 //! two, so that sizes are the same for all and are recorded with the graph. high_throughput (many tokens): the ranks
 //! tell each other how many tokens they have, once a step, and carry just those. Must stay true: all ranks carry the
-//! same stretches in the same order; what a rank is told by a peer is checked against the capacity before it is used.
+//! same sizes in the same order; what a rank is told by a peer is checked against the capacity before it is used.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::messages::{
+    ArriveFew, ArriveMany, HEAD, PackFew, PackMany, Places, ReturnFew, ReturnMany, Sizes, SumFew, SumMany,
+};
 use super::watch::Watch;
-use super::{Communicator, Nccl, UniqueId, Until};
+use super::{Communicator, Nccl, UniqueId, Until, launch};
 use crate::backend::{KernelError, Result};
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
-use crate::cuda::exchange::layout::{Area, Carried};
+use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
     Exchange, ExchangeShape, Fault, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, StepSizes, Tokens,
+    Wire,
 };
+use crate::cuda::format::padded;
 use crate::cuda::{Gpu, Memory, as_bytes, shape};
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
@@ -28,17 +33,22 @@ const JOIN_WITHIN: Duration = Duration::from_secs(10);
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct NcclExchange {
-    own: Memory,
-    staging: Memory,
+    /// Messages and results.
+    messages: Memory,
+    /// Which slots of many tokens are for experts here: U32 `[ranks][many_tokens, top_k]`.
+    local: Memory,
     /// Tokens of each rank in the step, as they tell each other: U64.
     tally: Memory,
     control: Control,
-    live: Option<Live>,
+    live: Option<Box<Live>>,
+    /// What an epoch before needed.
+    kept: Option<Kept>,
 }
 
 /// An epoch.
 struct Live {
     connected: Connected,
+    places: Places,
     communicator: Arc<Communicator>,
     watch: Watch,
     timeout: Duration,
@@ -57,21 +67,22 @@ struct Step {
 }
 
 impl NcclExchange {
-    /// Buffers for epochs of shapes that need at most `bytes` ([`ExchangeShape::staged_bytes`]).
-    pub(crate) fn new(gpu: &Gpu, bytes: usize) -> Result<NcclExchange> {
+    /// Buffers for epochs of shapes that need at most `most` ([`ExchangeShape::message_bytes`]).
+    pub(crate) fn new(gpu: &Gpu, most: (usize, usize)) -> Result<NcclExchange> {
         Nccl::open()?;
         Ok(NcclExchange {
-            own: gpu.alloc(bytes, "receive buffers of the exchange")?,
-            staging: gpu.alloc(bytes, "staging buffers of the exchange")?,
+            messages: gpu.alloc(most.0, "messages of the exchange")?,
+            local: gpu.alloc(most.1.max(4), "slots of the exchange")?,
             tally: gpu.alloc(MAX_RANKS * 8, "an exchange")?,
             control: Control::new(&gpu.device)?,
             live: None,
+            kept: None,
         })
     }
 
-    /// Of the receive buffers.
-    pub(crate) fn bytes(&self) -> usize {
-        self.own.bytes
+    /// Whether the buffers do for epochs of shapes that need `most`.
+    pub(crate) fn holds(&self, most: (usize, usize)) -> bool {
+        self.messages.bytes >= most.0 && self.local.bytes >= most.1
     }
 
     pub(crate) fn control(&self) -> Control {
@@ -93,9 +104,14 @@ impl NcclExchange {
         if epoch.placement.ranks as usize != sizes.ranks || epoch.rank >= sizes.ranks {
             return Err(shape(OP, "ranks", epoch.placement.ranks, sizes.ranks));
         }
-        let (_, bytes) = Area::new(&sizes, true);
-        if self.own.bytes < bytes {
-            return Err(shape(OP, "bytes of this rank's buffers", self.own.bytes, bytes));
+        let bytes = sizes.message_bytes();
+        if !self.holds(bytes) {
+            return Err(shape(
+                OP,
+                "bytes of this rank's buffers",
+                self.messages.bytes,
+                bytes.0,
+            ));
         }
         gpu.device.enter()?;
         self.leave(gpu)?;
@@ -107,19 +123,18 @@ impl NcclExchange {
         let place = (epoch.rank as u32, sizes.ranks as u32);
         let joined = Communicator::connect(nccl, &gpu.device, id, place, false, until);
         let communicator = Arc::new(joined.map_err(|error| of_the_epoch(place, error))?);
-        let mut area = [0; MAX_RANKS];
-        area[..sizes.ranks].fill(self.staging.address);
-        area[epoch.rank] = self.own.address;
-        let connected = Connected::new(gpu, epoch, area, (self.control.address(), true, 1), None)?;
-        // Old stamps must not be carried, nor be found here.
-        self.own.clear(&gpu.device, &gpu.stream, bytes)?;
-        self.staging.clear(&gpu.device, &gpu.stream, bytes)?;
+        let host = (self.control.address(), false, 1);
+        let connected = Connected::new(gpu, epoch, [0; MAX_RANKS], host, self.kept.take())?;
+        let places = Sizes::new(&sizes).at(self.messages.address);
+        // No stamp of memory that was something else before may be taken for one.
+        self.messages.clear(&gpu.device, &gpu.stream, bytes.0)?;
         gpu.stream.wait(&gpu.device)?;
         self.control.clear();
         self.control.set_communicator(Some(Arc::clone(&communicator)));
         let live = Live {
             watch: Watch::new(self.control.clone(), JOIN_WITHIN)?,
             connected,
+            places,
             communicator,
             timeout: epoch.timeout,
             step: Cell::new(Step {
@@ -131,7 +146,7 @@ impl NcclExchange {
         // The first operation connects the pairs; it must not happen while a step is recorded.
         self.agree(gpu, &live, 0, until)?;
         live.watch.set_timeout(epoch.timeout);
-        self.live = Some(live);
+        self.live = Some(Box::new(live));
         Ok(())
     }
 
@@ -142,7 +157,7 @@ impl NcclExchange {
         };
         self.control.abort();
         self.control.set_communicator(None);
-        drop(live);
+        let Live { connected, .. } = *live;
         let deadline = Instant::now() + LEAVE_WITHIN;
         while !gpu.stream.is_idle(&gpu.device)? {
             if Instant::now() > deadline {
@@ -153,11 +168,12 @@ impl NcclExchange {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
+        self.kept = Some(connected.places);
         Ok(())
     }
 
     fn live(&self) -> Result<&Live> {
-        self.live.as_ref().ok_or_else(of_no_epoch)
+        self.live.as_deref().ok_or_else(of_no_epoch)
     }
 
     pub(crate) fn set_timeout(&self, gpu: &Gpu, timeout: Duration) -> Result<()> {
@@ -167,42 +183,27 @@ impl NcclExchange {
         live.connected.places.set_timeout(gpu, nanoseconds)
     }
 
-    /// Carries `to(r)` from the staging area and takes in `from(r)`, for every other rank r.
-    fn carry<const N: usize>(
+    /// Sends every other rank what `to` says, and takes in what `from` says: address and bytes.
+    fn carry(
         &self,
         gpu: &Gpu,
         live: &Live,
-        to: impl Fn(u32) -> [Carried; N],
-        from: impl Fn(u32) -> [Carried; N],
+        to: impl Fn(u32) -> (u64, usize),
+        from: impl Fn(u32) -> (u64, usize),
     ) -> Result<()> {
         let Communicator { rank, ranks, .. } = *live.communicator;
         if ranks == 1 {
             return Ok(());
         }
         let grouped = live.communicator.group(self.until(live), |group| {
+            // From the next rank on, so that not all begin with the same one.
             for distance in 1..ranks {
                 let (next, last) = ((rank + distance) % ranks, (rank + ranks - distance) % ranks);
-                for stretch in to(next) {
-                    // SAFETY: inside the staging area, which the stream's kernels alone write; it lives as long.
-                    unsafe {
-                        group.send(
-                            self.staging.address + stretch.of(next),
-                            stretch.bytes,
-                            next,
-                            &gpu.stream,
-                        )?
-                    };
-                }
-                for stretch in from(last) {
-                    // SAFETY: inside this rank's area, likewise.
-                    unsafe {
-                        group.recv(
-                            self.own.address + stretch.of(last),
-                            stretch.bytes,
-                            last,
-                            &gpu.stream,
-                        )?
-                    };
+                let ((sent, bytes), (place, room)) = (to(next), from(last));
+                // SAFETY: both inside the messages' memory, which the stream's kernels alone touch; it lives as long.
+                unsafe {
+                    group.send(sent, bytes, next, &gpu.stream)?;
+                    group.recv(place, room, last, &gpu.stream)?;
                 }
             }
             Ok(())
@@ -289,6 +290,13 @@ impl Live {
         let total = counts.get(rank as usize).copied().unwrap_or(0);
         total.saturating_sub(piece * each).min(each)
     }
+
+    /// Of all ranks together.
+    fn rows(&self, piece: usize) -> usize {
+        (0..self.communicator.ranks)
+            .map(|rank| self.tokens_of(rank, piece))
+            .sum()
+    }
 }
 
 impl Exchange for NcclExchange {
@@ -347,55 +355,119 @@ impl Exchange for NcclExchange {
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
         let live = self.live()?;
-        let (at, shape, few) = (&live.connected.at, &live.connected.shape, live.step.get().few);
-        let carry = || {
-            let stretches = |_| at.dispatch_few(shape, few);
-            self.carry(gpu, live, stretches, stretches)
-        };
+        let (connected, few, rank) = (&live.connected, live.step.get().few, live.communicator.rank);
         live.fits(tokens, few)?;
-        live.connected.dispatch_few(gpu, tokens, normed, Some(&carry))
+        let (exact, messages) = (connected.shape.exact, live.places.few(few));
+        let pack = PackFew {
+            exchange: connected.params,
+            messages,
+            tokens: connected.tokens(tokens, few)?,
+            normed,
+            rows: connected.places.rows.address,
+        };
+        launch::pack_few(gpu, exact, &pack)?;
+        let bytes = live.places.sizes.few_bytes(few);
+        let message = |rank| (live.places.message(rank), bytes);
+        self.carry(gpu, live, |_| message(rank), message)?;
+        let arrive = ArriveFew {
+            exchange: connected.params,
+            messages,
+            x: connected.places.x.address,
+            group: connected.group_rows(),
+            layer: tokens.layer as i32,
+        };
+        launch::arrive_few(gpu, exact, &arrive)?;
+        Ok(connected.few_rows())
     }
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let live = self.live()?;
-        let (at, shape, few) = (&live.connected.at, &live.connected.shape, live.step.get().few);
-        let carry = || {
-            let stretches = |_| at.combine_few(shape, few);
-            self.carry(gpu, live, stretches, stretches)
-        };
+        let (connected, few) = (&live.connected, live.step.get().few);
+        let (exact, messages) = (connected.shape.exact, live.places.few(few));
         live.fits(tokens, few)?;
-        live.connected.combine_few(gpu, tokens, results, Some(&carry))
+        let back = ReturnFew {
+            exchange: connected.params,
+            messages,
+            y: results.y,
+        };
+        launch::return_few(gpu, exact, &back)?;
+        let bytes = live.places.sizes.few_back_bytes(few);
+        let to = |rank| (live.places.results_for(rank), bytes);
+        self.carry(gpu, live, to, |rank| (live.places.results_of(rank), bytes))?;
+        let sum = SumFew {
+            exchange: connected.params,
+            messages,
+            tokens: connected.tokens(tokens, few)?,
+            norm: results.norm,
+        };
+        launch::sum_few(gpu, exact, &sum)
     }
 
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows> {
         let live = self.live()?;
-        let (at, shape, piece) = (&live.connected.at, &live.connected.shape, tokens.piece);
-        let own = live.tokens_of(live.communicator.rank, piece);
-        let carry = || {
-            let to = |_| at.dispatch_many(shape, own);
-            self.carry(gpu, live, to, |rank| {
-                at.dispatch_many(shape, live.tokens_of(rank, piece))
-            })
+        let (connected, piece, rank) = (&live.connected, tokens.piece, live.communicator.rank);
+        let (shape, sizes) = (&connected.shape, &live.places.sizes);
+        live.fits(tokens, live.tokens_of(rank, piece))?;
+        let messages = live.places.many();
+        let pack = PackMany {
+            exchange: connected.params,
+            messages,
+            tokens: connected.tokens(tokens, shape.many_tokens)?,
+            plane,
+            rows: connected.places.rows.address,
+            plane_blocks: blocks as i32,
+            padded: padded(shape.hidden) as i32,
+            fp8: i32::from(shape.wire == Wire::Fp8),
         };
-        live.fits(tokens, own)?;
-        live.connected
-            .dispatch_many(gpu, tokens, (plane, blocks), Some(&carry))
+        launch::pack_many(gpu, &pack)?;
+        let own = (live.places.message(rank), sizes.many_bytes(tokens.count));
+        let from = |rank| {
+            let rows = live.tokens_of(rank, piece);
+            (live.places.message(rank), sizes.many_bytes(rows))
+        };
+        self.carry(gpu, live, |_| own, from)?;
+        let arrive = ArriveMany {
+            exchange: connected.params,
+            messages,
+            local: self.local.address,
+            layer: tokens.layer as i32,
+        };
+        launch::arrive_many(gpu, live.rows(piece), &arrive)?;
+        Ok(ManyRows {
+            rows: live.places.there + HEAD as u64,
+            row_bytes: sizes.many_row,
+            region_bytes: sizes.there_stride,
+            wire: shape.wire,
+            ids: self.local.address,
+            counts: connected.places.counts.address,
+            total: connected.places.rows.address,
+        })
     }
 
     fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
         let live = self.live()?;
-        let (at, shape, piece) = (&live.connected.at, &live.connected.shape, tokens.piece);
-        let own = live.tokens_of(live.communicator.rank, piece);
-        let carry = || {
-            let from = |_| at.combine_many(shape, own);
-            self.carry(
-                gpu,
-                live,
-                |rank| at.combine_many(shape, live.tokens_of(rank, piece)),
-                from,
-            )
+        let (connected, piece) = (&live.connected, tokens.piece);
+        let (messages, sizes) = (live.places.many(), &live.places.sizes);
+        let back = ReturnMany {
+            exchange: connected.params,
+            messages,
+            sorted: results.sorted,
+            row_of_slot: results.row_of_slot,
         };
-        live.connected.combine_many(gpu, tokens, results, Some(&carry))?;
+        launch::return_many(gpu, live.rows(piece), &back)?;
+        let to = |rank| {
+            let rows = live.tokens_of(rank, piece);
+            (live.places.results_for(rank), sizes.many_back_bytes(rows))
+        };
+        let own = sizes.many_back_bytes(tokens.count);
+        self.carry(gpu, live, to, |rank| (live.places.results_of(rank), own))?;
+        let sum = SumMany {
+            exchange: connected.params,
+            messages,
+            tokens: connected.tokens(tokens, connected.shape.many_tokens)?,
+            hidden: results.hidden,
+        };
+        launch::sum_many(gpu, &sum)?;
         // A long step is watched layer by layer.
         if gpu.stream.is_capturing(&gpu.device)? {
             return Ok(());

@@ -2,8 +2,10 @@
 
 mod communicator;
 mod exchange;
+mod launch;
 mod library;
 pub mod measure;
+mod messages;
 pub(crate) mod topology;
 mod watch;
 

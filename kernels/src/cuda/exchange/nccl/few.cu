@@ -1,0 +1,352 @@
+// The exchange of up to 128 tokens a rank over NCCL: what this rank says, what it makes of what all say, its results, their
+// sum. Rows travel as F32 or BF16; sums are those of ../few.cu, in the same order.
+// Bytes: every row is written once, and read once by each rank.
+#include "../../../ops/rmsnorm/rows.cuh"
+#include "../group.cuh"
+#include "messages.cuh"
+
+constexpr int PACK_THREADS = 256, FEW_THREADS = 512;
+
+struct PackFew {
+    ExchangeParams exchange;
+    Messages messages;
+    ExchangeTokens tokens;
+    const float *normed;  // [count, hidden]
+    const int *rows;      // this rank's expert rows of the exchange before: the load that the others see
+};
+
+struct ArriveFew {
+    ExchangeParams exchange;
+    Messages messages;
+    float *x;  // [ranks * few_tokens, hidden]
+    GroupRows group;
+    int layer;
+};
+
+struct ReturnFew {
+    ExchangeParams exchange;
+    Messages messages;
+    const float *y;  // [ranks * few_tokens * k, hidden]
+};
+
+struct SumFew {
+    ExchangeParams exchange;
+    Messages messages;
+    ExchangeTokens tokens;
+    NormRows norm;
+};
+
+// Sixteen bytes of a row: four F32 or eight BF16.
+template <bool EXACT> struct Values {
+    static constexpr int COUNT = EXACT ? 4 : 8;
+    static DEVICE void read(const float *from, float (&v)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            const float4 four = __ldcg(reinterpret_cast<const float4 *>(from + i));
+            v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
+        }
+    }
+    static DEVICE void write(float *to, const float (&v)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) *reinterpret_cast<float4 *>(to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+    }
+    static DEVICE uint4 pack(const float (&v)[COUNT]) {
+        if constexpr (EXACT)
+            return make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+        else
+            return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    }
+    static DEVICE void unpack(const uint4 &u, float (&v)[COUNT]) {
+        const uint32_t words[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if constexpr (EXACT)
+                v[i] = __uint_as_float(words[i]);
+            else
+                v[2 * i] = bf16_low(words[i]), v[2 * i + 1] = bf16_high(words[i]);
+        }
+    }
+};
+
+// This rank's message: a block a token. The rows were written by the kernel before last or earlier (the choice of experts
+// came after them), so they are read while that still runs.
+template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
+    using V = Values<EXACT>;
+    constexpr int AHEAD = EXACT ? 3 : 2;
+    const ExchangeParams &p = d.exchange;
+    const int token = blockIdx.x, units = p.hidden / V::COUNT;
+    const float *from = d.normed + static_cast<size_t>(token) * p.hidden;
+    float v[AHEAD][V::COUNT];
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++) {
+        const int u = threadIdx.x + a * PACK_THREADS;
+        if (token < d.tokens.count && u < units) V::read(from + u * V::COUNT, v[a]);
+    }
+    wait_for_inputs();
+    allow_next_kernel();
+    if (failed(p)) return;
+    const Message own = message_of(d.messages, p.rank, 0, p.k);
+    if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
+    if (token >= d.tokens.count) return;
+    if (threadIdx.x < p.k) {
+        own.ids[token * p.k + threadIdx.x] = d.tokens.ids[token * p.k + threadIdx.x];
+        own.weights[token * p.k + threadIdx.x] = d.tokens.weights[token * p.k + threadIdx.x];
+    }
+    uint4 *to = reinterpret_cast<uint4 *>(own.rows + static_cast<size_t>(token) * d.messages.row_bytes);
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++) {
+        const int u = threadIdx.x + a * PACK_THREADS;
+        if (u < units) to[u] = V::pack(v[a]);
+    }
+    for (int u = threadIdx.x + AHEAD * PACK_THREADS; u < units; u += PACK_THREADS) {
+        float more[V::COUNT];
+        V::read(from + u * V::COUNT, more);
+        to[u] = V::pack(more);
+    }
+}
+
+// Which rows of all ranks are for experts here, grouped by expert. By one block.
+DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &heads, uint32_t *tokens_of) {
+    constexpr int AHEAD = 4, ROW_WORDS = 1024 / 32;
+    const ExchangeParams &p = d.exchange;
+    __shared__ uint32_t several[ROW_WORDS];
+    uint16_t *id_of = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
+    if (threadIdx.x < ROW_WORDS) several[threadIdx.x] = 0;
+    if (threadIdx.x < p.ranks) {
+        p.counts[threadIdx.x] = heads.rows[threadIdx.x];
+        p.loads[(exchange & 1) * MAX_RANKS + threadIdx.x] = heads.loads[threadIdx.x];
+    }
+    if (threadIdx.x == 0) p.state->open = exchange;
+    int total = 0;
+    for (int r = 0; r < p.ranks; r++) total += heads.rows[r];
+    __syncthreads();
+    const auto keep = [&](int sender, int token, int slot, int rank, uint32_t local, float weight) {
+        const int row = sender * p.few_tokens + token, at = row * p.k + slot;
+        if (local >= static_cast<uint32_t>(d.group.experts)) local = ABSENT;
+        p.ids[at] = local, p.weights[at] = weight, id_of[at] = local;
+        if (sender == p.rank) p.owner[token * p.k + slot] = rank < 0 ? 0 : rank;
+        if (local != ABSENT) mark_row(tokens_of, d.group.words, local, row);
+    };
+    for (int first = threadIdx.x; first < total * p.k; first += AHEAD * FEW_THREADS) {
+        int sender[AHEAD], place[AHEAD];
+        uint32_t id[AHEAD];
+        float weight[AHEAD];
+        uint4 held[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const int i = first + a * FEW_THREADS;
+            sender[a] = -1;
+            if (i >= total * p.k) continue;
+            int token = i / p.k, r = 0;
+            while (token >= heads.rows[r]) token -= heads.rows[r++];
+            const Message from = message_of(d.messages, r, 0, p.k);
+            sender[a] = r, place[a] = token * p.k + i % p.k;
+            id[a] = from.ids[place[a]], weight[a] = from.weights[place[a]];
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+            if (sender[a] >= 0) held[a] = owners_of(p, d.layer, id[a]);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            if (sender[a] < 0) continue;
+            const int token = place[a] / p.k, row = sender[a] * p.few_tokens + token;
+            if (held[a].y != ABSENT) {
+                atomicOr(&several[row / 32], 1u << (row % 32));
+                continue;
+            }
+            const int rank = held[a].x == ABSENT ? -1 : static_cast<int>(held[a].x >> 16);
+            keep(sender[a], token, place[a] % p.k, rank, rank == p.rank ? held[a].x & 0xffffu : ABSENT, weight[a]);
+        }
+    }
+    __syncthreads();
+    // Rows with an expert that several ranks hold: a warp each.
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
+    for (int row = warp; row < p.ranks * p.few_tokens; row += FEW_THREADS / WARP) {
+        if (!(several[row / 32] >> (row % 32) & 1)) continue;
+        const int sender = row / p.few_tokens, token = row % p.few_tokens;
+        const Message from = message_of(d.messages, sender, 0, p.k);
+        int rank;
+        uint32_t local;
+        choose_for(p, d.layer, from, sender, token, exchange, lane, rank, local);
+        if (lane < p.k) keep(sender, token, lane, rank, local, from.weights[token * p.k + lane]);
+    }
+    __syncthreads();
+    finish_groups(d.group, heads.rows, p.ranks, p.few_tokens, p.k,
+                  [&](uint32_t slot) { return id_of[slot] == 0xffffu ? ABSENT : id_of[slot]; }, tokens_of);
+}
+
+// Block 0 groups, the others make F32 rows of what came.
+template <bool EXACT> DEVICE void arrive_few(const ArriveFew &d) {
+    using V = Values<EXACT>;
+    extern __shared__ uint32_t tokens_of[];  // [local experts][words], then the slots' experts, 16 bits each
+    __shared__ Heads heads;
+    const ExchangeParams &p = d.exchange;
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < d.group.experts * d.group.words; i += FEW_THREADS) tokens_of[i] = 0;
+    wait_for_inputs();
+    allow_next_kernel();
+    const uint64_t exchange = p.state->begun + 1;
+    if (!read_heads(p, d.messages, min(d.messages.carried, p.few_tokens), exchange, heads, blockIdx.x == 0)) {
+        if (blockIdx.x > 0) return;
+        if (threadIdx.x == 0) *d.group.groups.count = 0, p.state->open = exchange;
+        if (threadIdx.x < p.ranks) p.counts[threadIdx.x] = 0;
+        return;
+    }
+    if (blockIdx.x == 0) return group_messages(d, exchange, heads, tokens_of);
+    const int units = p.hidden / V::COUNT;
+    for (int n = blockIdx.x - 1; n < p.ranks * d.messages.carried; n += gridDim.x - 1) {
+        const int sender = n % p.ranks, token = n / p.ranks;
+        if (token >= heads.rows[sender]) continue;
+        const Message from = message_of(d.messages, sender, 0, p.k);
+        const uint4 *row = reinterpret_cast<const uint4 *>(from.rows + static_cast<size_t>(token) * d.messages.row_bytes);
+        float *to = d.x + static_cast<size_t>(sender * p.few_tokens + token) * p.hidden;
+        for (int u = threadIdx.x; u < units; u += FEW_THREADS) {
+            float v[V::COUNT];
+            V::unpack(row[u], v);
+            V::write(to + u * V::COUNT, v);
+        }
+    }
+}
+
+// The weighted sum of each row's slots here, or in deterministic mode each slot, for the row's owner: a block a row.
+template <bool EXACT> DEVICE void return_few(const ReturnFew &c) {
+    using V = Values<EXACT>;
+    constexpr int AHEAD = EXACT ? 8 : 4;
+    const ExchangeParams &p = c.exchange;
+    __shared__ uint32_t ids[MAX_TOP_K];
+    __shared__ float weights[MAX_TOP_K];
+    __shared__ int counts[MAX_RANKS];
+    wait_for_inputs();
+    allow_next_kernel();
+    const uint64_t exchange = p.state->open;
+    if (threadIdx.x < p.ranks) counts[threadIdx.x] = p.counts[threadIdx.x];
+    if (__syncthreads_or(failed(p))) return;
+    if (blockIdx.x == 0) stamp_results(p, c.messages, exchange);
+    const int units = p.hidden / V::COUNT;
+    for (int n = blockIdx.x; n < p.ranks * c.messages.carried; n += gridDim.x) {
+        const int owner = n % p.ranks, token = n / p.ranks, row = owner * p.few_tokens + token;
+        if (token >= counts[owner]) continue;
+        __syncthreads();
+        if (threadIdx.x < p.k) ids[threadIdx.x] = p.ids[row * p.k + threadIdx.x], weights[threadIdx.x] = p.weights[row * p.k + threadIdx.x];
+        __syncthreads();
+        unsigned present = 0;
+        for (int j = 0; j < p.k; j++) present |= (ids[j] != ABSENT) << j;
+        if (!present) continue;
+        uint4 *to = reinterpret_cast<uint4 *>(result_for(c.messages, owner, p.rank, token));
+        const float *y = c.y + static_cast<size_t>(row) * p.k * p.hidden;
+        for (int u = threadIdx.x; u < units; u += FEW_THREADS) {
+            float sum[V::COUNT] = {};
+            for (unsigned rest = present; rest;) {
+                float v[AHEAD][V::COUNT];
+                int slot[AHEAD];
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    slot[a] = rest ? __ffs(rest) - 1 : -1;
+                    rest &= rest - 1;
+                    if (slot[a] >= 0) V::read(y + static_cast<size_t>(slot[a]) * p.hidden + u * V::COUNT, v[a]);
+                }
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    if (slot[a] < 0) continue;
+                    if (EXACT && p.deterministic) {
+                        to[slot[a] * units + u] = V::pack(v[a]);
+                        continue;
+                    }
+                    const float w = weights[slot[a]];
+#pragma unroll
+                    for (int i = 0; i < V::COUNT; i++) sum[i] = fmaf(w, v[a][i], sum[i]);
+                }
+            }
+            if (!(EXACT && p.deterministic)) to[u] = V::pack(sum);
+        }
+    }
+}
+
+// What came back for this rank's tokens, added in the order of ranks or of slots, and the next norm: a block a token.
+template <bool EXACT, int PAIRS> DEVICE void sum_few(const SumFew &c) {
+    using V = Values<EXACT>;
+    constexpr int AHEAD = 4;
+    extern __shared__ __align__(16) float row_sum[];  // [hidden]
+    __shared__ float scratch[NORM_THREADS / WARP], weight[MAX_TOP_K];
+    __shared__ int owner[MAX_TOP_K];
+    const ExchangeParams &p = c.exchange;
+    const int token = blockIdx.x;
+    wait_for_inputs();
+    allow_next_kernel();
+    const uint64_t exchange = p.state->open;
+    if (token < c.tokens.count && threadIdx.x < p.k) {
+        owner[threadIdx.x] = p.owner[token * p.k + threadIdx.x];
+        weight[threadIdx.x] = c.tokens.weights[token * p.k + threadIdx.x];
+    }
+    float2 v[PAIRS];
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        v[i] = make_float2(0.f, 0.f);
+        if (token < c.tokens.count && k < p.hidden)
+            v[i] = *reinterpret_cast<const float2 *>(c.norm.input.x0 + static_cast<size_t>(token) * p.hidden + k);
+    }
+    const bool good = results_came(p, c.messages, exchange, token == 0);
+    if (token == 0 && threadIdx.x == 0) p.state->begun = exchange;
+    if (token >= c.tokens.count) return;
+    const int units = p.hidden / V::COUNT;
+    const bool slots = EXACT && p.deterministic;
+    uint64_t from = 0;
+    if (slots)
+        from = (1ull << p.k) - 1;
+    else
+        for (int j = 0; j < p.k; j++) from |= 1ull << owner[j];
+    for (int u = threadIdx.x; u < units && good; u += FEW_THREADS) {
+        float sum[V::COUNT] = {};
+        for (uint64_t rest = from; rest;) {
+            uint4 packed[AHEAD];
+            int index[AHEAD];
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                index[a] = rest ? __ffsll(rest) - 1 : -1;
+                rest &= rest - 1;
+                if (index[a] < 0) continue;
+                const uint8_t *row = result_of(c.messages, slots ? owner[index[a]] : index[a], token);
+                packed[a] = reinterpret_cast<const uint4 *>(row)[(slots ? index[a] * units : 0) + u];
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                if (index[a] < 0) continue;
+                float one[V::COUNT];
+                V::unpack(packed[a], one);
+#pragma unroll
+                for (int e = 0; e < V::COUNT; e++) sum[e] = slots ? fmaf(weight[index[a]], one[e], sum[e]) : sum[e] + one[e];
+            }
+        }
+        V::write(row_sum + u * V::COUNT, sum);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        if (k >= p.hidden) continue;
+        if (good) v[i].x += row_sum[k], v[i].y += row_sum[k + 1];
+        *reinterpret_cast<float2 *>(c.norm.input.sum_out + static_cast<size_t>(token) * p.hidden + k) = v[i];
+    }
+    if (c.norm.normed || c.norm.plane) finish_row(c.norm, token, v, scratch);
+}
+
+#define FEW(NAME, EXACT)                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS) nccl_pack_##NAME(const __grid_constant__ PackFew d) { pack_few<EXACT>(d); } \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) nccl_arrive_##NAME(const __grid_constant__ ArriveFew d) {                 \
+        arrive_few<EXACT>(d);                                                                                                          \
+    }                                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS) nccl_return_##NAME(const __grid_constant__ ReturnFew c) { return_few<EXACT>(c); }
+FEW(exact, true)
+FEW(bf16, false)
+
+#define SUM(PAIRS)                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) nccl_sum_exact_##PAIRS(const __grid_constant__ SumFew c) {                \
+        sum_few<true, PAIRS>(c);                                                                                                       \
+    }                                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) nccl_sum_bf16_##PAIRS(const __grid_constant__ SumFew c) {                 \
+        sum_few<false, PAIRS>(c);                                                                                                      \
+    }
+SUM(3)
+SUM(6)
+SUM(16)

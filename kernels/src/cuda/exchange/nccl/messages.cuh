@@ -1,0 +1,118 @@
+// What the kernels of the exchange over NCCL share: where a message's parts lie, and what is believed of it.
+//
+// A message is one piece of memory: a head of 64 bytes, rows, the experts of each row's slots, their weights. A rank writes
+// one for all others: which rank a slot goes to follows from it everywhere alike. Results come back as a head and a row
+// for each row (or slot) of the message. A head's stamp says that the library has really brought it; order and visibility
+// are the stream's, so nothing here polls. Nothing of a peer is used before it was held against the capacity.
+#pragma once
+#include "../exchange.cuh"
+
+constexpr int HEAD = 64;
+
+struct Messages {
+    uint8_t *there;  // [ranks] messages, `there_stride` apart: what each rank says; this rank's own is what it sends
+    uint8_t *out;    // [ranks] results, `back_stride` apart: for each other rank
+    uint8_t *back;   // [ranks] results from each rank, this one included
+    size_t there_stride, back_stride;
+    int row_bytes;   // of a row of a message
+    int back_bytes;  // of the results of a row
+    int carried;     // few: rows of every message, used or not; many: 0, each rank's own count
+};
+
+// One rank's message of `rows` rows.
+struct Message {
+    uint8_t *at;
+    uint8_t *rows;
+    uint32_t *ids;   // [rows, k]
+    float *weights;  // [rows, k]
+};
+
+DEVICE size_t slot_bytes(int rows, int k) { return (static_cast<size_t>(rows) * k * 4 + 15) / 16 * 16; }
+
+DEVICE Message message_of(const Messages &m, int rank, int rows, int k) {
+    if (m.carried) rows = m.carried;
+    uint8_t *at = m.there + rank * m.there_stride, *slots = at + HEAD + static_cast<size_t>(rows) * m.row_bytes;
+    return {at, at + HEAD, reinterpret_cast<uint32_t *>(slots), reinterpret_cast<float *>(slots + slot_bytes(rows, k))};
+}
+
+// Results of row `row` that `rank` sent back, and where those for `rank` go: straight home, if that is here.
+DEVICE uint8_t *result_of(const Messages &m, int rank, int row) {
+    return m.back + rank * m.back_stride + HEAD + static_cast<size_t>(row) * m.back_bytes;
+}
+DEVICE uint8_t *result_for(const Messages &m, int rank, int self, int row) {
+    return rank == self ? result_of(m, rank, row) : m.out + rank * m.back_stride + HEAD + static_cast<size_t>(row) * m.back_bytes;
+}
+
+DEVICE void write_head(uint8_t *to, const Unit &head) { *reinterpret_cast<Unit *>(to) = head; }
+DEVICE Unit read_head(const uint8_t *from) { return *reinterpret_cast<const Unit *>(from); }
+
+// What all blocks learn of the messages: rows of each rank, loads, first the check of every head. One block reports.
+struct Heads {
+    int rows[MAX_RANKS];
+    uint32_t loads[MAX_RANKS];
+};
+DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uint64_t exchange, Heads &heads, bool reports) {
+    bool good = !failed(p);
+    const int rank = threadIdx.x;
+    if (good && rank < p.ranks) {
+        const Unit head = read_head(m.there + rank * m.there_stride);
+        const bool came = header_stamp(head) == exchange;
+        good = came && head.a <= static_cast<uint32_t>(most);
+        if (!good && reports) fail(p, came ? COUNT : ABORTED, rank, exchange);
+        heads.rows[rank] = head.a, heads.loads[rank] = head.b;
+    }
+    return __syncthreads_and(good);
+}
+
+// All results came; false: some rank's did not.
+DEVICE bool results_came(const ExchangeParams &p, const Messages &m, uint64_t exchange, bool reports) {
+    bool good = !failed(p);
+    const int rank = threadIdx.x;
+    if (good && rank < p.ranks) {
+        good = header_stamp(read_head(m.back + rank * m.back_stride)) == exchange;
+        if (!good && reports) fail(p, ABORTED, rank, exchange);
+    }
+    return __syncthreads_and(good);
+}
+// For each rank, before its results go.
+DEVICE void stamp_results(const ExchangeParams &p, const Messages &m, uint64_t exchange) {
+    const int rank = threadIdx.x;
+    if (rank >= p.ranks) return;
+    uint8_t *to = (rank == p.rank ? m.back : m.out) + rank * m.back_stride;
+    write_head(to, header(0, 0, exchange));
+}
+
+// An expert's owners; of an expert that there is not, none.
+DEVICE uint4 owners_of(const ExchangeParams &p, int layer, uint32_t expert) {
+    if (expert >= static_cast<uint32_t>(p.experts)) return make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
+    return __ldg(reinterpret_cast<const uint4 *>(p.placement) + static_cast<size_t>(layer) * p.experts + expert);
+}
+
+// `choose_ranks` for a row of any rank's message, as every rank does it; lane j < k has slot j's rank and expert there.
+DEVICE void choose_for(const ExchangeParams &p, int layer, const Message &from, int sender, int row, uint64_t exchange, int lane,
+                       int &rank, uint32_t &local) {
+    const uint32_t *loads = p.loads + (~exchange & 1) * MAX_RANKS;
+    uint4 held = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
+    if (lane < p.k) held = owners_of(p, layer, from.ids[row * p.k + lane]);
+    uint32_t chosen = held.x;
+    const unsigned several = __ballot_sync(ALL_LANES, held.y != ABSENT);
+    uint64_t mask = or_lanes(held.x != ABSENT && held.y == ABSENT ? 1ull << (chosen >> 16) : 0);
+    for (unsigned rest = several; rest; rest &= rest - 1) {
+        const int slot = __ffs(rest) - 1;
+        if (lane == slot) {
+            const uint32_t candidates[MAX_REPLICAS] = {held.x, held.y, held.z, held.w};
+            uint64_t best = ~0ull;
+#pragma unroll
+            for (int i = 0; i < MAX_REPLICAS; i++) {
+                if (candidates[i] == ABSENT) continue;
+                const uint32_t to = candidates[i] >> 16;
+                const uint32_t hash = ((row * 2654435761u) ^ (to * 40503u) ^ (sender * 97u)) * 2246822519u >> 24;
+                const uint64_t key = mask >> to & 1 ? 0 : static_cast<uint64_t>(loads[to] + 1) * (hash + 64) + 1;
+                if (key < best) best = key, chosen = candidates[i];
+            }
+        }
+        mask |= 1ull << (__shfl_sync(ALL_LANES, chosen, slot) >> 16);
+    }
+    rank = chosen == ABSENT ? -1 : static_cast<int>(chosen >> 16);
+    local = rank == p.rank ? chosen & 0xffffu : ABSENT;
+}

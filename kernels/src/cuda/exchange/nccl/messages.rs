@@ -1,0 +1,273 @@
+//! Where the messages of an exchange over NCCL lie, and what is sent of them; the parameters of the kernels that write and
+//! read them (`messages.cuh`).
+
+use crate::cuda::exchange::ExchangeShape;
+use crate::cuda::exchange::layout::{ExchangeParams, ExchangeTokens, GroupRows};
+use crate::ops::rmsnorm::cuda::NormRows;
+
+/// Bytes in front of the rows.
+pub(super) const HEAD: usize = 64;
+
+/// Sizes of the messages of an epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    top_k: usize,
+    /// Of a row, in the family of few tokens and of many, and of its results.
+    few_row: usize,
+    few_back: usize,
+    pub(super) many_row: usize,
+    many_back: usize,
+    /// From one rank's message to the next, and from one rank's results to the next.
+    pub(super) there_stride: usize,
+    back_stride: usize,
+    ranks: usize,
+}
+
+impl Sizes {
+    pub(super) fn new(shape: &ExchangeShape) -> Sizes {
+        let value = if shape.exact { 4 } else { 2 };
+        let per_row = if shape.deterministic { shape.top_k } else { 1 };
+        let mut sizes = Sizes {
+            top_k: shape.top_k,
+            few_row: shape.hidden * value,
+            few_back: shape.hidden * value * per_row,
+            many_row: shape.row_bytes(),
+            many_back: shape.hidden * 2,
+            there_stride: 0,
+            back_stride: 0,
+            ranks: shape.ranks,
+        };
+        let (few, many) = (shape.few_tokens, shape.many_tokens);
+        let there = sizes.few_bytes(few).max(sizes.many_bytes(many));
+        let back = sizes.few_back_bytes(few).max(sizes.many_back_bytes(many));
+        sizes.there_stride = there.next_multiple_of(1024);
+        sizes.back_stride = back.next_multiple_of(1024);
+        sizes
+    }
+
+    /// Of all messages and results.
+    pub(super) fn bytes(&self) -> usize {
+        self.ranks * (self.there_stride + 2 * self.back_stride)
+    }
+
+    fn message(&self, rows: usize, row: usize) -> usize {
+        HEAD + rows * row + 2 * (rows * self.top_k * 4).next_multiple_of(16)
+    }
+
+    /// Of a message of `rows` rows, and of the results that come back for it.
+    pub(super) fn few_bytes(&self, rows: usize) -> usize {
+        self.message(rows, self.few_row)
+    }
+
+    pub(super) fn few_back_bytes(&self, rows: usize) -> usize {
+        HEAD + rows * self.few_back
+    }
+
+    pub(super) fn many_bytes(&self, rows: usize) -> usize {
+        self.message(rows, self.many_row)
+    }
+
+    pub(super) fn many_back_bytes(&self, rows: usize) -> usize {
+        HEAD + rows * self.many_back
+    }
+
+    /// In memory of [`Sizes::bytes`] at `address`.
+    pub(super) fn at(&self, address: u64) -> Places {
+        let out = address + (self.ranks * self.there_stride) as u64;
+        Places {
+            there: address,
+            out,
+            back: out + (self.ranks * self.back_stride) as u64,
+            sizes: *self,
+        }
+    }
+}
+
+impl ExchangeShape {
+    /// Bytes of the messages that NCCL carries, and of the list of their slots.
+    pub fn message_bytes(&self) -> (usize, usize) {
+        (Sizes::new(self).bytes(), self.many_rows() * self.top_k * 4)
+    }
+}
+
+/// Addresses of the messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) there: u64,
+    out: u64,
+    back: u64,
+    pub(super) sizes: Sizes,
+}
+
+impl Places {
+    /// What `rank` says.
+    pub(super) fn message(&self, rank: u32) -> u64 {
+        self.there + u64::from(rank) * self.sizes.there_stride as u64
+    }
+
+    /// Results for `rank`.
+    pub(super) fn results_for(&self, rank: u32) -> u64 {
+        self.out + u64::from(rank) * self.sizes.back_stride as u64
+    }
+
+    /// Results from `rank`.
+    pub(super) fn results_of(&self, rank: u32) -> u64 {
+        self.back + u64::from(rank) * self.sizes.back_stride as u64
+    }
+
+    /// For kernels of few tokens, with `carried` rows in every message.
+    pub(super) fn few(&self, carried: usize) -> Messages {
+        self.messages(self.sizes.few_row, self.sizes.few_back, carried)
+    }
+
+    pub(super) fn many(&self) -> Messages {
+        self.messages(self.sizes.many_row, self.sizes.many_back, 0)
+    }
+
+    fn messages(&self, row_bytes: usize, back_bytes: usize, carried: usize) -> Messages {
+        Messages {
+            there: self.there,
+            out: self.out,
+            back: self.back,
+            there_stride: self.sizes.there_stride as u64,
+            back_stride: self.sizes.back_stride as u64,
+            row_bytes: row_bytes as i32,
+            back_bytes: back_bytes as i32,
+            carried: carried as i32,
+        }
+    }
+}
+
+/// Mirrors `Messages`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Messages {
+    there: u64,
+    out: u64,
+    back: u64,
+    there_stride: u64,
+    back_stride: u64,
+    row_bytes: i32,
+    back_bytes: i32,
+    pub(super) carried: i32,
+}
+
+/// Mirrors `PackFew`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct PackFew {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) tokens: ExchangeTokens,
+    pub(super) normed: u64,
+    pub(super) rows: u64,
+}
+
+/// Mirrors `ArriveFew`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ArriveFew {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) x: u64,
+    pub(super) group: GroupRows,
+    pub(super) layer: i32,
+}
+
+/// Mirrors `ReturnFew`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ReturnFew {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) y: u64,
+}
+
+/// Mirrors `SumFew`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct SumFew {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) tokens: ExchangeTokens,
+    pub(super) norm: NormRows,
+}
+
+/// Mirrors `PackMany`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct PackMany {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) tokens: ExchangeTokens,
+    pub(super) plane: u64,
+    pub(super) rows: u64,
+    pub(super) plane_blocks: i32,
+    pub(super) padded: i32,
+    pub(super) fp8: i32,
+}
+
+/// Mirrors `ArriveMany`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ArriveMany {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) local: u64,
+    pub(super) layer: i32,
+}
+
+/// Mirrors `ReturnMany`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ReturnMany {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) sorted: u64,
+    pub(super) row_of_slot: u64,
+}
+
+/// Mirrors `SumMany`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct SumMany {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) tokens: ExchangeTokens,
+    pub(super) hidden: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_do_not_overlap_and_fit() {
+        for (ranks, deterministic) in [
+            (1, false),
+            (2, false),
+            (2, true),
+            (3, false),
+            (8, true),
+            (64, false),
+        ] {
+            let shape = ExchangeShape::new(ranks, 3072, 8, 8192, deterministic);
+            let sizes = Sizes::new(&shape);
+            let places = sizes.at(1 << 20);
+            let few = shape.few_tokens;
+            assert!(
+                sizes.few_bytes(few) <= sizes.there_stride && sizes.few_back_bytes(few) <= sizes.back_stride
+            );
+            if !deterministic {
+                let many = shape.many_tokens;
+                assert!(sizes.many_bytes(many) <= sizes.there_stride);
+                assert!(sizes.many_back_bytes(many) <= sizes.back_stride);
+            }
+            let last = ranks as u32 - 1;
+            assert!(places.message(last) + sizes.there_stride as u64 <= places.results_for(0));
+            assert!(places.results_for(last) + sizes.back_stride as u64 <= places.results_of(0));
+            let end = places.results_of(last) + sizes.back_stride as u64;
+            assert_eq!(end, (1 << 20) + sizes.bytes() as u64);
+        }
+    }
+}
