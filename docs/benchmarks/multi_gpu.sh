@@ -1,19 +1,23 @@
 #!/bin/bash
 # Everything that wants several GPUs of one host, in one call of under ten minutes: contract of the exchange, its times beside
-# torch's, whole steps of MiniMax-M2.7 with random weights over all ranks, a rank killed in mid-decode, scaling.
+# torch's, whole steps of MiniMax-M2.7 with random weights over all ranks beside their floor, clients, a rank killed in
+# mid-decode, scaling.
 #
-#   multi_gpu.sh BIN OUT [MODELS] [RANKS] [SECONDS]
+#   multi_gpu.sh BIN OUT [MODELS] [RANKS] [SECONDS] [PARTS]
 #
 # BIN holds `conclave` and `gpu_exchange` (built with --features cuda), OUT takes the raw outputs, MODELS is the folder of
 # config.json files (default: tests/data/minimax-m2/full-size), RANKS defaults to the number of GPUs, SECONDS to 560: what
-# does not fit any more is named as left out. Needs NCCL's folder in LD_LIBRARY_PATH, and python3; torch for its part.
+# does not fit any more is named as left out. PARTS: some of contract,times,steps,clients,kill,scaling (default: all). Needs
+# NCCL's folder in LD_LIBRARY_PATH, and python3; torch for its part.
 set -u
-export CONCLAVE_GPU_EXCHANGE=1
 BIN=$(realpath "$1"); OUT=$(realpath "$2"); HERE=$(dirname "$(realpath "$0")")
 MODELS=$(realpath "${3:-$HERE/../../tests/data/minimax-m2/full-size}")
-GPUS=$(nvidia-smi -L | wc -l); R=${4:-$GPUS}; LIMIT=${5:-560}
+GPUS=$(nvidia-smi --query-gpu=uuid --format=csv,noheader | wc -l)
+[ -n "${CUDA_VISIBLE_DEVICES:-}" ] && GPUS=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l)
+R=${4:-$GPUS}; LIMIT=${5:-560}; PARTS=${6:-contract,times,steps,clients,kill,scaling}
 GB=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1); GB=$((GB / 1000))
 failed=0; SECONDS=0; cd "$OUT" || exit 1
+wants() { [[ ",$PARTS," == *",$1,"* ]]; }
 
 # run NAME SECONDS COMMAND...: into OUT/NAME.txt, bounded, counted
 run() {
@@ -25,36 +29,61 @@ run() {
     echo "$([ $rc = 0 ] && echo ok || echo "FAILED ($rc)") $name, $((SECONDS - begin)) s"
 }
 
-nvidia-smi > machine.txt; nvidia-smi topo -m >> machine.txt 2>&1
-echo "== contract, $R ranks on $GPUs GPUs"
-for t in ipc nccl; do
-    run check-$t 70 "$BIN/gpu_exchange" check --transport $t --ranks "$R" --gpus "$GPUS"
-    run kill-$t 45 "$BIN/gpu_exchange" kill --transport $t --ranks "$R" --gpus "$GPUS" --times 6
-done
-echo "== times of the exchange, beside torch's"
-for t in ipc nccl; do run bench-$t 30 "$BIN/gpu_exchange" bench --transport $t --ranks "$R" --gpus "$GPUS"; grep -A99 tokens bench-$t.txt; done
-run torch 40 python3 "$HERE/peers/torch_all_to_all.py" --gpus "$R"; grep -A9 tokens torch.txt
+# steps NAME FORMAT RANKS SCENARIO FLAGS...: steps over so many ranks, beside their floor
+steps() {
+    local name=$1 format=$2 ranks=$3 scenario=$4; shift 4
+    run "$name" 60 "$BIN/conclave" bench "$MODELS/$format" --load-format=dummy --scenario="$scenario" --device=cuda --workers="$ranks" "$@"
+    grep -E "reads|floor" "$name.txt" 2> /dev/null
+}
 
-# decode NAME FORMAT RANKS CLIENTS INPUT OUTPUT FLAGS: a cluster of its own under load
-serve() {
-    run "$1" 75 "$BIN/conclave" bench "$MODELS/$2" --load-format=dummy --scenario=serve --device=cuda --workers="$3" \
+# clients NAME FORMAT RANKS CLIENTS INPUT OUTPUT FLAGS: a cluster of its own under load
+clients() {
+    run "$1" 60 "$BIN/conclave" bench "$MODELS/$2" --load-format=dummy --scenario=serve --device=cuda --workers="$3" \
         --max-concurrency="$4" --num-prompts="$4" --random-input-len="$5" --random-output-len="$6" \
-        --gpu-memory-utilization=0.92 --serve-args="--max-model-len=16384 --max-num-seqs=512 $7" --result-filename="$OUT/$1.json"
+        --gpu-memory-utilization=0.92 --serve-args="--max-model-len=16384 --max-num-seqs=512 $7"
     grep -E "throughput|TTFT|TPOT" "$1.txt" 2> /dev/null | head -6
 }
-# INT4 needs 60 GB a rank on two GPUs, FP8 120, BF16 58 on eight.
+
+nvidia-smi > machine.txt; nvidia-smi topo -m >> machine.txt 2>&1
+if wants contract; then
+    echo "== contract, $R ranks on $GPUs GPUs"
+    for t in ipc nccl; do
+        run check-$t 60 "$BIN/gpu_exchange" check --transport $t --ranks "$R" --gpus "$GPUS"
+        grep -c ^ok check-$t.txt; grep -v ^ok check-$t.txt | tail -5
+        run kill-$t 30 "$BIN/gpu_exchange" kill --transport $t --ranks "$R" --gpus "$GPUS" --times 6; tail -1 kill-$t.txt
+    done
+fi
+if wants times; then
+    echo "== times of the exchange, beside torch's"
+    for t in ipc nccl; do
+        run bench-$t 25 "$BIN/gpu_exchange" bench --transport $t --ranks "$R" --gpus "$GPUS" --processes; grep -A99 tokens bench-$t.txt
+    done
+    run torch 40 python3 "$HERE/peers/torch_all_to_all.py" --gpus "$R"; grep -A9 tokens torch.txt
+fi
+# INT4 needs 66 GB a rank on two GPUs and 36 on four, FP8 120 and 64, BF16 60 on eight.
 FORMAT=awq; ((GB * R > 260)) && FORMAT=fp8
-echo "== $FORMAT over $R ranks"
-for clients in 1 32 128 512; do serve decode-$clients $FORMAT "$R" $clients 128 128 ""; done
-serve decode-32-nccl $FORMAT "$R" 32 128 128 "--transport=nccl"
-serve prefill-8k $FORMAT "$R" 4 8192 2 "--max-num-batched-tokens=8192"
-((GB * R > 500)) && serve decode-32-bf16 bf16 "$R" 32 128 128 ""
-echo "== one rank of $R killed in mid-decode"
-run survival 90 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R"; tail -3 survival.txt
-echo "== scaling at 32 clients a GPU"
-for ((n = 1; n < R; n *= 2)); do
-    f=$FORMAT; ((n == 1)) && f=awq
-    serve scale-$n $f $n $((32 * n)) 128 128 ""
-done
+if wants steps; then
+    echo "== $FORMAT over $R ranks: steps"
+    steps decode $FORMAT "$R" decode --batch=1,32,128,512 --context=256
+    steps decode-nccl $FORMAT "$R" decode --batch=1,32,128 --context=256 --transport=nccl
+    steps prefill $FORMAT "$R" prefill --batch=8192
+    ((GB * R > 500)) && steps decode-bf16 bf16 "$R" decode --batch=1,32,128 --context=256
+fi
+if wants kill; then
+    echo "== one rank of $R killed in mid-decode"
+    run survival 60 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R"; tail -3 survival.txt
+fi
+if wants clients; then
+    echo "== $FORMAT over $R ranks: clients"
+    for n in 1 32 128 512; do clients clients-$n $FORMAT "$R" $n 128 128 ""; done
+    clients clients-32-nccl $FORMAT "$R" 32 128 128 "--transport=nccl"
+    clients clients-8k $FORMAT "$R" $((2 * R)) 8192 2 "--max-num-batched-tokens=8192"
+fi
+if wants scaling; then
+    echo "== scaling at 32 sequences a GPU"
+    for ((n = 1; n <= R; n *= 2)); do
+        steps scale-$n awq $n decode --batch=$((32 * n)) --context=256
+    done
+fi
 echo "$failed failed, $SECONDS s"
 exit $((failed > 0))
