@@ -46,7 +46,7 @@ fn verified(checkpoint: &(PathBuf, PathBuf), workers: u32, prefill_chunk: Option
         threads: 1,
         kv_dtype: KvDtype::F32,
         prefill_chunk,
-        device: DeviceKind::Cpu,
+        devices: vec![DeviceKind::Cpu],
         deterministic: false,
     };
     let found = verify(&config);

@@ -11,8 +11,9 @@ use crate::{model_path, parts};
 pub fn run(settings: &VerifySettings) -> Result<()> {
     let found = model_path::find(&settings.model)?;
     parts::check_quantization(&settings.model, &found)?;
-    let device = DeviceKind::choose(&settings.device)?;
-    let exact = match device {
+    let devices = DeviceKind::choose_all(&settings.device)?;
+    let first = devices[0];
+    let exact = match first {
         DeviceKind::Cpu => KvDtype::F32,
         DeviceKind::Cuda(_) => KvDtype::Bf16,
     };
@@ -24,12 +25,12 @@ pub fn run(settings: &VerifySettings) -> Result<()> {
         threads: settings.threads,
         kv_dtype: settings.kv_cache_dtype.map_or(exact, parts::kv_dtype),
         prefill_chunk: settings.prefill_chunk,
-        device,
+        devices,
         deterministic: settings.deterministic,
     };
     let verified = verify(&config)?;
     for one in &verified {
-        print(&found.name, settings.workers, device, one);
+        print(&found.name, settings.workers, first, one);
     }
     if !verified.iter().all(Verified::passes) {
         bail!("the model does not agree with the reference");

@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use super::values::{duration, rate, tokens};
-use super::{DeviceSettings, LogSettings, ModelSettings};
+use super::{DeviceSettings, LogSettings, ModelSettings, Transport};
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchSettings {
@@ -26,6 +26,9 @@ pub struct BenchSettings {
     /// Ranks of the group.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub workers: u32,
+    /// What the ranks of decode and prefill exchange tokens over; auto: tcp between CPUs, ipc between GPUs.
+    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    pub transport: Transport,
     /// Formats for --ops: f32, f16, bf16, fp8, int4, int4-g32.
     #[arg(
         long,

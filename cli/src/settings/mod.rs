@@ -24,7 +24,7 @@ mod worker;
 pub use bench::{AgentSettings, Backend, BenchSettings, LoadSettings, Scenario};
 pub use chat::ChatSettings;
 pub use device::{DeviceSettings, Fp8Activations};
-pub use engine::{ClusterSettings, EngineSettings, GenerationConfig};
+pub use engine::{ClusterSettings, EngineSettings, GenerationConfig, Transport};
 pub use gateway::GatewaySettings;
 pub use generate::GenerateSettings;
 pub use http::{DrainSettings, HttpSettings};

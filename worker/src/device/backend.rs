@@ -81,6 +81,16 @@ impl DeviceKind {
         Ok(DeviceKind::Cuda(ordinal))
     }
 
+    /// All that `device` names, for ranks to share: every usable GPU unless one was chosen by its number.
+    pub fn choose_all(device: &str) -> Result<Vec<DeviceKind>> {
+        let first = DeviceKind::choose(device)?;
+        if first == DeviceKind::Cpu || device.starts_with("cuda:") {
+            return Ok(vec![first]);
+        }
+        let gpus = gpus().map_err(|problem| WorkerError::config("device", device, problem))?;
+        Ok(gpus.iter().map(|gpu| DeviceKind::Cuda(gpu.ordinal)).collect())
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             DeviceKind::Cpu => "cpu",
@@ -95,11 +105,10 @@ impl DeviceKind {
         kinds.map(|kind| kind.name().to_owned()).collect()
     }
 
-    /// Transports that a GPU and its libraries add. Only where `CONCLAVE_GPU_EXCHANGE` is set: clusters of GPU workers have
-    /// not been seen running over them, and `auto` takes them before tcp.
+    /// Transports that a GPU and its libraries add; `auto` takes them before tcp.
     fn between_gpus(self) -> Vec<TransportKind> {
         #[cfg(feature = "cuda")]
-        if let (DeviceKind::Cuda(_), Some(_)) = (self, std::env::var_os("CONCLAVE_GPU_EXCHANGE")) {
+        if let DeviceKind::Cuda(_) = self {
             let nccl = conclave_kernels::cuda::exchange::nccl::Nccl::open();
             match &nccl {
                 Ok(nccl) => tracing::info!(version = %nccl.version, "NCCL"),

@@ -1,5 +1,5 @@
-//! A whole group of ranks in one process, one thread each, connected over TCP on loopback: the real executor, slots
-//! and transport, without a router. For `conclave verify` and for tests.
+//! A whole group of ranks in one process, one thread each, connected over TCP on loopback or between their GPUs: the real
+//! executor, slots and transport, without a router. For `conclave verify`, `conclave bench` and for tests.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,9 +14,10 @@ use super::member::{self, Job, Looks, MAX_QUEUED, RankOutput};
 use crate::device::{DeviceKind, MAX_IN_FLIGHT, Rank};
 use crate::model::{Executor, KvShape};
 use crate::slots::SlotLimits;
+use crate::transport::nccl::{self, CommunicatorId};
 use crate::transport::routing::Routes;
 use crate::transport::tcp::{self, PeerAddress, TcpTransport};
-use crate::transport::{Abort, LocalTransport, Transport};
+use crate::transport::{Abort, LocalTransport, Transport, TransportKind, device, group};
 use crate::weights::{Progress, WeightSource};
 
 /// How the ranks of a group are made.
@@ -33,7 +34,10 @@ pub struct GroupConfig {
     /// `None`: even.
     pub placement: Option<Placement>,
     pub deadline: Duration,
-    pub device: DeviceKind,
+    /// Where rank r runs: the r-th, and from the first again where there are fewer.
+    pub devices: Vec<DeviceKind>,
+    /// Between several ranks.
+    pub transport: TransportKind,
     pub deterministic: bool,
     /// Rows of logits that one pass of the head gives.
     pub max_logit_rows: usize,
@@ -52,7 +56,8 @@ impl GroupConfig {
             max_tokens: 512,
             placement: None,
             deadline: Duration::from_secs(60),
-            device: DeviceKind::Cpu,
+            devices: vec![DeviceKind::Cpu],
+            transport: TransportKind::Tcp,
             deterministic: false,
             max_logit_rows: 16,
         }
@@ -95,13 +100,21 @@ impl LocalGroup {
             .map(|listener| listener.local_addr().map(|address| address.to_string()))
             .collect::<Result<Vec<_>, _>>()
             .map_err(failed)?;
+        let communicator = match config.transport {
+            TransportKind::Nccl if config.ranks > 1 => {
+                let drawn = nccl::draw_id();
+                Some(drawn.map_err(|problem| GroupError { rank: 0, problem })?)
+            }
+            _ => None,
+        };
         let mut members = Vec::new();
         for (rank, listener) in (0..config.ranks).zip(listeners) {
             let (steps, step_queue) = sync_channel(MAX_QUEUED);
             let (output, outputs) = sync_channel(MAX_QUEUED + MAX_IN_FLIGHT);
             let (source, config, addresses) = (Arc::clone(source), config.clone(), addresses.clone());
             let thread = std::thread::spawn(move || {
-                let mut member = match start_rank(&source, &config, rank, listener, addresses) {
+                let links = (listener, addresses, communicator);
+                let mut member = match start_rank(&source, &config, rank, links) {
                     Ok(member) => member,
                     Err(problem) => {
                         // Nobody listens if another rank failed first.
@@ -150,10 +163,12 @@ impl LocalGroup {
 
     /// Sends one step to every rank; up to [`MAX_QUEUED`] may be sent ahead of what was collected.
     pub fn submit(&mut self, steps: Vec<wire::Step>, looks: &Looks) {
+        let group_tokens = steps.iter().map(tokens_of).max().unwrap_or(0);
         for (member, step) in self.members.iter().zip(steps) {
             let step = wire::Step {
                 epoch: 1,
                 step: self.step,
+                group_tokens,
                 ..step
             };
             // A rank that is gone says why in its outputs.
@@ -206,13 +221,15 @@ impl Drop for LocalGroup {
     }
 }
 
-fn start_rank(
-    source: &WeightSource,
-    config: &GroupConfig,
-    rank: u32,
-    listener: std::net::TcpListener,
-    addresses: Vec<String>,
-) -> Result<Rank, String> {
+/// A run without tokens takes the one that was sampled last.
+fn tokens_of(step: &wire::Step) -> u32 {
+    step.runs.iter().map(|run| run.tokens.len().max(1) as u32).sum()
+}
+
+/// What a rank meets the others by.
+type Links = (std::net::TcpListener, Vec<String>, Option<CommunicatorId>);
+
+fn start_rank(source: &WeightSource, config: &GroupConfig, rank: u32, links: Links) -> Result<Rank, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let spec = source.spec().clone();
     let slot_limits = SlotLimits {
@@ -238,8 +255,9 @@ fn start_rank(
         page_tokens: config.page_tokens,
         dtype: config.kv_dtype,
     };
-    let backend = config
-        .device
+    let kind = config.devices.get(rank as usize % config.devices.len().max(1));
+    let backend = kind
+        .ok_or("no device is named")?
         .open(limits.clone(), config.threads)
         .map_err(|error| text(&error))?;
     let mut executor =
@@ -266,36 +284,62 @@ fn start_rank(
     executor
         .load_experts(source, &placement, rank, config.threads, &progress, &|| false)
         .map_err(|error| text(&error))?;
+    let transport = connect_rank(&mut executor, config, placement, rank, links)?;
+    let exchanges = config.ranks > 1 && config.transport != TransportKind::Tcp;
     executor
-        .choose_path(config.ranks == 1, false)
+        .choose_path(config.ranks == 1, exchanges)
         .map_err(|error| text(&error))?;
-    let routes = Routes::new(&placement, rank, executor.spec().layers.len());
-    let transport: Box<dyn Transport> = if config.ranks == 1 {
-        Box::new(LocalTransport::new(routes))
-    } else {
-        let group = tcp::Group {
-            epoch: 1,
-            rank,
-            peers: (0u32..)
-                .zip(addresses)
-                .filter(|&(peer, _)| peer != rank)
-                .map(|(rank, address)| PeerAddress { rank, address })
-                .collect(),
-            secret: b"one process".to_vec(),
-        };
-        let streams = connect(listener, &group, config.deadline)?;
-        let transport = TcpTransport::new(
-            routes,
-            executor.capacity(),
-            streams,
-            config.deadline,
-            Abort::new(),
-        );
-        Box::new(transport.map_err(|error| text(&error))?)
-    };
     let mut rank = Rank::new(executor, slot_limits);
     rank.begin_epoch(transport);
     Ok(rank)
+}
+
+/// This rank's end of what the configuration names, with all others.
+fn connect_rank(
+    executor: &mut Executor,
+    config: &GroupConfig,
+    placement: Placement,
+    rank: u32,
+    (listener, addresses, communicator): Links,
+) -> Result<Box<dyn Transport>, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let layers = executor.spec().layers.len();
+    if config.ranks == 1 {
+        return Ok(Box::new(LocalTransport::new(Routes::new(
+            &placement, rank, layers,
+        ))));
+    }
+    let peers = (0u32..).zip(addresses).filter(|&(peer, _)| peer != rank);
+    let greeted = tcp::Group {
+        epoch: 1,
+        rank,
+        peers: peers
+            .map(|(rank, address)| PeerAddress { rank, address })
+            .collect(),
+        secret: b"one process".to_vec(),
+    };
+    let streams = connect(listener, &greeted, config.deadline)?;
+    let capacity = executor.capacity();
+    if config.transport == TransportKind::Tcp {
+        let routes = Routes::new(&placement, rank, layers);
+        let transport = TcpTransport::new(routes, capacity, streams, config.deadline, Abort::new());
+        return Ok(Box::new(transport.map_err(|error| text(&error))?));
+    }
+    let group = group::Group {
+        kind: config.transport,
+        epoch: 1,
+        rank,
+        ranks: config.ranks,
+        placement: &placement,
+        layers,
+        capacity,
+        deterministic: config.deterministic,
+        deadline: config.deadline,
+        abort: Abort::new(),
+        streams,
+        communicator,
+    };
+    device::connect(executor.backend(), group).map_err(|error| text(&error))
 }
 
 /// The handshake is async; a thread of its own needs a runtime of its own.

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceKind;
 use crate::error::WorkerError;
+use crate::transport::{TransportKind, nccl};
 use crate::weights::WeightSource;
 pub use agree::{Agreement, Turned};
 pub use choices::{Choices, Gate};
@@ -43,7 +44,8 @@ pub struct VerifyConfig {
     pub kv_dtype: KvDtype,
     /// Tokens of the prompt that run in one step; `None`: all that fit into one.
     pub prefill_chunk: Option<usize>,
-    pub device: DeviceKind,
+    /// Of the ranks, in order; from the first again where there are fewer.
+    pub devices: Vec<DeviceKind>,
     pub deterministic: bool,
 }
 
@@ -64,7 +66,7 @@ pub enum VerifyError {
 /// One way of computing it, and how it compares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verified {
-    /// `op by op`, `whole steps`, `as served`.
+    /// `op by op`, `whole steps`, `as served`, `whole steps over ipc`.
     pub way: &'static str,
     /// With the reference: the verdict on the CPU.
     pub comparison: Comparison,
@@ -81,8 +83,8 @@ impl Verified {
     }
 }
 
-/// Loads the model on `workers` ranks and compares it with the reference: op by op, and, where a device runs whole
-/// steps by itself, a second time so.
+/// Loads the model on `workers` ranks and compares it with the reference: op by op, and, where devices run whole steps
+/// by themselves, again so; with several GPUs over each way that they have of exchanging experts.
 pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
     let source = Arc::new(WeightSource::open(
         &config.model_dir,
@@ -116,8 +118,9 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         .prefill_chunk
         .unwrap_or(group.max_tokens)
         .clamp(1, group.max_tokens);
-    (group.device, group.deterministic) = (config.device, config.deterministic);
-    if config.device != DeviceKind::Cpu {
+    (group.devices, group.deterministic) = (config.devices.clone(), config.deterministic);
+    let on_cpus = config.devices.iter().all(|device| *device == DeviceKind::Cpu);
+    if !on_cpus {
         group.max_logit_rows = chunk;
     }
     let on = |group: &GroupConfig, way: &Way| {
@@ -125,7 +128,7 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         run_reference(&mut ranks, group, &reference, chunk, way)
     };
     let op_by_op = on(&group, &Way::OpByOp)?;
-    if config.device == DeviceKind::Cpu {
+    if on_cpus {
         return Ok(vec![Verified {
             way: "op by op",
             comparison: Comparison::of(&op_by_op, &reference)?,
@@ -140,10 +143,25 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         served.router_logits.clone_from(&watched.router_logits);
         runs.push(("whole steps", watched));
         runs.push(("as served", served));
+    } else if config.devices.len() >= config.workers as usize {
+        // A GPU of its own for every rank, as NCCL asks for.
+        for (way, transport) in [
+            ("whole steps over ipc", TransportKind::Ipc),
+            ("whole steps over nccl", TransportKind::Nccl),
+        ] {
+            if transport == TransportKind::Nccl && nccl::draw_id().is_err() {
+                continue;
+            }
+            let between = GroupConfig {
+                transport,
+                ..group.clone()
+            };
+            runs.push((way, on(&between, &Way::Watched)?));
+        }
     }
     let gates = Gate::all(&source)?;
     let cpu = GroupConfig {
-        device: DeviceKind::Cpu,
+        devices: vec![DeviceKind::Cpu],
         ranks: 1,
         ..group
     };

@@ -147,7 +147,7 @@ fn load(settings: &BenchSettings, device: DeviceKind, path: &Path, threads: usiz
     let mut group = GroupConfig::new(settings.workers);
     group.threads = threads;
     if device != DeviceKind::Cpu {
-        (group.device, group.kv_dtype) = (device, KvDtype::Bf16);
+        (group.devices, group.kv_dtype) = (vec![device], KvDtype::Bf16);
     }
     let ranks = LocalGroup::start(&source, &group)?;
     let seconds = started.elapsed().as_secs_f64();

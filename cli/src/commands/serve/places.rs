@@ -1,7 +1,7 @@
 //! How many workers `serve` starts, and on which device each runs: one per GPU where there are GPUs.
 
 use anyhow::{Result, bail};
-use conclave_worker::device::{DeviceKind, gpus};
+use conclave_worker::device::DeviceKind;
 
 /// Local CPU workers where nothing says otherwise.
 const DEFAULT_CPU_WORKERS: u32 = 2;
@@ -16,14 +16,12 @@ pub struct Places {
 impl Places {
     /// `workers`: as asked for.
     pub fn choose(device: &str, workers: Option<u32>) -> Result<Places> {
-        let gpus = match (DeviceKind::choose(device)?, device) {
-            (DeviceKind::Cpu, _) => Vec::new(),
-            (DeviceKind::Cuda(ordinal), device) if device.starts_with("cuda:") => vec![ordinal],
-            (DeviceKind::Cuda(_), _) => {
-                let gpus = gpus().map_err(anyhow::Error::msg)?;
-                gpus.iter().map(|gpu| gpu.ordinal).collect()
-            }
+        let ordinal = |kind: DeviceKind| match kind {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda(ordinal) => Some(ordinal),
         };
+        let kinds = DeviceKind::choose_all(device)?;
+        let gpus = kinds.into_iter().filter_map(ordinal).collect();
         Places::on(gpus, workers)
     }
 

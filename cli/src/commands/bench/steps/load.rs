@@ -82,19 +82,22 @@ impl Load {
         steps
     }
 
-    /// Gives each sequence its context, one after the other, then times steps of one token each: seconds of both.
+    /// Gives each sequence its context, one on each rank at a time, then times steps of one token each: seconds of both.
     pub(super) fn decode(&mut self, sequences: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut first = Vec::with_capacity(sequences);
-        for index in 0..sequences {
+        for begin in (0..sequences).step_by(self.workers) {
             let began = Instant::now();
             let mut steps = vec![wire::Step::default(); self.workers];
-            let step = &mut steps[index % self.workers];
-            step.start_slots.push(self.start(index, self.context));
-            let slot = (index / self.workers) as u32;
-            step.runs
-                .push(run_of(slot, 0, &self.tokens(self.context, index), true));
+            let together = begin..sequences.min(begin + self.workers);
+            for index in together.clone() {
+                let step = &mut steps[index % self.workers];
+                step.start_slots.push(self.start(index, self.context));
+                let slot = (index / self.workers) as u32;
+                step.runs
+                    .push(run_of(slot, 0, &self.tokens(self.context, index), true));
+            }
             self.ranks.step(steps, false)?;
-            first.push(began.elapsed().as_secs_f64());
+            first.extend(together.map(|_| began.elapsed().as_secs_f64()));
         }
         let context = self.context;
         let steps = self.timed(DECODE_ROOM, |load, step| {

@@ -1,7 +1,8 @@
 //! `--scenario decode|prefill`: a model's steps through the workers' executor and exchange, without a router.
 //!
 //! Steps are sent ahead as a router sends them. Beside each figure stands the floor: the step's bytes over the measured
-//! read bandwidth, or its operations over the measured peak, whichever takes longer.
+//! read bandwidth, or its operations over the measured peak, whichever takes longer. With several GPUs the bytes are those
+//! of the busiest rank and the ceilings those of one GPU; several ranks of CPUs share one memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use conclave_kernels::cpu::Isa;
 use conclave_plan::roofline;
 use conclave_plan::storage::StorageFormat;
 use conclave_worker::device::DeviceKind;
+use conclave_worker::transport::TransportKind;
 use conclave_worker::verify::{GroupConfig, LocalGroup};
 use conclave_worker::weights::WeightSource;
 use serde_json::{Value, json};
@@ -21,7 +23,7 @@ mod load;
 
 use super::results;
 use super::serve::{Report, Timing};
-use crate::settings::{BenchSettings, KvCacheDtype, LoadFormat};
+use crate::settings::{BenchSettings, KvCacheDtype, LoadFormat, Transport};
 use crate::{model_path, parts};
 use load::Load;
 
@@ -44,7 +46,8 @@ pub fn run(settings: &BenchSettings, phase: Phase) -> Result<()> {
 /// A figure for each batch, printed as it comes.
 pub fn measure(settings: &BenchSettings, phase: Phase) -> Result<Vec<Value>> {
     let found = model_path::find(&settings.model)?;
-    let device = DeviceKind::choose(&settings.device.device)?;
+    let devices = DeviceKind::choose_all(&settings.device.device)?;
+    let on_gpus = devices[0] != DeviceKind::Cpu;
     let threads = super::threads(settings);
     let overrides = settings.model.hf_overrides.as_ref();
     let all_threads = threads * settings.workers as usize;
@@ -58,12 +61,12 @@ pub fn measure(settings: &BenchSettings, phase: Phase) -> Result<Vec<Value>> {
         settings,
         phase,
         source: Arc::new(source),
-        device,
+        devices,
         threads,
     };
     let mut figures = Vec::new();
-    match device {
-        DeviceKind::Cpu => {
+    match on_gpus {
+        false => {
             let floors = Floors::measure(all_threads, Isa::detect())?;
             let ceilings = Ceilings {
                 read: floors.read,
@@ -80,12 +83,19 @@ pub fn measure(settings: &BenchSettings, phase: Phase) -> Result<Vec<Value>> {
                 figures.push(bench.figure(&mut load, batch, &ceilings)?);
             }
         }
-        DeviceKind::Cuda(_) => {
+        true => {
             // The model is loaded once.
             let began = Instant::now();
             let mut load = bench.load(&settings.batch)?;
             let seconds = began.elapsed().as_secs_f64();
             let (on, ceilings) = load.device_facts()?;
+            let on = match settings.workers {
+                1 => on,
+                workers => format!(
+                    "{workers} workers over {}, the first on {on}",
+                    bench.transport().name()
+                ),
+            };
             print_ceilings(&found.name, &on, &ceilings);
             println!("  loaded after {seconds:.1} s");
             for &batch in &settings.batch {
@@ -108,11 +118,25 @@ struct Bench<'a> {
     settings: &'a BenchSettings,
     phase: Phase,
     source: Arc<WeightSource>,
-    device: DeviceKind,
+    devices: Vec<DeviceKind>,
     threads: usize,
 }
 
 impl Bench<'_> {
+    fn on_gpus(&self) -> bool {
+        self.devices[0] != DeviceKind::Cpu
+    }
+
+    /// Between several ranks.
+    fn transport(&self) -> TransportKind {
+        match self.settings.transport {
+            Transport::Auto if self.on_gpus() => TransportKind::Ipc,
+            Transport::Auto | Transport::Local | Transport::Tcp => TransportKind::Tcp,
+            Transport::Ipc => TransportKind::Ipc,
+            Transport::Nccl => TransportKind::Nccl,
+        }
+    }
+
     /// A group with room for the largest of `batches`.
     fn load(&self, batches: &[usize]) -> Result<Load> {
         let context = self.settings.context as usize;
@@ -125,7 +149,8 @@ impl Bench<'_> {
         let workers = self.settings.workers as usize;
         let mut group = GroupConfig::new(self.settings.workers);
         group.threads = self.threads;
-        group.device = self.device;
+        group.devices = self.devices.clone();
+        group.transport = self.transport();
         group.deterministic = self.settings.device.deterministic;
         group.kv_dtype = parts::kv_dtype(self.settings.device.kv_cache_dtype);
         group.max_slots = sequences;
@@ -196,7 +221,9 @@ impl Bench<'_> {
             Phase::Decode => (u64::from(self.settings.context), "decode, sequences"),
             Phase::Prefill => (0, "prefill, tokens"),
         };
-        let bytes = roofline::step_bytes(spec, &format, tokens, context, kv_bytes);
+        // GPUs that each read their part, or CPUs that read everything together.
+        let ranks = if self.on_gpus() { self.settings.workers } else { 1 };
+        let bytes = roofline::busiest_rank_bytes(spec, &format, (tokens, ranks), context, kv_bytes);
         let attention = match self.phase {
             Phase::Decode => roofline::attention_flops(spec, context),
             // Token t sees t + 1 positions: half of all on average. One row of logits, not one per token.
@@ -204,7 +231,14 @@ impl Bench<'_> {
         };
         let head = 2 * spec.vocab as u64 * spec.hidden as u64;
         let per_token = roofline::flops_per_token(spec) - if self.phase == Phase::Prefill { head } else { 0 };
-        let flops = (tokens * (per_token + attention)) as f64;
+        let here = match self.phase {
+            Phase::Decode => tokens.div_ceil(u64::from(ranks)),
+            // The prompt is one rank's, its experts' work everybody's.
+            Phase::Prefill => tokens,
+        };
+        let experts = roofline::expert_flops_per_token(spec);
+        let flops =
+            (here * (per_token - experts + attention)) as f64 + (tokens * experts) as f64 / f64::from(ranks);
         let by_reading = bytes.seconds(ceilings.read);
         let by_computing = flops / ceilings.flops;
         let floor = by_reading.max(by_computing);
@@ -222,6 +256,7 @@ impl Bench<'_> {
         json!({
             "batch": batch,
             "context": context,
+            "workers": self.settings.workers,
             "ms_per_step": seconds * 1e3,
             "tokens_per_second": batch as f64 / seconds,
             "weight_bytes": bytes.weights,
