@@ -14,6 +14,7 @@ struct State {
     uint64_t timeout;  // ns that a poll may last
     uint32_t failed;   // nonzero: every kernel passes
     uint32_t arrived;  // blocks that have ended their part; zero between kernels
+    uint64_t looked;   // when a waiting thread last read the host's abort word
 };
 
 // Pinned host memory: written by the device but `abort`.
@@ -134,9 +135,11 @@ DEVICE void fail(const ExchangeParams &p, Reason reason, int peer, uint64_t exch
     __threadfence_system();
 }
 
-// Between polls: whether to go on. The clock is read every 16 polls, host memory about every 30 us.
+// Between polls: whether to go on. The clock is read every 16 polls. One thread of the device reads host memory about
+// every 30 us: were each waiting warp to do it, their reads would queue up for milliseconds, and by then the peers
+// wait long enough to do the same.
 struct Patience {
-    uint64_t start = 0, looked = 0;
+    uint64_t start = 0;
     unsigned polls = 0;
 
     __device__ __forceinline__ bool wait(const ExchangeParams &p, Reason reason, int peer, uint64_t exchange) {
@@ -147,13 +150,13 @@ struct Patience {
     __device__ __noinline__ bool look(const ExchangeParams &p, Reason reason, int peer, uint64_t exchange) {
         if (failed(p)) return false;
         const uint64_t now = now_ns();
-        if (start == 0) start = looked = now;
-        if (now - looked > 30000) {
-            looked = now;
-            if (load_relaxed(&p.host->abort)) {
-                fail(p, ABORTED, peer, exchange);
-                return false;
-            }
+        if (start == 0) start = now;
+        const uint64_t last = *reinterpret_cast<const volatile uint64_t *>(&p.state->looked);
+        const bool leads = (threadIdx.x & 31) == __ffs(__activemask()) - 1;
+        if (leads && static_cast<int64_t>(now - last) > 30000 && atomicCAS(reinterpret_cast<unsigned long long *>(&p.state->looked), last, now) == last &&
+            load_relaxed(&p.host->abort)) {
+            fail(p, ABORTED, peer, exchange);
+            return false;
         }
         if (now - start < p.state->timeout) return true;
         fail(p, reason, peer, exchange);

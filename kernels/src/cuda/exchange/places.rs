@@ -10,7 +10,7 @@ use crate::ops::route::cuda::{Groups, max_groups};
 /// No owner; no expert here.
 const ABSENT: u32 = u32::MAX;
 /// Bytes of `State`.
-const STATE: usize = 32;
+const STATE: usize = 40;
 
 /// Entries `[layers][experts][MAX_REPLICAS]`: rank << 16 | index among the rank's experts, and the most experts that
 /// `rank` holds in a layer.
@@ -58,7 +58,7 @@ const TOKENS: usize = 8192;
 /// Memory that no peer touches. It is kept over epochs: while a dead peer's process is torn down, the driver may hold up
 /// every allocation for hundreds of milliseconds.
 pub(super) struct Places {
-    /// `State`: exchanges begun and open, the time that a poll may last, failure, arrivals.
+    /// `State`: exchanges begun and open, the time that a poll may last, failure, arrivals, when the host's word was read.
     pub(super) state: Memory,
     pub(super) placement: Memory,
     pub(super) loads: Memory,
@@ -131,7 +131,7 @@ impl Places {
     /// For an epoch's first exchange; `timeout`: nanoseconds that a poll may last.
     pub(super) fn start(&self, gpu: &Gpu, epoch: u32, timeout: u64) -> Result<()> {
         let begun = u64::from(epoch) << 32;
-        gpu.write(&self.state, 0, as_bytes(&[begun, begun, timeout, 0]))
+        gpu.write(&self.state, 0, as_bytes(&[begun, begun, timeout, 0, 0]))
     }
 
     pub(super) fn set_timeout(&self, gpu: &Gpu, timeout: u64) -> Result<()> {
