@@ -32,13 +32,13 @@ run() {
 # steps NAME FORMAT RANKS SCENARIO FLAGS...: steps over so many ranks, beside their floor
 steps() {
     local name=$1 format=$2 ranks=$3 scenario=$4; shift 4
-    run "$name" 60 "$BIN/conclave" bench "$MODELS/$format" --load-format=dummy --scenario="$scenario" --device=cuda --workers="$ranks" "$@"
+    run "$name" 40 "$BIN/conclave" bench "$MODELS/$format" --load-format=dummy --scenario="$scenario" --device=cuda --workers="$ranks" "$@"
     grep -E "reads|floor" "$name.txt" 2> /dev/null
 }
 
 # clients NAME FORMAT RANKS CLIENTS INPUT OUTPUT FLAGS: a cluster of its own under load
 clients() {
-    run "$1" 60 "$BIN/conclave" bench "$MODELS/$2" --load-format=dummy --scenario=serve --device=cuda --workers="$3" \
+    run "$1" 25 "$BIN/conclave" bench "$MODELS/$2" --load-format=dummy --scenario=serve --device=cuda --workers="$3" \
         --max-concurrency="$4" --num-prompts="$4" --random-input-len="$5" --random-output-len="$6" \
         --gpu-memory-utilization=0.92 --serve-args="--max-model-len=16384 --max-num-seqs=512 $7"
     grep -E "throughput|TTFT|TPOT" "$1.txt" 2> /dev/null | head -6
@@ -71,7 +71,7 @@ if wants steps; then
 fi
 if wants kill; then
     echo "== one rank of $R killed in mid-decode"
-    run survival 60 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R"; tail -3 survival.txt
+    run survival 35 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R"; tail -3 survival.txt
 fi
 if wants clients; then
     echo "== $FORMAT over $R ranks: clients"

@@ -1,16 +1,9 @@
 """End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--only PART,...]
 
-<<<<<<< HEAD
-Serves the bundled model on the GPU and compares every recorded answer token for token; verifies every reference
-checkpoint; runs out of KV pages; kills a worker of two on one GPU in mid-answer; injects a faulty kernel and a NaN;
-starts a model that does not fit. Needs only Python's
-standard library. Prints one line a check, ends with status 1 if one fails.
-=======
 Serves the bundled model on the GPU and compares every recorded answer token for token, on one worker and on two: over ipc, on
 one GPU under MPS or on two, and over nccl where there are two; verifies every reference checkpoint; runs out of KV pages; kills a
-worker of two in mid-answer; injects a faulty kernel and a NaN. Needs only Python's standard library. Prints one line a check, ends
-with status 1 if one fails.
->>>>>>> e5455fe (WIP cluster over GPUs)
+worker of two in mid-answer; injects a faulty kernel and a NaN; starts a model that does not fit. Needs only Python's standard
+library. Prints one line a check, ends with status 1 if one fails.
 """
 import argparse
 import contextlib
@@ -30,11 +23,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 parser.add_argument("--device", default="cuda")
-<<<<<<< HEAD
-parser.add_argument("--only", default="verify,serve_checks,preemption,kill_and_recover,faults,out_of_memory")
-=======
-parser.add_argument("--only", default="verify,serve_checks,preemption,cluster,faults")
->>>>>>> e5455fe (WIP cluster over GPUs)
+parser.add_argument("--only", default="verify,serve_checks,preemption,cluster,faults,out_of_memory")
 arguments = parser.parse_args()
 failures = 0
 
@@ -360,11 +349,7 @@ def verify():
             check(name, run.returncode == 0, "; ".join(kept) + run.stderr[-300:])
 
 
-<<<<<<< HEAD
-for part in (verify, serve_checks, preemption, kill_and_recover, faults, out_of_memory):
-=======
-for part in (verify, serve_checks, preemption, cluster, faults):
->>>>>>> e5455fe (WIP cluster over GPUs)
+for part in (verify, serve_checks, preemption, cluster, faults, out_of_memory):
     if part.__name__ not in arguments.only.split(","):
         continue
     began = time.time()
