@@ -53,6 +53,16 @@ pub trait Backend: Send + fmt::Debug {
         dtype: KvDtype,
     ) -> Result<KvId>;
 
+    /// From now on the CPU rounds to BF16 what products read and experts give, as a GPU does: to see what that alone does.
+    fn round_activations(&mut self, on: bool) -> Result<()> {
+        match on {
+            false => Ok(()),
+            true => Err(KernelError::Unsupported(
+                "the CPU backend alone rounds on purpose".into(),
+            )),
+        }
+    }
+
     /// Before `begin`, on a device that exchanges experts itself: the most tokens that any rank of the group has in this
     /// step. Every rank must be told the same: it decides how the step is cut and which kernels exchange it.
     fn begin_group(&mut self, largest: usize) -> Result<()> {

@@ -346,7 +346,7 @@ def verify():
             brief = ["|" + line.rsplit(",", 1)[-1] if " on " in line and "workers" in line else line for line in brief]
             name = "verify " + " ".join([os.path.relpath(folder, data), *flags])
             kept = [line for line in brief if line.startswith(("|", *wanted))]
-            check(name, run.returncode == 0, "; ".join(kept) + run.stderr[-300:])
+            check(name, run.returncode == 0, "; ".join(kept) + (run.stderr[-300:] if run.returncode else ""))
 
 
 for part in (verify, serve_checks, preemption, cluster, faults, out_of_memory):

@@ -74,14 +74,20 @@ fn print(name: &str, workers: u32, device: DeviceKind, verified: &Verified) {
 }
 
 fn print_agreement(found: &Agreement) {
-    println!("  beside the CPU with the same keys and values that takes the same experts:");
     println!(
-        "  logits, relative 2-norm error        {:.3e} (at most {:.0e})",
-        found.logits_relative_error, found.tolerance
+        "  beside the CPU with the same keys and values that takes the same experts, and what rounding to BF16 does there:"
     );
     println!(
-        "  router logits of the worst layer     {:.3e}",
-        found.router_relative_error
+        "  logits, relative 2-norm error        {:.3e}, rounding {:.3e} (at most {:.1e})",
+        found.found.logits,
+        found.rounding.logits,
+        found.logits_bound()
+    );
+    println!(
+        "  router logits of the worst layer     {:.3e}, rounding {:.3e} (at most {:.1e})",
+        found.found.router,
+        found.rounding.router,
+        found.router_bound()
     );
     println!(
         "  choices of experts that it would turn {} of {}",
@@ -90,12 +96,12 @@ fn print_agreement(found: &Agreement) {
     );
     for turned in &found.turned {
         println!(
-            "    layer {} position {}: by {:.2e} in its key, which differs by {:.2e} (rms): {}",
+            "    layer {} position {}: by {:.2e} in its key; within {:.1e} is {}",
             turned.layer,
             turned.position,
             turned.gap,
-            turned.rms,
-            tie(turned.is_tie)
+            turned.bound,
+            tie(turned.is_tie())
         );
     }
     println!("  greedy tokens that are not its own   {}", found.misses.len());

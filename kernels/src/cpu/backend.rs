@@ -62,6 +62,11 @@ impl Backend for CpuBackend {
         Ok(KvId(self.caches.len() as u32 - 1))
     }
 
+    fn round_activations(&mut self, on: bool) -> Result<()> {
+        self.engine.rounds = on;
+        Ok(())
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.workspace.angles_of = None;
         self.step.begin(batch)

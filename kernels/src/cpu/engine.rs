@@ -21,8 +21,17 @@ pub(crate) struct ThreadScratch {
 /// Instruction set, threads and their scratch.
 pub(crate) struct Engine {
     pub(crate) isa: Isa,
+    /// What products read is rounded to BF16 before, as on a GPU: to see what that alone does.
+    pub(crate) rounds: bool,
     pool: Pool,
     scratch: Vec<Mutex<ThreadScratch>>,
+}
+
+/// To BF16, in place.
+pub(crate) fn round(values: &mut [f32]) {
+    for value in values {
+        *value = half::bf16::from_f32(*value).to_f32();
+    }
 }
 
 impl Engine {
@@ -41,6 +50,7 @@ impl Engine {
         });
         Ok(Engine {
             isa,
+            rounds: false,
             pool,
             scratch: scratch.collect::<Result<_>>()?,
         })
@@ -48,6 +58,13 @@ impl Engine {
 
     pub(crate) fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Rounds `values`, if that is wanted.
+    pub(crate) fn rounded(&self, values: &mut [f32]) {
+        if self.rounds {
+            round(values);
+        }
     }
 
     /// Changes each thread's scratch; for growing it while weights are uploaded.

@@ -80,6 +80,14 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
 }
 
 fn uuid_text(bytes: [u8; 16]) -> String {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("GPU-{digits}")
+    let mut text = "GPU".to_owned();
+    for (index, byte) in bytes.iter().enumerate() {
+        let dash = if matches!(index, 0 | 4 | 6 | 8 | 10) {
+            "-"
+        } else {
+            ""
+        };
+        text += &format!("{dash}{byte:02x}");
+    }
+    text
 }

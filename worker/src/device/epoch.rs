@@ -80,6 +80,10 @@ impl Device {
         };
         let exchanges = matches!(plan.transport, TransportKind::Ipc | TransportKind::Nccl) && plan.ranks > 1;
         let path = self.rank.executor.choose_path(plan.ranks == 1, exchanges)?;
+        if let Some(recorded) = self.rank.executor.take_recorded() {
+            let (steps, seconds) = (recorded.steps, recorded.seconds);
+            tracing::info!(steps, memory = %Size(recorded.bytes), seconds, "recorded decode steps");
+        }
         tracing::info!(epoch, rank = plan.rank, ranks = plan.ranks, transport = %transport.describe(), path, "epoch ready");
         self.rank.begin_epoch(transport);
         self.status.set(epoch, 0);

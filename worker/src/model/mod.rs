@@ -18,7 +18,6 @@ use conclave_kernels::backend::{
 use conclave_plan::model::ModelSpec;
 
 use crate::checkpoint::CheckpointError;
-use crate::layout::Size;
 use crate::transport::{Capacity, TransportError};
 use buffers::Buffers;
 use experts::ExpertStore;
@@ -65,6 +64,16 @@ pub struct Executor {
     deterministic: bool,
     /// The next logits are to hold a NaN: for tests.
     poisoned: bool,
+    recorded: Option<Recorded>,
+}
+
+/// What was made ready for decode steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recorded {
+    pub steps: usize,
+    /// Of the device's memory.
+    pub bytes: u64,
+    pub seconds: f64,
 }
 
 impl Executor {
@@ -93,6 +102,7 @@ impl Executor {
             exchanges: false,
             deterministic,
             poisoned: false,
+            recorded: None,
         })
     }
 
@@ -150,6 +160,11 @@ impl Executor {
         Ok(if self.whole { "whole steps" } else { "op by op" })
     }
 
+    /// Of the path that was chosen last, once.
+    pub fn take_recorded(&mut self) -> Option<Recorded> {
+        self.recorded.take()
+    }
+
     /// What decode steps need, before the first of them.
     fn record_steps(&mut self) -> Result<()> {
         let (began, before) = (Instant::now(), self.backend.device_memory()?);
@@ -157,10 +172,11 @@ impl Executor {
         let steps = self.backend.record_steps(logits, most)?;
         let free = |memory: Option<DeviceMemory>| memory.map_or(0, |memory| memory.free);
         let took = free(before).saturating_sub(free(self.backend.device_memory()?));
-        if steps > 0 {
-            let seconds = began.elapsed().as_secs_f64();
-            tracing::info!(steps, memory = %Size(took), seconds, "recorded decode steps");
-        }
+        self.recorded = (steps > 0).then(|| Recorded {
+            steps,
+            bytes: took,
+            seconds: began.elapsed().as_secs_f64(),
+        });
         Ok(())
     }
 

@@ -1,10 +1,9 @@
 //! A device's run beside the CPU's with the same choices of experts.
 //!
 //! A choice that rounding turns changes everything behind it, so a device cannot be held to a reference that chose
-//! otherwise. What it is held to: the CPU, given the device's choices, computes the same within the rounding of BF16, and
-//! every choice that the CPU would not have made itself was a tie there within the rounding of the gate's keys.
-
-use conclave_kernels::backend::KvDtype;
+//! otherwise. What it is held to: the CPU, given the device's choices, computes the same but for rounding, and every
+//! choice that the CPU would not have made itself was a tie there. How much rounding is, the CPU tells: it runs a
+//! second time with everything that products read rounded to BF16.
 
 use super::choices::Choices;
 use super::compare::{Miss, misses, relative, rms_error};
@@ -13,17 +12,28 @@ use super::run::Run;
 /// How far a device is from the CPU that chose the same experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Agreement {
-    /// Over all tokens, the continuation's too; 2-norms.
-    pub logits_relative_error: f64,
-    /// Of the layer where it is largest.
-    pub router_relative_error: f64,
+    pub found: Distance,
+    /// What rounding to BF16 alone does on the CPU.
+    pub rounding: Distance,
     /// Choices in all: one a token and layer.
     pub choices: usize,
     /// Those that the CPU would have made otherwise.
     pub turned: Vec<Turned>,
     /// Greedy tokens that are not the CPU's.
     pub misses: Vec<Miss>,
-    pub tolerance: f64,
+}
+
+/// Of a run from the CPU's; relative errors are of 2-norms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Distance {
+    /// Over all tokens, the continuation's too.
+    pub logits: f64,
+    /// Of the layer where it is largest.
+    pub router: f64,
+    /// Root mean square error of the logits of the token where it is largest.
+    pub worst_token: f64,
+    /// By layer: the largest difference of a key, by which experts are chosen.
+    pub keys: Vec<f64>,
 }
 
 /// A choice that the CPU would have made otherwise.
@@ -33,73 +43,94 @@ pub struct Turned {
     pub position: usize,
     /// On the CPU, how far the best expert that was left out is above the worst that was taken, by score and bias.
     pub gap: f64,
-    /// Root mean square difference of the layer's keys between both.
-    pub rms: f64,
-    pub is_tie: bool,
+    /// What is a tie in this layer.
+    pub bound: f64,
 }
 
-/// A gap of so many root mean square differences of keys is a tie.
+impl Turned {
+    pub fn is_tie(&self) -> bool {
+        self.gap <= self.bound
+    }
+}
+
+/// Relative errors are within this in any case,
+const TOLERANCE: f64 = 1e-2;
+/// or within so many times what rounding does; gaps of keys are within so many of its largest difference.
+const OF_ROUNDING: f64 = 2.0;
+/// A margin between two logits is a tie within so many errors of one, in the token where rounding does most.
 const TIE_ERRORS: f64 = 4.0;
 
-/// The bound on relative errors: on a GPU activations are BF16,
-const TOLERANCE: f64 = 1e-2;
-/// and a key or value of FP8 next to a rounding's edge falls to either side, by 6% of itself.
-const FP8_TOLERANCE: f64 = 3e-2;
-
 impl Agreement {
+    pub fn logits_bound(&self) -> f64 {
+        TOLERANCE.max(OF_ROUNDING * self.rounding.logits)
+    }
+
+    pub fn router_bound(&self) -> f64 {
+        TOLERANCE.max(OF_ROUNDING * self.rounding.router)
+    }
+
     pub fn passes(&self) -> bool {
-        self.logits_relative_error <= self.tolerance
-            && self.router_relative_error <= self.tolerance
-            && self.turned.iter().all(|turned| turned.is_tie)
+        self.found.logits <= self.logits_bound()
+            && self.found.router <= self.router_bound()
+            && self.turned.iter().all(Turned::is_tie)
             && self.misses.iter().all(|miss| miss.is_tie)
     }
 
-    /// `cpu` was held to `choices`, which are those of `device`.
-    pub fn of(device: &Run, cpu: &Run, choices: &Choices, kv: KvDtype) -> Agreement {
-        let layers = || device.router_logits.iter().zip(&cpu.router_logits);
-        let turned = (0..choices.gates.len()).flat_map(|layer| turned(layer, device, cpu, choices));
+    /// `cpu` and `rounded` were held to `choices`, which are those of `device`.
+    pub fn of(device: &Run, cpu: &Run, rounded: &Run, choices: &Choices) -> Agreement {
+        let rounding = Distance::of(rounded, cpu, choices);
+        let bounds = rounding.keys.iter().map(|most| OF_ROUNDING * most);
+        let turned = bounds
+            .enumerate()
+            .flat_map(|(layer, bound)| turned(layer, bound, cpu, choices));
+        let layers = choices.gates.iter().zip(&choices.ids);
         Agreement {
-            logits_relative_error: relative(&device.logits, &cpu.logits),
-            router_relative_error: layers().map(|(a, b)| relative(a, b)).fold(0.0, f64::max),
-            choices: choices
-                .gates
-                .iter()
-                .zip(&choices.ids)
-                .map(|(gate, ids)| ids.len() / gate.spec.top_k)
-                .sum(),
+            found: Distance::of(device, cpu, choices),
+            choices: layers.map(|(gate, ids)| ids.len() / gate.spec.top_k).sum(),
             turned: turned.collect(),
-            misses: misses(device, &cpu.greedy_ids, rms_error(&device.logits, &cpu.logits)),
-            tolerance: match kv {
-                KvDtype::F32 | KvDtype::Bf16 => TOLERANCE,
-                KvDtype::Fp8E4m3 | KvDtype::Fp8E5m2 => FP8_TOLERANCE,
-            },
+            misses: misses(device, &cpu.greedy_ids, TIE_ERRORS * rounding.worst_token),
+            rounding,
         }
     }
 }
 
-fn turned(layer: usize, device: &Run, cpu: &Run, choices: &Choices) -> Vec<Turned> {
+impl Distance {
+    fn of(found: &Run, cpu: &Run, choices: &Choices) -> Distance {
+        let layers = || found.router_logits.iter().zip(&cpu.router_logits);
+        let tokens = found.logits.chunks(found.vocab).zip(cpu.logits.chunks(cpu.vocab));
+        let keys = choices.gates.iter().zip(layers()).map(|(gate, (a, b))| {
+            let differences = a.chunks(gate.spec.experts).zip(b.chunks(gate.spec.experts));
+            let largest = differences.flat_map(|(a, b)| {
+                let pairs = gate.keys(a).into_iter().zip(gate.keys(b));
+                pairs.map(|(a, b)| f64::from((a - b).abs())).collect::<Vec<_>>()
+            });
+            largest.fold(0.0, f64::max)
+        });
+        Distance {
+            logits: relative(&found.logits, &cpu.logits),
+            router: layers().map(|(a, b)| relative(a, b)).fold(0.0, f64::max),
+            worst_token: tokens.map(|(a, b)| rms_error(a, b)).fold(0.0, f64::max),
+            keys: keys.collect(),
+        }
+    }
+}
+
+fn turned(layer: usize, bound: f64, cpu: &Run, choices: &Choices) -> Vec<Turned> {
     let gate = &choices.gates[layer];
-    let (experts, top_k) = (gate.spec.experts, gate.spec.top_k);
-    let keys = |run: &Run| -> Vec<f32> {
-        let tokens = run.router_logits[layer].chunks(experts);
-        tokens.flat_map(|z| gate.keys(z)).collect()
-    };
-    let (found, expected) = (keys(device), keys(cpu));
-    let rms = rms_error(&found, &expected);
-    let tokens = expected.chunks(experts).zip(choices.ids[layer].chunks(top_k));
-    let turned = tokens.enumerate().filter_map(|(position, (keys, taken))| {
-        let own = gate.chosen(keys);
+    let tokens = cpu.router_logits[layer].chunks(gate.spec.experts);
+    let tokens = tokens.zip(choices.ids[layer].chunks(gate.spec.top_k));
+    let turned = tokens.enumerate().filter_map(|(position, (z, taken))| {
+        let keys = gate.keys(z);
+        let own = gate.chosen(&keys);
         let key = |id: &u32| f64::from(keys[*id as usize]);
         let left_out = own.iter().filter(|id| !taken.contains(id)).map(key);
         let best = left_out.reduce(f64::max)?;
         let instead = taken.iter().filter(|id| !own.contains(id)).map(key);
-        let gap = best - instead.reduce(f64::min)?;
         Some(Turned {
             layer,
             position,
-            gap,
-            rms,
-            is_tie: gap <= TIE_ERRORS * rms,
+            gap: best - instead.reduce(f64::min)?,
+            bound,
         })
     });
     turned.collect()

@@ -59,7 +59,11 @@ impl Comparison {
         let pairs = found.router_logits.iter().zip(&reference.router_logits);
         let differences = pairs
             .flat_map(|(found, expected)| found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())));
-        let misses = misses(found, &reference.greedy_ids, rms_error(logits, expected));
+        let misses = misses(
+            found,
+            &reference.greedy_ids,
+            TIE_ERRORS * rms_error(logits, expected),
+        );
         Ok(Comparison {
             positions: found.prompt,
             logits_relative_error: relative(logits, expected),
@@ -75,8 +79,8 @@ impl Comparison {
     }
 }
 
-/// The greedy tokens that are not as expected; a logit has an error of `rms`.
-pub(super) fn misses(found: &Run, expected: &[u32], rms: f64) -> Vec<Miss> {
+/// The greedy tokens that are not as expected; a margin up to `bound` is a tie.
+pub(super) fn misses(found: &Run, expected: &[u32], bound: f64) -> Vec<Miss> {
     let pairs = found.greedy_ids.iter().zip(expected).enumerate();
     let differing = pairs.filter(|(_, (found, expected))| found != expected);
     let miss = |(index, (&token, &expected)): (usize, (&u32, &u32))| {
@@ -87,7 +91,7 @@ pub(super) fn misses(found: &Run, expected: &[u32], rms: f64) -> Vec<Miss> {
             expected,
             found: token,
             margin,
-            is_tie: margin.abs() <= TIE_ERRORS * rms,
+            is_tie: margin.abs() <= bound,
         }
     };
     differing.map(miss).collect()

@@ -39,6 +39,8 @@ pub struct GroupConfig {
     /// Between several ranks.
     pub transport: TransportKind,
     pub deterministic: bool,
+    /// On the CPU: what products read is rounded to BF16.
+    pub rounds: bool,
     /// Rows of logits that one pass of the head gives.
     pub max_logit_rows: usize,
 }
@@ -59,6 +61,7 @@ impl GroupConfig {
             devices: vec![DeviceKind::Cpu],
             transport: TransportKind::Tcp,
             deterministic: false,
+            rounds: false,
             max_logit_rows: 16,
         }
     }
@@ -256,9 +259,12 @@ fn start_rank(source: &WeightSource, config: &GroupConfig, rank: u32, links: Lin
         dtype: config.kv_dtype,
     };
     let kind = config.devices.get(rank as usize % config.devices.len().max(1));
-    let backend = kind
+    let mut backend = kind
         .ok_or("no device is named")?
         .open(limits.clone(), config.threads)
+        .map_err(|error| text(&error))?;
+    backend
+        .round_activations(config.rounds)
         .map_err(|error| text(&error))?;
     let mut executor =
         Executor::new(backend, spec, limits, config.deterministic).map_err(|error| text(&error))?;

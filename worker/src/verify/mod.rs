@@ -23,7 +23,7 @@ use crate::device::DeviceKind;
 use crate::error::WorkerError;
 use crate::transport::{TransportKind, nccl};
 use crate::weights::WeightSource;
-pub use agree::{Agreement, Turned};
+pub use agree::{Agreement, Distance, Turned};
 pub use choices::{Choices, Gate};
 pub use compare::{Comparison, Miss};
 pub use group::{GroupConfig, GroupError, LocalGroup};
@@ -165,13 +165,18 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         ranks: 1,
         ..group
     };
+    let rounding = GroupConfig {
+        rounds: true,
+        ..cpu.clone()
+    };
     let verified = runs.into_iter().map(|(way, run)| {
         let choices = Arc::new(Choices::of(&gates, &run.router_logits));
-        let beside = on(&cpu, &Way::Forced(Arc::clone(&choices)))?;
+        let forced = Way::Forced(Arc::clone(&choices));
+        let (beside, rounded) = (on(&cpu, &forced)?, on(&rounding, &forced)?);
         Ok(Verified {
             way,
             comparison: Comparison::of(&run, &reference)?,
-            agreement: Some(Agreement::of(&run, &beside, &choices, config.kv_dtype)),
+            agreement: Some(Agreement::of(&run, &beside, &rounded, &choices)),
         })
     });
     verified.collect()

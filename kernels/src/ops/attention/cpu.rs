@@ -69,7 +69,7 @@ impl CpuBackend {
         let [q, out] = self.buffers.words(OP, [(q, words), (out, words)])?;
         let (isa, group) = (self.engine.isa, spec.heads / spec.kv_heads);
         let (q, part) = (&*q, group * spec.head_dim);
-        let out = Rows::new(out, spec.head_dim);
+        let rows = Rows::new(&mut *out, spec.head_dim);
         let tasks = step.task_count() * spec.kv_heads;
         self.engine.run(tasks, |task, scratch| {
             // The last tokens of a prompt have the most positions: they go first.
@@ -85,13 +85,14 @@ impl CpuBackend {
                 tokens: tokens.len(),
                 q: &q[tokens.start * width + kv_head * part..],
                 stride: width,
-                out: &out,
+                out: &rows,
                 first_row: tokens.start * spec.kv_heads + kv_head,
                 row_step: spec.kv_heads,
                 scratch: &mut scratch.attention,
             };
             run(isa, attend);
         });
+        self.engine.rounded(out);
         Ok(())
     }
 }

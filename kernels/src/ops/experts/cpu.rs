@@ -108,6 +108,7 @@ impl CpuBackend {
                 .hidden
                 .tokens(experts.orders.1, experts.intermediate, rows.len());
             down(engine, experts, &w.sorted, x, out);
+            engine.rounded(out);
         }
         Ok(())
     }
@@ -137,7 +138,7 @@ fn gather(
 
 /// Gate, up and silu: a task is some intermediate values of one expert.
 fn hidden(engine: &mut Engine, experts: &CpuExperts, sorted: &Sorted, x: Tokens<'_>, packed: &mut Packed) {
-    let isa = engine.isa;
+    let (isa, rounds) = (engine.isa, engine.rounds);
     let order = experts.orders.1;
     // An INT4 chunk of inputs is rounded as one; otherwise smaller tasks share the work more evenly.
     let block = if order == Order::Int4 {
@@ -181,7 +182,7 @@ fn hidden(engine: &mut Engine, experts: &CpuExperts, sorted: &Sorted, x: Tokens<
                 .zip(up.chunks_exact(HIDDEN_BLOCK));
             for (i, (gate, up)) in rows.enumerate() {
                 activate(
-                    isa,
+                    (isa, rounds),
                     &mut gate[..values.len()],
                     &up[..values.len()],
                     first,
@@ -195,7 +196,7 @@ fn hidden(engine: &mut Engine, experts: &CpuExperts, sorted: &Sorted, x: Tokens<
 
 /// Packs one row's part of the hidden layer.
 fn activate(
-    isa: Isa,
+    (isa, rounds): (Isa, bool),
     gate: &mut [f32],
     up: &[f32],
     first: usize,
@@ -210,6 +211,7 @@ fn activate(
             gate,
             up,
             first: 0,
+            rounds,
             to: &mut to,
         },
     );

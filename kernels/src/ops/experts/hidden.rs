@@ -1,6 +1,7 @@
 //! `silu(gate) * up` of some rows and some intermediate values, packed for the down projection.
 
 use crate::backend::Result;
+use crate::cpu::engine::round;
 use crate::cpu::memory::Memory;
 use crate::ops::linear::TokensMut;
 use crate::simd::{Kernel, LANES, Simd, math};
@@ -31,6 +32,8 @@ pub(crate) struct Activate<'a, 'b> {
     pub(crate) gate: &'a mut [f32],
     pub(crate) up: &'a [f32],
     pub(crate) first: usize,
+    /// To BF16 before.
+    pub(crate) rounds: bool,
     pub(crate) to: &'a mut TokensMut<'b>,
 }
 
@@ -50,6 +53,9 @@ impl Kernel for Activate<'_, '_> {
             up[..up_rest.len()].copy_from_slice(up_rest);
             s.store(s.mul(math::silu(s, s.load(&gate)), s.load(&up)), &mut gate);
             gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
+        }
+        if self.rounds {
+            round(self.gate);
         }
         self.to.put(s, self.first, self.gate);
     }

@@ -34,6 +34,7 @@ impl CpuBackend {
                 x,
             );
         }
+        self.engine.rounded(x);
         // SAFETY: each result is written by the one task that has its row of the weight.
         let out = unsafe { Out::new(logits, head.out_features, false) };
         linears_of(&mut self.engine, &mut self.workspace.packed, x, &[(head, out)]);

@@ -6,7 +6,7 @@ use super::rope;
 use crate::backend::{AttentionWeights, Buffer, KvId, LinearId, Result, VectorId};
 use crate::cpu::CpuBackend;
 use crate::cpu::check::{expect, mismatch};
-use crate::cpu::engine::Rows;
+use crate::cpu::engine::{Rows, round};
 use crate::ops::linear::{Out, linears_of};
 use crate::ops::rmsnorm::{rmsnorm_all, rmsnorm_in_place};
 use crate::simd::Isa;
@@ -62,6 +62,7 @@ impl CpuBackend {
         let v = &mut w.values.f32_mut()[..tokens * kv_width];
         let angles = &mut w.angles.f32_mut()[..tokens * spec.rotary_dim];
         rmsnorm_all(engine, hidden, norm, eps, x);
+        engine.rounded(x);
         // SAFETY: each result is written by the one task that has its row of the weight.
         let outs = unsafe {
             [
@@ -77,7 +78,7 @@ impl CpuBackend {
             &[(wq, outs[0]), (wk, outs[1]), (wv, outs[2])],
         );
 
-        let isa = engine.isa;
+        let (isa, rounds) = (engine.isa, engine.rounds);
         // Layers share the angles of a step unless their rope differs.
         let kind = Some((spec.rope_theta.to_bits(), spec.rotary_dim));
         if w.angles_of != kind {
@@ -103,6 +104,9 @@ impl CpuBackend {
                 normalize(isa, spec, k_norm, eps, k);
                 rope::rotate(isa, spec.head_dim, angles, q);
                 rope::rotate(isa, spec.head_dim, angles, k);
+                if rounds {
+                    round(q);
+                }
                 let position = step.positions[t] as usize;
                 // SAFETY: no two runs write one page (`Step::begin` checks it), and a run's positions differ.
                 unsafe { writer.write(isa, step.pages_of(t), position, k, v) };

@@ -72,6 +72,7 @@ impl CpuBackend {
         let (engine, w) = (&mut self.engine, &mut self.workspace);
         let isa = engine.isa;
         rmsnorm_all(engine, hidden, norm, eps, normed);
+        engine.rounded(normed);
         let parts = normed
             .chunks(ROUTE_TOKENS * width)
             .zip(ids.chunks_mut(ROUTE_TOKENS * k));

@@ -45,8 +45,8 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
     for &deterministic in modes {
         let mut settings = settings.clone();
         settings.device.deterministic = deterministic;
+        title(&settings);
         let passes = passes(&settings).await?;
-        print(&settings, &passes);
         if deterministic {
             parted += passes
                 .iter()
@@ -88,6 +88,16 @@ struct Pass {
 }
 
 impl Pass {
+    fn print(&self) {
+        let first = self.first.map_or(String::new(), |(prompt, token)| {
+            format!(" (the first: prompt {prompt}, token {token})")
+        });
+        println!(
+            "  {:<38} {:>3} clients {:>7.2} s {:>6} tokens cached: {:>3} prompts part in ids, {:>3} in log-probabilities{first}",
+            self.name, self.clients, self.seconds, self.cached, self.ids, self.logprobs
+        );
+    }
+
     fn json(&self) -> Value {
         json!({
             "pass": self.name, "clients": self.clients, "seconds": self.seconds, "cached_tokens": self.cached,
@@ -119,7 +129,7 @@ async fn passes(settings: &BenchSettings) -> Result<Vec<Pass>> {
             let at = a.iter().zip(b).take_while(|(a, b)| a == b).count();
             (index, at)
         });
-        found.push(Pass {
+        let pass = Pass {
             name,
             clients,
             seconds,
@@ -128,7 +138,9 @@ async fn passes(settings: &BenchSettings) -> Result<Vec<Pass>> {
             ids: pairs().filter(|(a, b)| a.ids != b.ids).count(),
             logprobs: pairs().filter(|(a, b)| a.logprobs != b.logprobs).count(),
             first,
-        });
+        };
+        pass.print();
+        found.push(pass);
         if alone.is_empty() {
             alone = answers;
         }
@@ -182,7 +194,7 @@ async fn answers(
     Ok(all.into_iter().map(|(_, timing)| timing).collect())
 }
 
-fn print(settings: &BenchSettings, passes: &[Pass]) {
+fn title(settings: &BenchSettings) {
     let load = &settings.load;
     println!(
         "{}: {} prompts of {SHORTEST} to {} tokens, {} tokens generated",
@@ -195,13 +207,4 @@ fn print(settings: &BenchSettings, passes: &[Pass]) {
         load.random_input_len,
         load.random_output_len
     );
-    for pass in passes {
-        let first = pass.first.map_or(String::new(), |(prompt, token)| {
-            format!(" (the first: prompt {prompt}, token {token})")
-        });
-        println!(
-            "  {:<38} {:>3} clients {:>7.2} s {:>6} tokens cached: {:>3} prompts part in ids, {:>3} in log-probabilities{first}",
-            pass.name, pass.clients, pass.seconds, pass.cached, pass.ids, pass.logprobs
-        );
-    }
 }
