@@ -1,11 +1,10 @@
 //! Speed of whole steps at MiniMax-M2.7's shapes with random weights, against the floor measured on the spot:
 //!
 //! `gpu_bench [--format int4|ct|fp8|bf16] [--layers 62] [--kv bf16|e4m3] [--decode BATCH:CONTEXT,..] [--prefill TOKENS,..]
-//!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--deterministic on|off] [--one on|off|ahead]
+//!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--deterministic on|off] [--one on|off]
 //!  [--trace CONTEXT,..] [--json FILE]`
 //!
-//! `--one`: a lone token as one kernel, by six kernels a layer, or as one kernel that asks the
-//! second-level cache for the next layer's weights.
+//! `--one`: a lone token as one kernel, or by six kernels a layer.
 //! `--trace`: where that kernel's blocks spend their cycles.
 //!
 //! Floor of a decode step: the bytes that a checkpoint of this format holds of every weight touched, plus keys and
@@ -119,7 +118,7 @@ fn main() {
         lines.push(run::decode(&mut setup, batch, context, arguments.steps));
     }
     for &context in &arguments.trace {
-        run::trace(&mut setup, context, arguments.one == "ahead");
+        run::trace(&mut setup, context);
     }
     for &tokens in &arguments.prefill {
         lines.push(run::prefill(&mut setup, tokens));

@@ -250,8 +250,7 @@ impl Setup {
             layers,
         };
         assert!(b.set_forward(model).unwrap());
-        b.set_one(arguments.one != "off", false, arguments.one == "ahead")
-            .unwrap();
+        b.set_one(arguments.one != "off", false).unwrap();
         b.synchronize().unwrap();
         Setup {
             kinds,

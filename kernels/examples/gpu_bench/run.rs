@@ -207,9 +207,9 @@ pub fn profile_decode(setup: &mut Setup, batch: usize, context: usize) {
 
 /// Where the blocks of the one kernel spend a step of one token: microseconds a layer, at the clock that the whole adds up
 /// to.
-pub fn trace(setup: &mut Setup, context: usize, prefetch: bool) {
+pub fn trace(setup: &mut Setup, context: usize) {
     const OPS: [&str; 6] = ["qkv", "attention", "output", "gate", "gate and up", "down"];
-    if !setup.backend.set_one(true, true, prefetch).unwrap() {
+    if !setup.backend.set_one(true, true).unwrap() {
         return;
     }
     for i in 0..4 {
@@ -218,7 +218,7 @@ pub fn trace(setup: &mut Setup, context: usize, prefetch: bool) {
     }
     let seconds = replay(setup);
     let cycles = setup.backend.one_trace().unwrap();
-    setup.backend.set_one(true, false, prefetch).unwrap();
+    setup.backend.set_one(true, false).unwrap();
     let blocks: Vec<&[u64]> = cycles.chunks(4 * OPS.len()).collect();
     let layers = setup.layers as f64;
     // The step without the head is what the blocks' cycles add up to.
@@ -230,7 +230,7 @@ pub fn trace(setup: &mut Setup, context: usize, prefetch: bool) {
     );
     println!(
         "{:12} {:>22} {:>22} {:>22} {:>22}",
-        "op", "waits", "input", "product", "arrives"
+        "op", "waits", "input", "product", "finish"
     );
     for (op, name) in OPS.iter().enumerate() {
         print!("{name:12}");

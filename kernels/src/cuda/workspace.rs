@@ -46,11 +46,9 @@ pub(crate) enum Slot {
     AttendedPlane,
     SortedPlane,
     ActedPlane,
-    /// One token through all layers: table of layers, barrier, attention splits and their sums, cycles of each op.
+    /// One token through all layers: table of layers, what blocks leave for each other, cycles of each op.
     OneLayers,
-    OneBarrier,
-    OnePartial,
-    OneSums,
+    OneValues,
     OneTrace,
     Sort,
 }

@@ -194,8 +194,8 @@ impl Piece<'_> {
         if let Some(one) = forward.one_of(way) {
             one.queue(gpu)?;
             return Ok(Stream {
-                x0: one.params.after,
-                x1: one.params.after + (sizes.hidden * 4) as u64,
+                x0: one.params.result,
+                x1: one.params.result + (sizes.hidden * 4) as u64,
                 more: 1,
             });
         }

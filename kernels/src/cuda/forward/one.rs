@@ -4,7 +4,6 @@ use super::{Layer, Places, Sizes};
 use crate::backend::{ForwardModel, Result};
 use crate::cuda::CudaBackend;
 use crate::cuda::workspace::Slot;
-use crate::ops::linear::cuda::INLINE_TOKENS;
 use crate::ops::whole::cuda::{One, OneLayer, OneParams, OneShape, TRACE};
 
 impl CudaBackend {
@@ -79,7 +78,6 @@ impl CudaBackend {
             });
         }
         let (tables, table_stride) = self.step.tables();
-        let piece = |piece: usize| places.halves + (piece * 2 * INLINE_TOKENS * sizes.hidden * 4) as u64;
         let (experts, step) = (&layers[0].experts, &self.step);
         let params = OneParams {
             hidden: places.hidden,
@@ -87,14 +85,7 @@ impl CudaBackend {
             token_run: step.token_run(),
             tables,
             turns: places.turns,
-            before: piece(0),
-            attended: piece(1),
-            middle: piece(2),
-            after: piece(3),
-            projection: places.projection,
-            squares: places.squares,
-            logits: places.gate_logits,
-            acted: places.acted,
+            result: places.halves,
             expert_bytes: experts.expert_bytes,
             up_offset: experts.up_offset,
             down_offset: experts.down_offset,
@@ -103,15 +94,14 @@ impl CudaBackend {
             renormalize: i32::from(spec.moe.renormalize),
             eps: sizes.eps,
             scale: crate::ops::attention::cuda::scale(shape.head_dim),
-            prefetch: 0,
             ..OneParams::default()
         };
         One::new(&self.gpu, &mut self.workspace, &shape, &rows, params).map(Some)
     }
 
-    /// Whether a lone decode token goes through one kernel from now on, whether that kernel counts cycles, and whether it
-    /// asks for the next layer's weights ahead. `false`: it does not serve this model.
-    pub fn set_one(&mut self, on: bool, traced: bool, prefetch: bool) -> Result<bool> {
+    /// Whether a lone decode token goes through one kernel from now on, and whether that kernel counts cycles. `false`: it
+    /// does not serve this model.
+    pub fn set_one(&mut self, on: bool, traced: bool) -> Result<bool> {
         self.gpu.device.enter()?;
         let bytes = self.gpu.blocks() as usize * TRACE.0 * TRACE.1 * 8;
         let trace = self.workspace.get(&self.gpu, Slot::OneTrace, bytes)?;
@@ -125,11 +115,10 @@ impl CudaBackend {
             return Ok(false);
         };
         one.params.trace = if traced { trace } else { 0 };
-        one.params.prefetch = i32::from(prefetch);
         Ok(true)
     }
 
-    /// Cycles of the last step of one token: of each block, each op, its wait, input, product and arrival.
+    /// Cycles of the last step of one token: of each block, each op, its wait, input, product and finish.
     pub fn one_trace(&mut self) -> Result<Vec<u64>> {
         self.gpu.device.enter()?;
         let mut bytes = vec![0; self.gpu.blocks() as usize * TRACE.0 * TRACE.1 * 8];

@@ -6,7 +6,8 @@ use crate::cuda::{Format, Gpu, Launch, as_bytes};
 use crate::ops::attention::cuda::kv_name;
 use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
 
-const THREADS: u32 = 512;
+/// 16 warps that compute and one that feeds them.
+const THREADS: u32 = 544;
 const WARPS: usize = 16;
 /// Bytes of `OneShared` at most, behind the rings.
 const SHARED: usize = 59_392;
@@ -14,17 +15,19 @@ const SHARED: usize = 59_392;
 const IMAGE: usize = 24_576;
 const GATE_IMAGE: usize = 2048;
 const HEAD_DIM: usize = 128;
-/// Bytes of a warp's ring at most.
+/// Bytes of a warp's ring.
 const RING: usize = 10_752;
 const HEADS_HELD: usize = 8;
 const MAX_WIDTH: usize = 4096;
 const MAX_SPLITS: usize = 32;
-const MAX_OUTPUT_PARTS: usize = 4;
+const MAX_OUTPUT_PARTS: usize = 3;
 const HALF_SLOTS: usize = 4;
 /// Tiles of 16 tokens of one block's share of a context, and runs of a warp in one layer.
 const MAX_TILES: usize = 1024;
 const MAX_ENTRIES: usize = 32;
-/// Ops of a layer, and what is measured of each: waiting, input, product, arrival.
+/// 4-byte words of a line of the cache: each op's counter has one of its own.
+const LINE_WORDS: usize = 32;
+/// Ops of a layer, and what is measured of each: waiting, input, product, finish.
 pub(crate) const TRACE: (usize, usize) = (6, 4);
 
 /// Mirrors `OneLayer`.
@@ -51,18 +54,18 @@ pub(crate) struct OneParams {
     pub(crate) token_run: u64,
     pub(crate) tables: u64,
     pub(crate) turns: u64,
-    pub(crate) before: u64,
-    pub(crate) middle: u64,
-    pub(crate) attended: u64,
-    pub(crate) after: u64,
     pub(crate) projection: u64,
     pub(crate) squares: u64,
     pub(crate) partial: u64,
     pub(crate) partial_sums: u64,
+    pub(crate) attended: u64,
     pub(crate) logits: u64,
     pub(crate) acted: u64,
-    pub(crate) arrived: u64,
-    pub(crate) base: u64,
+    pub(crate) after: u64,
+    /// Two arrays: the residual stream behind the last layer is their sum.
+    pub(crate) result: u64,
+    pub(crate) announced: u64,
+    pub(crate) state: u64,
     pub(crate) trace: u64,
     pub(crate) expert_bytes: u64,
     pub(crate) up_offset: u64,
@@ -81,7 +84,7 @@ pub(crate) struct OneParams {
     pub(crate) renormalize: i32,
     pub(crate) eps: f32,
     pub(crate) scale: f32,
-    pub(crate) prefetch: i32,
+    pub(crate) split_stride: i32,
     pub(crate) unused: i32,
 }
 
@@ -168,18 +171,33 @@ impl OneShape {
         pairs.contains(&pair) && matches!(self.kv, KvDtype::Bf16 | KvDtype::Fp8E4m3)
     }
 
-    /// Shared memory of a block: the rings, as `OneShape` of `one.cuh` sizes them, and what stands behind.
-    fn shared_bytes(&self) -> usize {
-        let stages = |format: Format| {
-            if format == Format::Int4G128 {
-                3
-            } else {
-                format.span()
-            }
-        };
-        let slot = [self.dense, self.experts].map(|format| stages(format) * format.stage_bytes());
-        let slot = slot[0].max(slot[1]);
-        WARPS * (RING / slot * slot) + SHARED
+    fn splits(&self, blocks: usize) -> usize {
+        (blocks / (self.kv_width / HEAD_DIM)).min(MAX_SPLITS)
+    }
+
+    /// Values that blocks leave for each other: where each array of `OneParams` begins, and the bytes of all.
+    fn values(&self, blocks: usize) -> ([u64; 10], usize) {
+        let rows = self.kv_width / HEAD_DIM * self.splits(blocks);
+        let projection = self.q_width + 2 * self.kv_width;
+        let words = [
+            projection,
+            projection / 32,
+            rows * HEADS_HELD * HEAD_DIM,
+            rows * HEADS_HELD * 2,
+            self.parts() * self.width,
+            GATE_PARTS * self.expert_count,
+            self.top_k * self.inter,
+            2 * self.width,
+            TRACE.0 * LINE_WORDS,
+            1,
+        ];
+        let mut places = [0; 10];
+        let mut end = 0;
+        for (place, count) in places.iter_mut().zip(words) {
+            *place = end as u64;
+            end += (count * 4).next_multiple_of(128);
+        }
+        (places, end)
     }
 }
 
@@ -197,17 +215,39 @@ impl One {
         if let Some(memory) = workspace.memory(Slot::OneLayers) {
             gpu.write(memory, 0, as_bytes(layers))?;
         }
-        let kv_heads = shape.kv_width / HEAD_DIM;
-        let rows = kv_heads * MAX_SPLITS * HEADS_HELD;
-        let barrier = workspace.get(gpu, Slot::OneBarrier, 256)?;
+        let blocks = gpu.blocks() as usize;
+        let (places, bytes) = shape.values(blocks);
+        let base = workspace.get(gpu, Slot::OneValues, bytes)?;
+        // No layer has been computed: the last bit of every value is 0.
+        if let Some(memory) = workspace.memory(Slot::OneValues) {
+            memory.clear(&gpu.device, &gpu.stream, bytes)?;
+        }
+        let [
+            projection,
+            squares,
+            partial,
+            partial_sums,
+            attended,
+            logits,
+            acted,
+            after,
+            announced,
+            state,
+        ] = places.map(|place| base + place);
         let params = OneParams {
             layer: table,
             layers: layers.len() as i32,
-            partial: workspace.get(gpu, Slot::OnePartial, rows * HEAD_DIM * 4)?,
-            partial_sums: workspace.get(gpu, Slot::OneSums, rows * 8)?,
-            // A line of its own for what all blocks spin on.
-            arrived: barrier,
-            base: barrier + 128,
+            projection,
+            squares,
+            partial,
+            partial_sums,
+            attended,
+            logits,
+            acted,
+            after,
+            announced,
+            state,
+            split_stride: shape.splits(blocks) as i32,
             width: shape.width as i32,
             q_width: shape.q_width as i32,
             kv_width: shape.kv_width as i32,
@@ -219,17 +259,16 @@ impl One {
             ..params
         };
         let name = |format: Format| format.name();
-        let splits = (gpu.blocks() as usize / kv_heads).min(MAX_SPLITS);
         Ok(One {
             params,
-            longest: (MAX_TILES - 1) * 16 * splits,
+            longest: (MAX_TILES - 1) * 16 * shape.splits(blocks),
             kernel: format!(
                 "decode_one_{}_{}_{}",
                 name(shape.dense),
                 name(shape.experts),
                 kv_name(shape.kv)?
             ),
-            shared: shape.shared_bytes() as u32,
+            shared: (WARPS * RING + SHARED) as u32,
         })
     }
 

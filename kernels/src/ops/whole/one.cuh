@@ -1,23 +1,34 @@
 // One decode token through all layers in one kernel: what its parts share (`one.cu`).
 //
-// One block a multiprocessor stays for the whole step. Blocks meet at a barrier of the device after each op; weights do
-// not wait for it: every warp's ring of bulk copies asks for what the warp multiplies next, across ops and layers. Only
-// the experts' weights wait, for the choice.
+// One block a multiprocessor stays for the whole step: 16 warps that compute and one that feeds them (`one_stream.cuh`).
+// Blocks do not meet: each value that one leaves for others says itself that it is there (`one_values.cuh`).
 #pragma once
 #include "../../cuda/gemv.cuh"
 #include "../attention/pages.cuh"
 #include "../route/route.cuh"
 
+constexpr int ONE_THREADS = GEMV_THREADS + WARP;  // the last warp feeds the others
 constexpr int HEAD_DIM = 128, HEADS_HELD = 8, ONE_TOP_K = 8, HALF_SLOTS = 4, EXPERT_RUNS = 4, DENSE_RUNS = 8;
 // Tiles of a block's share of the context: the host knows the longest context.
 constexpr int MAX_TILES = 1024;
-constexpr int MAX_DEPTH = 5, MAX_ENTRIES = 32;
+constexpr int MAX_ENTRIES = 32, MAX_PARTS = 3;
+// Floats from one head's values to the next in shared memory: the lanes of a warp meet all banks.
+constexpr int MERGED_STRIDE = HEAD_DIM + 4;
 // Units whose sums wait for each other: a warp each to finish them.
 constexpr int MAX_UNITS = 4;
 // The second-level cache's policy for data that is read once (as `createpolicy` makes it).
 constexpr uint64_t READ_ONCE = 0x12F0000000000000;
 
+// 4-byte words of a line of the cache.
+constexpr int LINE_WORDS = 32;
+constexpr int TRACED = 4;
+
 enum Op : int { QKV, ATTENTION, OUTPUT, GATE, GATE_UP, DOWN, OPS };
+
+// What a step leaves for the next one.
+struct OneState {
+    unsigned layers;  // computed so far
+};
 
 // One layer: a row of a table in device memory.
 struct OneLayer {
@@ -34,45 +45,24 @@ struct OneParams {
     const int *token_run;
     const uint32_t *tables;
     const double *turns;          // [rotary / 2]
-    float *before, *middle;       // [hidden]: the residual stream as the norms saw it
-    float *attended;              // [parts][hidden]
-    float *after;                 // [2][hidden]
+    // What blocks leave for each other (`one_values.cuh`), each value written once a layer.
     float *projection, *squares;  // [q + 2 kv], and of each 32 of them the sum of squares
-    float *partial;               // [kv head][split][8][HEAD_DIM]
-    float2 *partial_sums;         // [kv head][split][8]: maximum (base 2) and sum
+    float *partial;               // [kv head][split_stride][8][HEAD_DIM]
+    float2 *partial_sums;         // [kv head][split_stride][8]: maximum (base 2) and sum
+    float *attended;              // [parts][width]: the residual stream behind the attention as a sum
     float *logits;                // [GATE_PARTS][experts]
     float *acted;                 // [top_k][inter]
-    unsigned *arrived, *base;     // the barrier's counter, and its value when the kernel starts
-    unsigned long long *trace;    // [grid][OPS][4] cycles, or null
+    float *after;                 // [2][width]: the residual stream behind the layer as a sum
+    float *result;                // the same behind the last layer, for the kernels that follow
+    unsigned *announced;          // [OPS][LINE_WORDS]: how often blocks have come to the end of an op
+    OneState *state;
+    unsigned long long *trace;    // [grid][OPS][TRACED] cycles, or null
     size_t expert_bytes, up_offset, down_offset;
     int layers, width, q_width, kv_width, inter, experts, k, rotary;
     int table_stride, page_tokens, parts, renormalize;
     float eps, scale;             // scale: log2(e) / sqrt(HEAD_DIM)
-    int prefetch, unused;
-};
-
-// ---- the barrier of the device ------------------------------------------------------------------------------------
-
-// The counter only grows; what a barrier waits for follows from the number of barriers before it.
-struct DeviceBarrier {
-    unsigned *arrived;
-    unsigned target;
-
-    // What this block wrote is visible to whoever has waited.
-    __device__ __forceinline__ void arrive() {
-        __syncthreads();
-        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
-        target += gridDim.x;
-    }
-
-    __device__ __forceinline__ void wait() {
-        if (threadIdx.x == 0) {
-            unsigned seen;
-            do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
-            while (static_cast<int>(seen - target) < 0);
-        }
-        __syncthreads();
-    }
+    int split_stride;             // splits of a head at most
+    int unused;
 };
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
@@ -81,14 +71,11 @@ struct DeviceBarrier {
 template <int F> constexpr int COPY_STAGES = F == INT4_G128 ? 3 : Layout<F>::SPAN;
 template <int F> constexpr int COPY_BYTES = Layout<F>::BYTES * COPY_STAGES<F>;
 
-template <int DENSE, int EXPERT, int KV> struct OneShape {
-    static constexpr int SLOT = COPY_BYTES<DENSE> > COPY_BYTES<EXPERT> ? COPY_BYTES<DENSE> : COPY_BYTES<EXPERT>;
-    // Keys of a tile of 16 tokens fill one slot or two, 128 bytes of each token a slot; values as many.
-    static constexpr int KEY_SLOTS = HEAD_DIM * KV_BYTES<KV> / 128;
-    static constexpr int DEPTH = 10752 / SLOT;
-    static constexpr int WARP_RING = DEPTH * SLOT;
-    static_assert(SLOT >= 2048 && DEPTH >= KEY_SLOTS && DEPTH <= MAX_DEPTH, "a tile's keys are held at once");
-};
+// A warp's ring, and how many copies are on their way at most.
+constexpr int WARP_RING = 10752, COPIES = 8;
+
+// Keys of a tile of 16 tokens, or values: one copy.
+template <int KV> constexpr int KEY_BYTES = TILE_TOKENS * HEAD_DIM * KV_BYTES<KV>;
 
 // A run of a warp's weights, the same in every layer: offset in a stream of the layer and size, both in units of 16 bytes.
 struct alignas(8) OneEntry {
@@ -104,7 +91,7 @@ constexpr int ENTRY_SLOT = 16;
 struct OneShared {
     union {
         uint8_t image[24576];                                    // the op's input
-        float merged[GEMV_WARPS / 2][HEADS_HELD][HEAD_DIM + 8];  // attention: results of half of the warps
+        float merged[GEMV_WARPS / 2][HEADS_HELD][MERGED_STRIDE];  // attention: results of half of the warps
         float query[HEADS_HELD][HEAD_DIM];
     };
     uint8_t gate_image[2048];
@@ -113,18 +100,20 @@ struct OneShared {
     float2 turn[HEAD_DIM / 2];                 // cosine and sine of the pair at the token's position
     float key[HEAD_DIM], value[HEAD_DIM];
     float maximum[GEMV_WARPS / 2][HEADS_HELD], sum[GEMV_WARPS / 2][HEADS_HELD];
-    alignas(16) uint32_t keys[MAX_EXPERTS];  // of the choice: larger is better
     uint32_t tile[MAX_TILES];      // where the block's tiles lie in a layer's keys, in units of 16 bytes
     OneEntry program[GEMV_WARPS][MAX_ENTRIES];
     OneLayer layers[2];              // by the layer's last bit
-    uint2 share[STREAM_GATE + 1];  // first and number of the units of 16 bytes that this block asks for ahead
     OneParams p;
-    uint64_t full[GEMV_WARPS * MAX_DEPTH];
-    unsigned long long trace[OPS][4];
-    float scores[ONE_TOP_K], scratch[GEMV_WARPS];
+    uint64_t full[GEMV_WARPS][COPIES], empty[GEMV_WARPS][COPIES];
+    uint16_t held[GEMV_WARPS][COPIES];  // bytes of the ring that a copy holds
+    const uint8_t *feeding[8];          // the streams of the layer that is being asked for
+    unsigned long long trace[OPS][TRACED];
+    alignas(16) float scratch[GEMV_WARPS];
+    float weights[ONE_TOP_K];       // of the chosen experts
     int ids[ONE_TOP_K];
-    int chosen;                     // layers whose experts are known
+    unsigned epoch;                 // layers computed before this step
     int entries;                    // of a layer's program
+    int position;
     int tiles, splits;              // of one head's context: tiles of 16 tokens, and over how many blocks
     int head, split, tile0, tile1;  // this block's
 };
@@ -198,7 +187,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
         }
         entry = entry_of<DENSE>(stream, tile, stages, first, count);
     } else if (op == ATTENTION) {
-        entry = {0, OneShape<DENSE, EXPERT, KV>::KEY_SLOTS * 128, 128, STREAM_KEYS};
+        entry = {0, KEY_BYTES<KV> / 16, 0, STREAM_KEYS};
     } else if (op == OUTPUT) {
         const int unit = block + i * used, stages = p.q_width / Layout<DENSE>::K;
         slice_inputs(p.q_width, p.parts, unit % p.parts, begin, end);
@@ -225,106 +214,3 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
     if (lane < entries) shared.program[warp][lane] = entry;
     if (threadIdx.x == 0) shared.entries = entries;
 }
-
-// The warp's ring of slots, filled in the order of the ops.
-template <int DENSE, int EXPERT, int KV> struct OneStream {
-    using Shape = OneShape<DENSE, EXPERT, KV>;
-    const OneShared *shared;
-    uint32_t slots, full, parity, expert_size;  // expert_size: in units of 16 bytes
-    const uint8_t *from;                        // the rest of the current run
-    int left, copy;
-    int layer, at, sub;  // what comes next: entry `at` of the layer; of its keys and values number `sub`
-    int head, tail, free;
-    bool leader;
-
-    __device__ __forceinline__ void start(OneShared &memory, uint8_t *ring) {
-        const int warp = threadIdx.x / WARP;
-        uint64_t *barriers = memory.full + warp * Shape::DEPTH;
-        shared = &memory, leader = (threadIdx.x & 31) == 0;
-        slots = shared_address(ring + warp * Shape::WARP_RING), full = shared_address(barriers), parity = 0;
-        expert_size = static_cast<uint32_t>(memory.p.expert_bytes / 16);
-        from = nullptr, left = 0, copy = 0, layer = 0, at = 0, sub = 0, head = 0, tail = 0, free = Shape::DEPTH;
-        if (leader) {
-#pragma unroll 1
-            for (int i = 0; i < Shape::DEPTH; i++) barrier_init(barriers + i, 1);
-            barrier_init_fence();
-        }
-        __syncwarp();
-    }
-
-    // The next run; false: nothing more is known.
-    __device__ __forceinline__ bool next() {
-#pragma unroll 1
-        while (left == 0) {
-            if (at == shared->entries) {
-                if (layer + 1 == shared->p.layers) return false;
-                at = 0, layer++;
-            }
-            const int warp = threadIdx.x / WARP;
-            const uint2 entry = *reinterpret_cast<const uint2 *>(&shared->program[warp][at]);  // in one load
-            const int which = entry.y >> 24;
-            int stream = which % ENTRY_SLOT;
-            uint32_t offset = entry.x;
-            if (stream == STREAM_EXPERTS) {
-                if (shared->chosen <= layer) return false;
-                offset += shared->ids[which / ENTRY_SLOT] * expert_size;
-                at++;
-            } else if (stream == STREAM_KEYS) {
-                const int tile = shared->tile0 + warp + (sub >> 1) * GEMV_WARPS;
-                if (tile >= shared->tile1) {
-                    sub = 0, at++;
-                    continue;
-                }
-                offset = shared->tile[tile - shared->tile0];
-                stream += sub & 1, sub++;
-            } else {
-                at++;
-            }
-            from = shared->layers[layer & 1].stream[stream] + static_cast<size_t>(offset) * 16;
-            left = (entry.y & 0xffff) * 16, copy = (entry.y >> 16 & 0xff) * 16;
-        }
-        return true;
-    }
-
-    // Asks for as much as there is room for and is known.
-    __device__ __forceinline__ void pump() {
-#pragma unroll 1
-        while (free > 0 && next()) {
-            const int bytes = min(left, copy);
-            if (leader) {
-                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + head * 8), "r"(bytes) : "memory");
-                asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], "
-                             "%2, [%3], %4;" ::"r"(slots + head * Shape::SLOT),
-                             "l"(from), "r"(bytes), "r"(full + head * 8), "l"(READ_ONCE)
-                             : "memory");
-            }
-            from += bytes, left -= bytes, free--;
-            if (++head == Shape::DEPTH) head = 0;
-        }
-    }
-
-    // Address of the slot `behind` the oldest, once it has arrived.
-    __device__ __forceinline__ uint32_t front(int behind = 0) {
-        int slot = tail + behind;
-        uint32_t phase = parity;
-        if (slot >= Shape::DEPTH) slot -= Shape::DEPTH, phase ^= 1;
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "again:\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-            "@!done bra again;\n"
-            "}\n" ::"r"(full + slot * 8),
-            "r"(phase)
-            : "memory");
-        return slots + slot * Shape::SLOT;
-    }
-
-    // The oldest slots have been read by every lane: their place takes the next requests.
-    __device__ __forceinline__ void pop(int count = 1) {
-        __syncwarp();
-        free += count, tail += count;
-        if (tail >= Shape::DEPTH) tail -= Shape::DEPTH, parity ^= 1;
-        pump();
-    }
-};

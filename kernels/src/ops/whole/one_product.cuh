@@ -1,7 +1,7 @@
 // Products of one token with a slot of weights, and its inputs as images: `stream.cuh` and `image.cuh` for one token, in
 // few instructions: sixteen warps share four schedulers, so an instruction of every warp costs four cycles.
 #pragma once
-#include "one.cuh"
+#include "one_stream.cuh"
 
 // acc += one stage times the token's image.
 template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[1][4]) {
@@ -32,31 +32,89 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
     }
 }
 
+// N stages of INT4 at once: the products' columns are the stages' inputs instead of tokens, and of a stage's products only
+// its own columns are kept. So scales are applied once, lane column t those of stage t: a lane's sums are of its stages.
+// The second row of a byte is multiplied with the first still below it, which is taken away from the sum.
+template <int N> DEVICE void multiply_together(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[4]) {
+    constexpr int BYTES = Layout<INT4_G128>::BYTES;
+    static_assert(N <= 4, "a pair of columns a stage");
+    const int row = lane >> 2, t = min(lane & 3, N - 1);
+    ByteOperands<1> ops;
+    ops.load(x, IMAGE_BLOCK_BYTES<true>, lane);
+    int part[N][4] = {};
+#pragma unroll
+    for (int s = 0; s < N; s++) {
+        const uint4 first = load_shared16(stage + s * BYTES + lane * 16), second = load_shared16(stage + s * BYTES + 512 + lane * 16);
+        const uint32_t word[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t a[4] = {word[2 * i] & 0x0f0f0f0fu, word[2 * i], word[2 * i + 1] & 0x0f0f0f0fu, word[2 * i + 1]};
+            mma_bytes(part[s], a, ops.b[0][2 * i], ops.b[0][2 * i + 1]);
+        }
+    }
+    const int2 scaled = load_shared8(tail + t * IMAGE_TAIL_BYTES);
+    const uint32_t scales = stage + t * BYTES + 1024;
+    const float scale0 = scale_value(load_shared_u16(scales + row * 2), bf16_scales);
+    const float scale1 = scale_value(load_shared_u16(scales + 16 + row * 2), bf16_scales);
+    const int zero0 = load_shared_u8(scales + 32 + row), zero1 = load_shared_u8(scales + 40 + row);
+    int own[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        own[i] = part[N - 1][i];
+#pragma unroll
+        for (int s = 0; s < N - 1; s++)
+            if (t == s) own[i] = part[s][i];
+    }
+    const int v0 = own[0] * 256 + own[1] - zero0 * scaled.y;
+    const int v1 = ((own[2] - own[0]) >> 4) * 256 + ((own[3] - own[1]) >> 4) - zero1 * scaled.y;
+    const float step = (lane & 3) < N ? __int_as_float(scaled.x) : 0.f;
+    acc[0] += static_cast<float>(v0) * (scale0 * step);
+    acc[2] += static_cast<float>(v1) * (scale1 * step);
+}
+
 // A warp's run: `count` stages from stage `first` on.
-template <int F, class Stream>
-DEVICE void multiply_stages(Stream &stream, uint32_t image, uint32_t tails, int first, int count, int lane, int bf16_scales, float (&acc)[1][4]) {
+template <int F>
+DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, int first, int count, int lane, int bf16_scales, float (&acc)[1][4]) {
     constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);
     uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
 #pragma unroll 1
     while (count > 0) {
-        uint32_t stage = stream.front();
-        const int held = min(count, COPY_STAGES<F>);
+        const int held = min(count, COPY_STAGES<F>), bytes = held * Layout<F>::BYTES;
+        uint32_t stage = stream.front(bytes);
+        if constexpr (F == INT4_G128) {
+            static_assert(COPY_STAGES<F> == 3, "one product of them all");
+            if (held == 3)
+                multiply_together<3>(stage, x, tail, lane, bf16_scales, acc[0]);
+            else if (held == 2)
+                multiply_together<2>(stage, x, tail, lane, bf16_scales, acc[0]);
+            else
+                multiply_together<1>(stage, x, tail, lane, bf16_scales, acc[0]);
+            x += held * STEP, tail += held * IMAGE_TAIL_BYTES;
+        } else {
 #pragma unroll 1
-        for (int i = 0; i < held; i++) {
-            multiply_one<F>(stage, x, tail, lane, bf16_scales, acc);
-            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+            for (int i = 0; i < held; i++) {
+                multiply_one<F>(stage, x, tail, lane, bf16_scales, acc);
+                stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+            }
         }
-        stream.pop();
+        stream.pop(bytes);
         count -= held;
+    }
+    if constexpr (F == INT4_G128) {
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            acc[0][i] += __shfl_xor_sync(ALL_LANES, acc[0][i], 1);
+            acc[0][i] += __shfl_xor_sync(ALL_LANES, acc[0][i], 2);
+        }
     }
 }
 
 // The gate's part: stages of BF16 in pairs (high, low) that meet the same 64 inputs.
-template <class Stream> DEVICE void multiply_gate(Stream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
+DEVICE void multiply_gate(OneStream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
 #pragma unroll 1
     for (int i = first; i < first + count; i++) {
-        multiply_one<BF16>(stream.front(), image + (i / 2) * 256, 0, lane, 0, acc);
-        stream.pop();
+        multiply_one<BF16>(stream.front(Layout<BF16>::BYTES), image + (i / 2) * 256, 0, lane, 0, acc);
+        stream.pop(Layout<BF16>::BYTES);
     }
 }
 
@@ -76,7 +134,7 @@ template <int RUNS_OF_TILE> DEVICE float sum_runs(const float *partial, int tile
 }
 
 // One block of 128 values of an image by one warp, lane l with 4l .. 4l + 3; `tail`: the block's, for INT4.
-template <int F> __device__ __noinline__ void store_block(uint8_t *to, uint8_t *tail, float4 v) {
+template <int F> DEVICE void store_block(uint8_t *to, uint8_t *tail, float4 v) {
     const int lane = threadIdx.x & 31;
     if constexpr (INT4<F>) {
         const uint32_t all[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
@@ -87,7 +145,8 @@ template <int F> __device__ __noinline__ void store_block(uint8_t *to, uint8_t *
         most = __reduce_max_sync(ALL_LANES, most);
         const bool bad = most >= 0x7f800000u;
         const float largest = __uint_as_float(most), step = largest * (1.f / 32512.f);
-        const float inverse = largest > 0.f ? 32512.f * __frcp_rn(largest) : 0.f;
+        // Below that a block is as good as zero, and the reciprocal may be infinite.
+        const float inverse = largest > 1e-30f ? __fdividef(32512.f, largest) : 0.f;
         const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
                           __float2int_rn(v.w * inverse)};
         uint32_t high = 0, low = 0;
