@@ -256,6 +256,7 @@ fn experts(
             count,
             ids: places.ids,
             weights: places.weights,
+            packed: false,
         };
         let rows = exchange.dispatch_many(gpu, &tokens, places.plane, places.blocks)?;
         let (shape, local) = (exchange.shape()?, exchange.local_experts()?);

@@ -69,6 +69,22 @@ impl Groups {
     }
 }
 
+/// Mirrors `PackBeside`: a message to other ranks that the choice of experts writes beside; `rows` 0: none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PackBeside {
+    pub(crate) normed: u64,
+    pub(crate) rows: u64,
+    pub(crate) ids: u64,
+    pub(crate) weights: u64,
+    pub(crate) head: u64,
+    pub(crate) load: u64,
+    pub(crate) begun: u64,
+    pub(crate) row_bytes: i32,
+    pub(crate) hidden: i32,
+    pub(crate) exact: i32,
+}
+
 /// Mirrors `RouteTokens`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -80,11 +96,17 @@ pub(crate) struct RouteTokens {
     pub(crate) local: u64,
     pub(crate) groups: Groups,
     pub(crate) arrived: u64,
+    pub(crate) pack: PackBeside,
 }
 
 /// Any number of tokens; no groups.
 pub(crate) fn route(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
-    let blocks = (params.route.tokens as u32).div_ceil(8);
+    let packed = if params.pack.rows == 0 {
+        0
+    } else {
+        params.route.tokens as u32
+    };
+    let blocks = (params.route.tokens as u32).div_ceil(8) + packed;
     gpu.launch(
         "route",
         Launch {

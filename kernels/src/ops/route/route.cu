@@ -1,4 +1,5 @@
 // ids, weights = the top k of score(z) + bias; see route.cuh. Then the rows sorted by expert.
+#include "../../cuda/exchange/nccl/values.cuh"
 #include "route.cuh"
 
 struct RouteTokens {
@@ -9,6 +10,7 @@ struct RouteTokens {
     const int *local;      // expert -> its place on this rank, or -1; null: the same
     Groups groups;
     unsigned *arrived;     // zero between kernels
+    PackBeside pack;       // only by `route`
 };
 
 constexpr int ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / WARP, GROUPED_TOKENS = 128;
@@ -30,17 +32,35 @@ DEVICE int route_token(const RouteTokens &p, int token, float *score, float *cho
     if (lane < p.route.k) {
         p.ids[token * p.route.k + lane] = id;
         p.weights[token * p.route.k + lane] = weight;
+        if (p.pack.rows) p.pack.ids[token * p.route.k + lane] = id, p.pack.weights[token * p.route.k + lane] = weight;
     }
     return id;
 }
 
-// Any number of tokens; no groups.
+// A token's row for the message to other ranks.
+template <bool EXACT> DEVICE void pack_row(const PackBeside &p, int token) {
+    const float *from = p.normed + static_cast<size_t>(token) * p.hidden;
+    PackedRow<EXACT> row;
+    row.read(from, p.hidden);
+    wait_for_inputs();
+    allow_next_kernel();
+    row.write(p.rows + static_cast<size_t>(token) * p.row_bytes, from, p.hidden);
+}
+
+// Any number of tokens; no groups. With a message to write a block more for each token.
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route(const __grid_constant__ RouteTokens p) {
+    static_assert(ROUTE_THREADS == PACK_THREADS);
     __shared__ float score[ROUTE_WARPS][MAX_EXPERTS], choice[ROUTE_WARPS][MAX_EXPERTS];
+    const int choosing = ceil_div(p.route.tokens, ROUTE_WARPS), row = blockIdx.x - choosing;
+    if (row >= 0) return p.pack.exact ? pack_row<true>(p.pack, row) : pack_row<false>(p.pack, row);
     wait_for_inputs();
     allow_next_kernel();
     const int warp = threadIdx.x / WARP, token = blockIdx.x * ROUTE_WARPS + warp;
     if (token < p.route.tokens) route_token(p, token, score[warp], choice[warp]);
+    if (p.pack.rows && blockIdx.x == 0 && threadIdx.x == 0) {
+        const uint64_t exchange = *p.pack.begun + 1;
+        *p.pack.head = make_uint4(p.route.tokens, *p.pack.load, static_cast<uint32_t>(exchange), static_cast<uint32_t>(exchange >> 32));
+    }
 }
 
 // Sum of `v` over the threads before this one, over the first MAX_EXPERTS threads; `total` of all of them.

@@ -26,6 +26,7 @@ use crate::cuda::exchange::{
 };
 use crate::cuda::format::padded;
 use crate::cuda::{Gpu, Memory, as_bytes, shape};
+use crate::ops::route::cuda::PackBeside;
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
@@ -353,6 +354,26 @@ impl Exchange for NcclExchange {
         self.live()?.watch.mark(gpu).map(|_| ())
     }
 
+    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
+        let live = self.live()?;
+        let (shape, few) = (&live.connected.shape, live.step.get().few);
+        live.fits(tokens, few)?;
+        let message = live.places.message(live.communicator.rank);
+        let (ids, weights) = live.places.sizes.few_slots(few);
+        Ok(Some(PackBeside {
+            normed,
+            rows: message + HEAD as u64,
+            ids: message + ids as u64,
+            weights: message + weights as u64,
+            head: message,
+            load: live.connected.places.rows.address,
+            begun: live.connected.places.state.address,
+            row_bytes: live.places.sizes.few_row as i32,
+            hidden: shape.hidden as i32,
+            exact: i32::from(shape.exact),
+        }))
+    }
+
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
         let live = self.live()?;
         let (connected, few, rank) = (&live.connected, live.step.get().few, live.communicator.rank);
@@ -365,7 +386,9 @@ impl Exchange for NcclExchange {
             normed,
             rows: connected.places.rows.address,
         };
-        launch::pack_few(gpu, exact, &pack)?;
+        if !tokens.packed {
+            launch::pack_few(gpu, exact, &pack)?;
+        }
         let bytes = live.places.sizes.few_bytes(few);
         let message = |rank| (live.places.message(rank), bytes);
         self.carry(gpu, live, |_| message(rank), message)?;

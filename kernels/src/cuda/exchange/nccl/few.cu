@@ -4,8 +4,9 @@
 #include "../../../ops/rmsnorm/rows.cuh"
 #include "../group.cuh"
 #include "messages.cuh"
+#include "values.cuh"
 
-constexpr int PACK_THREADS = 256, FEW_THREADS = 512;
+constexpr int FEW_THREADS = 512;
 
 struct PackFew {
     ExchangeParams exchange;
@@ -36,73 +37,24 @@ struct SumFew {
     NormRows norm;
 };
 
-// Sixteen bytes of a row: four F32 or eight BF16.
-template <bool EXACT> struct Values {
-    static constexpr int COUNT = EXACT ? 4 : 8;
-    static DEVICE void read(const float *from, float (&v)[COUNT]) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-            const float4 four = __ldcg(reinterpret_cast<const float4 *>(from + i));
-            v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
-        }
-    }
-    static DEVICE void write(float *to, const float (&v)[COUNT]) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) *reinterpret_cast<float4 *>(to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    }
-    static DEVICE uint4 pack(const float (&v)[COUNT]) {
-        if constexpr (EXACT)
-            return make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
-        else
-            return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-    }
-    static DEVICE void unpack(const uint4 &u, float (&v)[COUNT]) {
-        const uint32_t words[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if constexpr (EXACT)
-                v[i] = __uint_as_float(words[i]);
-            else
-                v[2 * i] = bf16_low(words[i]), v[2 * i + 1] = bf16_high(words[i]);
-        }
-    }
-};
-
-// This rank's message: a block a token. The rows were written by the kernel before last or earlier (the choice of experts
-// came after them), so they are read while that still runs.
+// This rank's message, where the choice of experts has not written it beside its own work: a block a token.
 template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
-    using V = Values<EXACT>;
-    constexpr int AHEAD = EXACT ? 3 : 2;
     const ExchangeParams &p = d.exchange;
-    const int token = blockIdx.x, units = p.hidden / V::COUNT;
-    const float *from = d.normed + static_cast<size_t>(token) * p.hidden;
-    float v[AHEAD][V::COUNT];
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-        const int u = threadIdx.x + a * PACK_THREADS;
-        if (token < d.tokens.count && u < units) V::read(from + u * V::COUNT, v[a]);
-    }
+    const int token = blockIdx.x;
+    const bool mine = token < d.tokens.count;
+    PackedRow<EXACT> row;
+    if (mine) row.read(d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
     wait_for_inputs();
     allow_next_kernel();
     if (failed(p)) return;
     const Message own = message_of(d.messages, p.rank, 0, p.k);
     if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
-    if (token >= d.tokens.count) return;
+    if (!mine) return;
     if (threadIdx.x < p.k) {
         own.ids[token * p.k + threadIdx.x] = d.tokens.ids[token * p.k + threadIdx.x];
         own.weights[token * p.k + threadIdx.x] = d.tokens.weights[token * p.k + threadIdx.x];
     }
-    uint4 *to = reinterpret_cast<uint4 *>(own.rows + static_cast<size_t>(token) * d.messages.row_bytes);
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-        const int u = threadIdx.x + a * PACK_THREADS;
-        if (u < units) to[u] = V::pack(v[a]);
-    }
-    for (int u = threadIdx.x + AHEAD * PACK_THREADS; u < units; u += PACK_THREADS) {
-        float more[V::COUNT];
-        V::read(from + u * V::COUNT, more);
-        to[u] = V::pack(more);
-    }
+    row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
 }
 
 // Which rows of all ranks are for experts here, grouped by expert. By one block.

@@ -13,7 +13,7 @@ pub(super) const HEAD: usize = 64;
 pub(super) struct Sizes {
     top_k: usize,
     /// Of a row, in the family of few tokens and of many, and of its results.
-    few_row: usize,
+    pub(super) few_row: usize,
     few_back: usize,
     pub(super) many_row: usize,
     many_back: usize,
@@ -57,6 +57,12 @@ impl Sizes {
     /// Of a message of `rows` rows, and of the results that come back for it.
     pub(super) fn few_bytes(&self, rows: usize) -> usize {
         self.message(rows, self.few_row)
+    }
+
+    /// Where in such a message the experts of the slots are, and their weights.
+    pub(super) fn few_slots(&self, rows: usize) -> (usize, usize) {
+        let ids = HEAD + rows * self.few_row;
+        (ids, ids + (rows * self.top_k * 4).next_multiple_of(16))
     }
 
     pub(super) fn few_back_bytes(&self, rows: usize) -> usize {

@@ -86,8 +86,12 @@ impl Piece<'_> {
         };
         let exchange = backend.exchange();
         if let Some(exchange) = exchange {
-            route::route(gpu, &params)?;
-            self.received_experts(exchange, index, layer)?;
+            let mut own = self.exchanged(index);
+            let pack = exchange.pack(&own, places.normed)?;
+            own.packed = pack.is_some();
+            let pack = pack.unwrap_or_default();
+            route::route(gpu, &RouteTokens { pack, ..params })?;
+            self.received_experts(exchange, &own, layer)?;
         } else {
             route::route_groups(gpu, &params)?;
             let params = ExpertParams {
@@ -142,13 +146,14 @@ impl Piece<'_> {
             count: self.tokens,
             ids: places.ids,
             weights: places.weights,
+            packed: false,
         }
     }
 
     /// Both products of the rows that came from all ranks, this one included.
-    fn received_experts(&self, exchange: &dyn Exchange, index: usize, layer: &Layer) -> Result<()> {
+    fn received_experts(&self, exchange: &dyn Exchange, own: &Tokens, layer: &Layer) -> Result<()> {
         let places = &self.forward.places;
-        let rows = exchange.dispatch_few(self.gpu, &self.exchanged(index), places.normed)?;
+        let rows = exchange.dispatch_few(self.gpu, own, places.normed)?;
         let params = ExpertParams {
             experts: layer.experts,
             groups: rows.groups,
@@ -185,7 +190,7 @@ impl Piece<'_> {
             ..NormRows::default()
         };
         for (index, layer) in self.forward.layers.iter().enumerate() {
-            self.received_experts(exchange, index, layer)?;
+            self.received_experts(exchange, &self.exchanged(index), layer)?;
             let y = places.expert_out;
             exchange.combine_few(self.gpu, &self.exchanged(index), &FewResults { y, norm })?;
         }
