@@ -36,6 +36,8 @@ struct SumMany {
     ExchangeParams exchange;
     Messages messages;
     ExchangeTokens tokens;
+    const __nv_bfloat16 *sorted;  // as in ReturnMany
+    const uint32_t *row_of_slot;
     float *hidden;  // [count, hidden]
 };
 
@@ -137,10 +139,54 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_arrive_many(cons
     }
 }
 
-// The weighted sum of each row's slots here, for the row's owner.
+// The slots of a row that are for experts here: lane j < k has slot j's sorted row and weight; all lanes which there are.
+struct Slots {
+    uint32_t sorted;
+    float weight;
+    unsigned present;
+};
+DEVICE Slots slots_of(const ExchangeParams &p, const Messages &m, const uint32_t *row_of_slot, int owner, int rows, int token, int lane) {
+    const Message from = message_of(m, owner, rows, p.k);
+    const size_t row = static_cast<size_t>(owner) * p.many_tokens + token;
+    Slots s{ABSENT, 0.f, 0};
+    if (lane < p.k) s.sorted = row_of_slot[row * p.k + lane], s.weight = from.weights[token * p.k + lane];
+    s.present = __ballot_sync(ALL_LANES, s.sorted != ABSENT);
+    return s;
+}
+
+// Their weighted sum, of unit `u`'s eight values, as it travels: rounded to BF16. By a whole warp.
+DEVICE uint4 sum_slots(const Slots &s, const __nv_bfloat16 *sorted, int hidden, int u) {
+    constexpr int AHEAD = 4;
+    float sum[8] = {};
+    for (unsigned rest = s.present; rest;) {
+        uint4 v[AHEAD];
+        float w[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const int slot = rest ? __ffs(rest) - 1 : 0;
+            const size_t at = static_cast<size_t>(__shfl_sync(ALL_LANES, s.sorted, slot)) * hidden;
+            w[a] = __shfl_sync(ALL_LANES, s.weight, slot);
+            v[a] = make_uint4(0, 0, 0, 0);
+            if (rest && u * 8 < hidden) v[a] = *reinterpret_cast<const uint4 *>(sorted + at + u * 8);
+            rest &= rest - 1;
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const uint32_t words[4] = {v[a].x, v[a].y, v[a].z, v[a].w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                sum[2 * e] = fmaf(w[a], bf16_low(words[e]), sum[2 * e]);
+                sum[2 * e + 1] = fmaf(w[a], bf16_high(words[e]), sum[2 * e + 1]);
+            }
+        }
+    }
+    return make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
+}
+
+// The weighted sum of each row's slots here, for the row's owner; this rank's own rows are left to `nccl_sum_many`.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_return_many(const __grid_constant__ ReturnMany c) {
     const ExchangeParams &p = c.exchange;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, others = p.ranks - 1;
     __shared__ int counts[MAX_RANKS];
     wait_for_inputs();
     allow_next_kernel();
@@ -148,52 +194,27 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_return_many(cons
     if (__syncthreads_or(failed(p))) return;
     if (blockIdx.x == 0) stamp_results(p, c.messages, p.state->open);
     int most = 0;
-    for (int r = 0; r < p.ranks; r++) most = max(most, counts[r]);
-    for (int n = blockIdx.x * MANY_WARPS + warp; n < most * p.ranks; n += gridDim.x * MANY_WARPS) {
-        const int owner = n % p.ranks, token = n / p.ranks;
+    for (int r = 0; r < p.ranks; r++) most = max(most, r == p.rank ? 0 : counts[r]);
+    for (int n = blockIdx.x * MANY_WARPS + warp; n < most * others; n += gridDim.x * MANY_WARPS) {
+        const int token = n / others, owner = n % others + (n % others >= p.rank);
         if (token >= counts[owner]) continue;
-        const size_t row = static_cast<size_t>(owner) * p.many_tokens + token;
-        const Message from = message_of(c.messages, owner, counts[owner], p.k);
-        const uint32_t sorted = lane < p.k ? c.row_of_slot[row * p.k + lane] : ABSENT;
-        const float weight = lane < p.k ? from.weights[token * p.k + lane] : 0.f;
-        const unsigned present = __ballot_sync(ALL_LANES, sorted != ABSENT);
-        if (!present) continue;
+        const Slots slots = slots_of(p, c.messages, c.row_of_slot, owner, counts[owner], token, lane);
+        if (!slots.present) continue;
         uint8_t *to = result_for(c.messages, owner, p.rank, token);
         for (int u = lane; u < ceil_div(units, WARP) * WARP; u += WARP) {
-            constexpr int AHEAD = 4;
-            float sum[8] = {};
-            for (unsigned rest = present; rest;) {
-                uint4 v[AHEAD];
-                float w[AHEAD];
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    const int slot = rest ? __ffs(rest) - 1 : 0;
-                    const size_t at = static_cast<size_t>(__shfl_sync(ALL_LANES, sorted, slot)) * p.hidden;
-                    w[a] = __shfl_sync(ALL_LANES, weight, slot);
-                    v[a] = make_uint4(0, 0, 0, 0);
-                    if (rest && u < units) v[a] = *reinterpret_cast<const uint4 *>(c.sorted + at + u * 8);
-                    rest &= rest - 1;
-                }
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    const uint32_t words[4] = {v[a].x, v[a].y, v[a].z, v[a].w};
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        sum[2 * e] = fmaf(w[a], bf16_low(words[e]), sum[2 * e]);
-                        sum[2 * e + 1] = fmaf(w[a], bf16_high(words[e]), sum[2 * e + 1]);
-                    }
-                }
-            }
-            if (u < units)
-                *reinterpret_cast<uint4 *>(to + u * 16) =
-                    make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
+            const uint4 sum = sum_slots(slots, c.sorted, p.hidden, u);
+            if (u < units) *reinterpret_cast<uint4 *>(to + u * 16) = sum;
         }
     }
 }
 
-// hidden += what came back, in the order of ranks.
+DEVICE void add_bf16(float (&sum)[8], const uint4 &v) {
+    sum[0] += bf16_low(v.x), sum[1] += bf16_high(v.x), sum[2] += bf16_low(v.y), sum[3] += bf16_high(v.y);
+    sum[4] += bf16_low(v.z), sum[5] += bf16_high(v.z), sum[6] += bf16_low(v.w), sum[7] += bf16_high(v.w);
+}
+
+// hidden += what came back and what was computed here, in the order of ranks.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_sum_many(const __grid_constant__ SumMany c) {
-    constexpr int AHEAD = 2;
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
     wait_for_inputs();
@@ -204,25 +225,29 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_sum_many(const _
     if (!good) return;
     for (int token = blockIdx.x * MANY_WARPS + warp; token < c.tokens.count; token += gridDim.x * MANY_WARPS) {
         const uint64_t mask = or_lanes(lane < p.k ? 1ull << p.owner[token * p.k + lane] : 0);
+        const Slots slots = slots_of(p, c.messages, c.row_of_slot, p.rank, c.tokens.count, token, lane);
         float *to = c.hidden + static_cast<size_t>(token) * p.hidden;
-#pragma unroll 2
-        for (int u = lane; u < units; u += WARP) {
-            float4 low = *reinterpret_cast<const float4 *>(to + u * 8), high = *reinterpret_cast<const float4 *>(to + u * 8 + 4);
+        for (int u = lane; u < ceil_div(units, WARP) * WARP; u += WARP) {
+            const bool in = u < units;
+            float4 low = make_float4(0.f, 0.f, 0.f, 0.f), high = low;
+            if (in) low = *reinterpret_cast<const float4 *>(to + u * 8), high = *reinterpret_cast<const float4 *>(to + u * 8 + 4);
+            // The first other rank's part is on its way while this rank's is summed.
+            const uint64_t others = mask & ~(1ull << p.rank);
+            const int first = others ? __ffsll(others) - 1 : -1;
+            uint4 early = make_uint4(0, 0, 0, 0);
+            if (in && first >= 0) early = *reinterpret_cast<const uint4 *>(result_of(c.messages, first, token) + u * 16);
+            const uint4 own = sum_slots(slots, c.sorted, p.hidden, u);
             float sum[8] = {};
-            for (uint64_t rest = mask; rest;) {
-                uint4 v[AHEAD];
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    v[a] = make_uint4(0, 0, 0, 0);
-                    if (rest) v[a] = *reinterpret_cast<const uint4 *>(result_of(c.messages, __ffsll(rest) - 1, token) + u * 16);
-                    rest &= rest - 1;
-                }
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    sum[0] += bf16_low(v[a].x), sum[1] += bf16_high(v[a].x), sum[2] += bf16_low(v[a].y), sum[3] += bf16_high(v[a].y);
-                    sum[4] += bf16_low(v[a].z), sum[5] += bf16_high(v[a].z), sum[6] += bf16_low(v[a].w), sum[7] += bf16_high(v[a].w);
-                }
+            for (uint64_t rest = mask; rest; rest &= rest - 1) {
+                const int rank = __ffsll(rest) - 1;
+                if (rank == p.rank)
+                    add_bf16(sum, own);
+                else if (rank == first)
+                    add_bf16(sum, early);
+                else if (in)
+                    add_bf16(sum, *reinterpret_cast<const uint4 *>(result_of(c.messages, rank, token) + u * 16));
             }
+            if (!in) continue;
             low.x += sum[0], low.y += sum[1], low.z += sum[2], low.w += sum[3];
             high.x += sum[4], high.y += sum[5], high.z += sum[6], high.w += sum[7];
             *reinterpret_cast<float4 *>(to + u * 8) = low;

@@ -240,6 +240,8 @@ pub(super) struct SumMany {
     pub(super) exchange: ExchangeParams,
     pub(super) messages: Messages,
     pub(super) tokens: ExchangeTokens,
+    pub(super) sorted: u64,
+    pub(super) row_of_slot: u64,
     pub(super) hidden: u64,
 }
 
