@@ -64,7 +64,9 @@ fi
 FORMAT=awq; ((GB * R > 260)) && FORMAT=fp8
 if wants steps; then
     echo "== $FORMAT over $R ranks: steps"
-    steps decode $FORMAT "$R" decode --batch=1,32,128,512 --context=256
+    steps decode $FORMAT "$R" decode --batch=1,32,128 --context=256
+    # Keys and values of so many take 30 GB of two ranks, 15 of four.
+    ((GB * R > 500)) && steps decode-512 $FORMAT "$R" decode --batch=512 --context=256
     steps decode-nccl $FORMAT "$R" decode --batch=1,32,128 --context=256 --transport=nccl
     steps prefill $FORMAT "$R" prefill --batch=8192
     ((GB * R > 500)) && steps decode-bf16 bf16 "$R" decode --batch=1,32,128 --context=256
@@ -82,7 +84,7 @@ fi
 if wants scaling; then
     echo "== scaling at 32 sequences a GPU"
     for ((n = 1; n <= R; n *= 2)); do
-        steps scale-$n awq $n decode --batch=$((32 * n)) --context=256
+        ((GB > 100 || n > 1)) && steps scale-$n awq $n decode --batch=$((32 * n)) --context=256
     done
 fi
 echo "$failed failed, $SECONDS s"
