@@ -9,7 +9,7 @@ use conclave_proto::cluster::v1 as wire;
 
 use crate::model::{Executor, Launched, ModelError, StepInput, Tap};
 use crate::slots::{Prepared, SlotLimits, Slots, StepError};
-use crate::transport::{Transport, suspect_of};
+use crate::transport::{Transport, device, suspect_of};
 
 /// Steps that are submitted and not fetched: one that runs, and one behind it.
 pub const MAX_IN_FLIGHT: usize = 2;
@@ -53,6 +53,16 @@ struct InFlight {
     step: u64,
     prepared: Prepared,
     launched: Launched,
+}
+
+impl Drop for Rank {
+    /// Leaves the group before the device and its libraries go: what they still do for an epoch must not outlive them.
+    fn drop(&mut self) {
+        self.end_epoch();
+        if let Err(error) = device::leave(self.executor.backend()) {
+            tracing::debug!(%error, "the device did not leave its group");
+        }
+    }
 }
 
 impl Rank {

@@ -124,7 +124,11 @@ impl CudaBackend {
         if let Some(nccl) = &mut self.group.nccl {
             nccl.leave(&self.gpu)?;
         }
-        self.reset_forward()
+        self.reset_forward()?;
+        if let Some(nccl) = &mut self.group.nccl {
+            nccl.settle();
+        }
+        Ok(())
     }
 
     /// How this device is linked to the others of its host.

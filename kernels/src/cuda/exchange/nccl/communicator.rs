@@ -32,6 +32,8 @@ pub struct Until<'a> {
 pub struct Communicator {
     nccl: &'static Nccl,
     raw: Mutex<Option<Handle>>,
+    /// Told when the library has freed it, once its end has begun.
+    freed: Mutex<Option<mpsc::Receiver<i32>>>,
     pub rank: u32,
     pub ranks: u32,
 }
@@ -63,6 +65,7 @@ impl Communicator {
         let communicator = Communicator {
             nccl,
             raw: Mutex::new(Some(Handle(raw))),
+            freed: Mutex::new(None),
             rank,
             ranks,
         };
@@ -107,14 +110,16 @@ impl Communicator {
     /// Ends it here: kernels that wait for peers return, what is queued does nothing. Any thread, any number of times.
     /// Returns after [`ABORT_WAIT`] at the latest; `false`: graphs are still alive, and it will be freed after them.
     pub fn abort(&self) -> bool {
-        self.end()
-            .is_none_or(|ended| ended.recv_timeout(ABORT_WAIT).is_ok())
+        self.end();
+        self.is_freed_within(ABORT_WAIT)
     }
 
-    /// The same without waiting for it. What is received when it has been freed; `None`: it was ended before.
-    pub fn end(&self) -> Option<mpsc::Receiver<i32>> {
-        let Handle(raw) = self.lock().take()?;
-        let (abort, handle, (done, ended)) = (self.nccl.abort, Handle(raw), mpsc::channel());
+    /// The same without waiting for it.
+    pub fn end(&self) {
+        let Some(Handle(raw)) = self.lock().take() else {
+            return;
+        };
+        let (abort, handle, (done, freed)) = (self.nccl.abort, Handle(raw), mpsc::channel());
         let run = move || {
             let Handle(raw) = { handle };
             // SAFETY: taken out of its place above, so that nobody else uses it or ends it twice.
@@ -122,9 +127,21 @@ impl Communicator {
             // Nobody may be waiting any more.
             let _ = done.send(code);
         };
+        *self.freed.lock().unwrap_or_else(PoisonError::into_inner) = Some(freed);
         // Without a thread nothing is received, ever, and the communicator stays.
         let _ = std::thread::Builder::new().name("nccl-abort".into()).spawn(run);
-        Some(ended)
+    }
+
+    /// After its end has begun. `false`: it was not freed in this time, or nobody began.
+    pub fn is_freed_within(&self, wait: Duration) -> bool {
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        let came = freed
+            .as_ref()
+            .is_some_and(|freed| freed.recv_timeout(wait).is_ok());
+        if came {
+            *freed = None;
+        }
+        came
     }
 
     pub fn is_ended(&self) -> bool {

@@ -14,7 +14,7 @@ use super::messages::{
     ArriveFew, ArriveMany, HEAD, PackFew, PackMany, Places, ReturnFew, ReturnMany, Sizes, SumFew, SumMany,
 };
 use super::watch::Watch;
-use super::{Communicator, Nccl, UniqueId, Until, launch};
+use super::{ABORT_WAIT, Communicator, Nccl, UniqueId, Until, launch};
 use crate::backend::{KernelError, Result};
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::control::Control;
@@ -44,6 +44,8 @@ pub(crate) struct NcclExchange {
     live: Option<Box<Live>>,
     /// What an epoch before needed.
     kept: Option<Kept>,
+    /// Its communicator, whose end has begun.
+    former: Option<Arc<Communicator>>,
 }
 
 /// An epoch.
@@ -78,6 +80,7 @@ impl NcclExchange {
             control: Control::new(&gpu.device)?,
             live: None,
             kept: None,
+            former: None,
         })
     }
 
@@ -158,7 +161,12 @@ impl NcclExchange {
         };
         self.control.abort();
         self.control.set_communicator(None);
-        let Live { connected, .. } = *live;
+        let Live {
+            connected,
+            communicator,
+            ..
+        } = *live;
+        self.former = Some(communicator);
         let deadline = Instant::now() + LEAVE_WITHIN;
         while !gpu.stream.is_idle(&gpu.device)? {
             if Instant::now() > deadline {
@@ -171,6 +179,13 @@ impl NcclExchange {
         }
         self.kept = Some(connected.places);
         Ok(())
+    }
+
+    /// Waits, bounded, until the library has freed the communicator of the epoch before. Graphs recorded with it are gone.
+    pub(crate) fn settle(&mut self) {
+        if let Some(former) = self.former.take() {
+            former.is_freed_within(ABORT_WAIT);
+        }
     }
 
     fn live(&self) -> Result<&Live> {
@@ -488,6 +503,8 @@ impl Exchange for NcclExchange {
             exchange: connected.params,
             messages,
             tokens: connected.tokens(tokens, connected.shape.many_tokens)?,
+            sorted: results.sorted,
+            row_of_slot: results.row_of_slot,
             hidden: results.hidden,
         };
         launch::sum_many(gpu, &sum)?;
