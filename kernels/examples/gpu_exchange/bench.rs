@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conclave_kernels::cuda::exchange::ExchangeShape;
-use conclave_kernels::cuda::exchange::station::{Family, Until};
+use conclave_kernels::cuda::exchange::station::{Family, StationGraph, Until};
 
 use crate::cases::{Holding, Routing, Tokens, placement};
 use crate::rank::Rank;
@@ -44,7 +44,7 @@ pub fn bench(rank: &mut Rank) -> usize {
             -slowest
         ));
     }
-    rank.say(" tokens  rows          us a layer   MB to others  share of copies");
+    rank.say(" tokens  rows          us a layer   MB to others  share of copies   fastest and slowest graph");
     for (family, exact, wire_name) in [
         (Family::Few, true, "few f32"),
         (Family::Few, false, "few bf16"),
@@ -75,10 +75,17 @@ pub fn bench(rank: &mut Rank) -> usize {
             rank.station.launch(&graph).unwrap();
             rank.station.wait().unwrap();
             rank.meet();
-            let mut times = rank.station.time(&graph, REPEATS).unwrap();
-            times.sort_by(f32::total_cmp);
-            let each = f64::from(times[REPEATS / 2]) * 1e3 / LAYERS as f64;
-            let (each, _) = rank.worst(each);
+            let times = match rank.options.skew_us {
+                0 => rank.station.time(&graph, REPEATS).unwrap(),
+                late => late_times(rank, &graph, Duration::from_micros(late)),
+            };
+            let layer = |time: f32| f64::from(time) * 1e3 / LAYERS as f64;
+            let slowest = (0..REPEATS)
+                .max_by(|a, b| times[*a].total_cmp(&times[*b]))
+                .unwrap_or(0);
+            let mut sorted = times.clone();
+            sorted.sort_by(f32::total_cmp);
+            let (each, _) = rank.worst(layer(sorted[REPEATS / 2]));
             // Rows to other ranks, there and back.
             let owners = &placement.layers[0].owners;
             let mut rows = 0;
@@ -90,7 +97,7 @@ pub fn bench(rank: &mut Rank) -> usize {
             }
             let (there, back) = match family {
                 Family::Few => (shape.wire_bytes().0, shape.wire_bytes().0),
-                Family::Many => (shape.wire_bytes().1, SIZES.0 * 2),
+                Family::Many | Family::Halves => (shape.wire_bytes().1, SIZES.0 * 2),
             };
             let bytes = (rows * (there + back)) as f64;
             let share = if copies > 0.0 {
@@ -103,9 +110,14 @@ pub fn bench(rank: &mut Rank) -> usize {
                 return 1;
             }
             rank.say(&format!(
-                "{count:>7}  {wire_name:<12} {each:>11.1}  {:>13.2}  {share:>14.0}%",
-                bytes / 1e6
+                "{count:>7}  {wire_name:<12} {each:>11.1}  {:>13.2}  {share:>14.0}%   {:.1} to {:.1} (launch {slowest})",
+                bytes / 1e6,
+                layer(sorted[0]),
+                layer(times[slowest]),
             ));
+            if rank.options.trace {
+                trace(rank, family);
+            }
             if family == Family::Many && count == 4096 {
                 rank.meet();
                 rank.station.profile(family).unwrap();
@@ -124,4 +136,40 @@ pub fn bench(rank: &mut Rank) -> usize {
         }
     }
     0
+}
+
+/// Milliseconds of each launch on the rank that launches last, the others' wait included in theirs.
+fn late_times(rank: &mut Rank, graph: &StationGraph, late: Duration) -> Vec<f32> {
+    let mut times = Vec::new();
+    for _ in 0..REPEATS {
+        rank.meet();
+        if rank.rank + 1 == rank.ranks {
+            std::thread::sleep(late);
+        }
+        times.extend(rank.station.time(graph, 1).unwrap());
+    }
+    // Of the last, since its launches wait for nobody's host.
+    let last = rank.gather(&times.iter().map(f32::to_string).collect::<Vec<_>>().join(" "));
+    let last = last.last().map_or("", String::as_str);
+    last.split(' ').filter_map(|time| time.parse().ok()).collect()
+}
+
+/// Records and runs the exchanges once more, and prints when their blocks did what.
+fn trace(rank: &mut Rank, family: Family) {
+    rank.meet();
+    rank.station.start_trace().unwrap();
+    let graph = rank.station.record(family, LAYERS, Until::Exchange).unwrap();
+    rank.meet();
+    for _ in 0..3 {
+        rank.station.launch(&graph).unwrap();
+    }
+    rank.station.wait().unwrap();
+    drop(graph);
+    for point in rank.station.end_trace().unwrap() {
+        rank.say(&format!(
+            "         {:<9} {:<30} {:>4} blocks: {:>7.2} {:>7.2} {:>7.2} us",
+            point.kernel, point.point, point.blocks, point.first, point.median, point.last
+        ));
+    }
+    rank.meet();
 }

@@ -21,7 +21,7 @@ struct Mode {
     tolerance: f64,
 }
 
-const MODES: [Mode; 5] = [
+const MODES: [Mode; 6] = [
     Mode {
         name: "few, per slot",
         family: Family::Few,
@@ -55,6 +55,14 @@ const MODES: [Mode; 5] = [
         tolerance: 6e-3,
     },
     Mode {
+        name: "many, in halves, bf16",
+        family: Family::Halves,
+        exact: false,
+        deterministic: false,
+        wire: Wire::Bf16,
+        tolerance: 6e-3,
+    },
+    Mode {
         name: "many, fp8",
         family: Family::Many,
         exact: false,
@@ -70,7 +78,7 @@ const SIZES: [(usize, usize, usize); 4] = [(64, 2, 16), (3072, 8, 256), (200, 5,
 pub fn check(rank: &mut Rank) -> usize {
     let mut failed = 0;
     for mode in &MODES {
-        if !mode.name.contains(&rank.options.only) {
+        if !mode.name.contains(&rank.options.only) || !rank.offers(mode.family) {
             continue;
         }
         let mut cases = 0;
@@ -96,7 +104,7 @@ fn shape(rank: &Rank, mode: &Mode, (hidden, top_k, _): (usize, usize, usize)) ->
         exact: mode.exact,
         deterministic: mode.deterministic,
         wire: mode.wire,
-        many_tokens: if mode.family == Family::Many { 384 } else { 0 },
+        many_tokens: if mode.family == Family::Few { 0 } else { 384 },
         ..ExchangeShape::new(rank.ranks, hidden, top_k, 0, mode.deterministic)
     }
 }
@@ -117,7 +125,7 @@ fn routings(
     rank.connect(shape, &placement, PATIENT);
     let capacity = match mode.family {
         Family::Few => shape.few_tokens,
-        Family::Many => shape.many_tokens,
+        Family::Many | Family::Halves => shape.many_tokens,
     };
     let last = rank.ranks - 1;
     let some = (capacity / 3).max(1);
@@ -151,11 +159,17 @@ fn routings(
         rank.set_tokens(&tokens, mode.family);
         rank.station.set_hidden(&tokens.state).unwrap();
         // Three in a graph, twice, and one without.
-        let graph = rank.station.record(mode.family, 3, Until::All).unwrap();
-        // Making and ending a graph may wait for kernels of other threads.
-        rank.meet();
-        rank.station.launch(&graph).unwrap();
-        rank.station.launch(&graph).unwrap();
+        if mode.family == Family::Halves {
+            for _ in 0..6 {
+                rank.station.queue(mode.family, 0, Until::All).unwrap();
+            }
+        } else {
+            let graph = rank.station.record(mode.family, 3, Until::All).unwrap();
+            // Making and ending a graph may wait for kernels of other threads.
+            rank.meet();
+            rank.station.launch(&graph).unwrap();
+            rank.station.launch(&graph).unwrap();
+        }
         rank.station.queue(mode.family, 0, Until::All).unwrap();
         let state = rank.station.hidden().unwrap();
         let owners = &placement.layers[0].owners;
@@ -250,7 +264,10 @@ fn faults(rank: &mut Rank) -> usize {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let dead = rank.ranks - 1;
     let mut failed = 0;
-    for mode in [&MODES[0], &MODES[2], &MODES[3]] {
+    for mode in [&MODES[0], &MODES[2], &MODES[3], &MODES[4]] {
+        if !rank.offers(mode.family) {
+            continue;
+        }
         for phase in [Phase::Before, Phase::Inside, Phase::After] {
             for abort in [false, true] {
                 let placement = placement(Holding::Even, SIZES.2, rank.ranks);
@@ -262,7 +279,10 @@ fn faults(rank: &mut Rank) -> usize {
                 let tokens = Tokens::new(rank.rank as u64, 16, SIZES, Routing::Uniform, rank.ranks);
                 rank.set_tokens(&tokens, mode.family);
                 rank.station.set_hidden(&tokens.state).unwrap();
-                let graph = rank.station.record(mode.family, 4, Until::All).unwrap();
+                let graph = match mode.family {
+                    Family::Halves => None,
+                    family => Some(rank.station.record(family, 4, Until::All).unwrap()),
+                };
                 rank.meet();
                 let mut wrong = String::new();
                 if rank.rank == dead {
@@ -275,7 +295,12 @@ fn faults(rank: &mut Rank) -> usize {
                 } else {
                     let control = rank.station.control();
                     let start = Instant::now();
-                    rank.station.launch(&graph).unwrap();
+                    match &graph {
+                        Some(graph) => rank.station.launch(graph).unwrap(),
+                        None => (0..4)
+                            .try_for_each(|_| rank.station.queue(mode.family, 0, Until::All))
+                            .unwrap(),
+                    }
                     if abort {
                         std::thread::sleep(Duration::from_millis(20));
                         control.abort();

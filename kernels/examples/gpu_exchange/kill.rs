@@ -2,6 +2,7 @@
 //! end by its deadline (or at once, with `--abort`), its device must stay usable, and the survivors' next mapping must
 //! work within half a second. Then another process takes the place of the dead one.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use conclave_kernels::cuda::exchange::station::{Family, Station, Until};
 use crate::Options;
 use crate::cases::{Holding, Random, Routing, Tokens, placement};
 use crate::link::spawn;
-use crate::rank::{self, hex, shapes};
+use crate::rank::{self, hex};
 
 const SIZES: (usize, usize, usize) = (3072, 8, 256);
 const LAYERS: usize = 4;
@@ -21,11 +22,17 @@ const LAYERS: usize = 4;
 const SLACK: Duration = Duration::from_millis(150);
 const MAPPING: Duration = Duration::from_millis(500);
 
+/// Processes that start before they are needed.
+const AHEAD: usize = 6;
+
+fn shape(ranks: usize) -> ExchangeShape {
+    ExchangeShape::new(ranks, SIZES.0, SIZES.1, 0, true)
+}
+
 /// A rank that does what its parent says, a line at a time.
 pub fn child(options: &Options) {
     let ordinal = options.child.unwrap() % options.gpus;
-
-    let mut station = Station::open(ordinal as i32, &shapes(options.ranks[0]), options.nccl).unwrap();
+    let mut station = Station::open(ordinal as i32, &[shape(options.ranks[0])], options.nccl).unwrap();
     let control = station.control();
     let say = |line: String| {
         println!("{line}");
@@ -59,7 +66,7 @@ pub fn child(options: &Options) {
                 let epoch = Epoch {
                     number: words[1].parse().unwrap(),
                     rank: place,
-                    shape: ExchangeShape::new(peers.len(), SIZES.0, SIZES.1, 0, true),
+                    shape: shape(peers.len()),
                     placement: &placement,
                     layers: 1,
                     timeout: Duration::from_millis(options.timeout_ms),
@@ -107,7 +114,6 @@ struct Rank {
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
     handle: String,
-    place: usize,
 }
 
 impl Rank {
@@ -118,7 +124,6 @@ impl Rank {
             output: BufReader::new(process.stdout.take().unwrap()).lines(),
             process,
             handle: String::new(),
-            place,
         }
     }
 
@@ -185,8 +190,16 @@ pub fn kill(options: &Options) -> i32 {
     let limit = Duration::from_millis(options.timeout_ms) + SLACK;
     let (mut failed, mut slowest_wait, mut slowest_mapping) = (0, Duration::ZERO, Duration::ZERO);
     let mut phases = [0; 3];
+    let victims: Vec<usize> = (0..options.times).map(|_| random.below(count)).collect();
+    // The dead are replaced in their places, so it is known now who will be needed where.
+    let mut successors: VecDeque<Rank> = victims
+        .iter()
+        .take(AHEAD)
+        .map(|place| Rank::new(options, *place))
+        .collect();
+    let mut leaving = Vec::new();
     let began = Instant::now();
-    let mut mend = Duration::ZERO;
+    let (mut waits, mut mend) = (Vec::new(), Duration::ZERO);
     for time in 0..options.times {
         if let Err(problem) = connect(&mut ranks, &mut epoch) {
             println!("FAILED   kill {time}: {problem}");
@@ -195,10 +208,7 @@ pub fn kill(options: &Options) -> i32 {
         }
         let phase = time % 3;
         phases[phase] += 1;
-        let victim = random.below(count);
-        // Its successor starts meanwhile.
-        let place = ranks[victim].place;
-        let next = Rank::new(options, place);
+        let victim = victims[time];
         let survivors = |index: usize| index != victim || phase == 1;
         for (index, rank) in ranks.iter_mut().enumerate() {
             if survivors(index) && phase < 2 {
@@ -218,6 +228,7 @@ pub fn kill(options: &Options) -> i32 {
         let heard: Vec<String> = ranks.iter_mut().map(Rank::hear).collect();
         let waited = killed.elapsed();
         slowest_wait = slowest_wait.max(waited);
+        waits.push(waited);
         if waited > limit || !heard.iter().all(|line| line.starts_with("fault Ok(())")) {
             println!("FAILED   kill {time}, phase {phase}: after {waited:?}: {heard:?}");
             failed += 1;
@@ -236,17 +247,29 @@ pub fn kill(options: &Options) -> i32 {
                 break;
             }
         }
-        drop(dead);
+        // The driver takes its time to clear a process away.
+        leaving.push(std::thread::spawn(move || drop(dead)));
         let start = Instant::now();
-        ranks.insert(victim, next);
-        ranks[victim].ready();
+        if let Some(place) = victims.get(time + AHEAD) {
+            successors.push_back(Rank::new(options, *place));
+        }
+        if let Some(mut next) = successors.pop_front() {
+            next.ready();
+            ranks.insert(victim, next);
+        }
         mend += start.elapsed();
     }
-    let per_kill = began.elapsed() / options.times.max(1) as u32;
+    let kills = phases.iter().sum::<usize>();
+    let per_kill = began.elapsed() / kills.max(1) as u32;
+    for left in leaving {
+        let _ = left.join();
+    }
+    waits.sort_unstable();
+    let median = waits.get(waits.len() / 2).copied().unwrap_or_default();
     println!(
         "{} kills ({} before, {} inside, {} after an exchange) of one of {count} ranks on {} GPUs, timeout {} ms{}: \
-         {failed} failures; longest wait {slowest_wait:.0?}, longest next mapping {slowest_mapping:.0?}; {per_kill:.0?} a kill, {mend:.0?} waited for new processes",
-        phases.iter().sum::<usize>(),
+         {failed} failures; median wait {median:.0?}, longest {slowest_wait:.0?}, longest next mapping {slowest_mapping:.0?}; {per_kill:.0?} a kill, {mend:.0?} waited for new processes",
+        kills,
         phases[0],
         phases[1],
         phases[2],

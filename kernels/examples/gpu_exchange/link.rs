@@ -122,6 +122,15 @@ pub fn spawn(options: &Options, ranks: usize, rank: usize) -> Child {
     if options.nccl {
         command.args(["--transport", "nccl"]);
     }
+    if options.trace {
+        command.arg("--trace");
+    }
+    command.args([
+        "--skew-us",
+        &options.skew_us.to_string(),
+        "--times",
+        &options.times.to_string(),
+    ]);
     if !options.only.is_empty() {
         command.args(["--only", &options.only]);
     }

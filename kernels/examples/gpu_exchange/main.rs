@@ -2,7 +2,9 @@
 //!
 //!     gpu_exchange check [--ranks 1,2,4] [--gpus N] [--processes]   results and faults against the host's
 //!     gpu_exchange bench [--ranks 2] [--gpus N] [--processes]       time of dispatch and combine per layer
+//!                       [--trace] [--skew-us N]                         when blocks do what; one rank always launches late
 //!     gpu_exchange model [--ranks 2] [--gpus N] [--data DIR]         tiny checkpoints, whole steps, against one rank
+//!     gpu_exchange vanish [--ranks 2] [--gpus N] [--times N]         a rank stops amid recorded exchanges, again and again
 //!     gpu_exchange kill  [--ranks 4] [--gpus N] [--times N] [--timeout-ms N] [--abort]
 //!
 //! All of them with `--transport ipc` (the default) or `--transport nccl`, which wants a GPU for every rank.
@@ -18,8 +20,10 @@ mod check;
 mod common;
 mod kill;
 mod link;
+mod made;
 mod model;
 mod rank;
+mod vanish;
 
 use std::process::exit;
 
@@ -35,6 +39,10 @@ pub struct Options {
     pub nccl: bool,
     /// Only what contains this.
     pub only: String,
+    /// `bench`: print when blocks do what.
+    pub trace: bool,
+    /// `bench`: microseconds by which the last rank launches every graph later than the others.
+    pub skew_us: u64,
     /// Of the tiny checkpoints.
     pub data: String,
     /// Of a child: its rank.
@@ -53,6 +61,8 @@ fn options() -> Options {
         abort: false,
         nccl: false,
         only: String::new(),
+        trace: false,
+        skew_us: 0,
         data: "tests/data/minimax-m2".into(),
         child: None,
     };
@@ -65,6 +75,8 @@ fn options() -> Options {
             "--times" => options.times = value().parse().unwrap(),
             "--timeout-ms" => options.timeout_ms = value().parse().unwrap(),
             "--abort" => options.abort = true,
+            "--trace" => options.trace = true,
+            "--skew-us" => options.skew_us = value().parse().unwrap(),
             "--transport" => {
                 options.nccl = match value().as_str() {
                     "ipc" => false,
@@ -87,11 +99,12 @@ fn main() {
         "check" => check::check,
         "bench" => bench::bench,
         "model" => model::model,
+        "vanish" => vanish::vanish,
         "kill" => match options.child {
             Some(_) => return kill::child(&options),
             None => exit(kill::kill(&options)),
         },
-        other => panic!("check, bench, model or kill, not {other:?}"),
+        other => panic!("check, bench, model, vanish or kill, not {other:?}"),
     };
     if options.child.is_some() {
         exit(link::child(&options, run));

@@ -90,6 +90,11 @@ impl Rank {
         }
     }
 
+    /// Whether there is such a way between these ranks.
+    pub fn offers(&self, family: Family) -> bool {
+        family != Family::Halves || self.ranks > 1 && self.ranks <= self.options.gpus && !self.options.nccl
+    }
+
     pub fn gather(&mut self, line: &str) -> Vec<String> {
         self.link.gather(line)
     }

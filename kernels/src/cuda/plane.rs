@@ -6,6 +6,8 @@ use crate::backend::{KernelError, Result};
 
 /// Rows of one block of a plane.
 pub(crate) const PLANE_ROWS: usize = 8;
+/// Bytes of such a block.
+pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
 pub(crate) const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;

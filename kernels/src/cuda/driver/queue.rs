@@ -29,6 +29,14 @@ impl Stream {
         })
     }
 
+    /// What is queued here from now on waits for what `event` was recorded behind; for nothing if it never was.
+    pub(crate) fn wait_for(&self, device: &Device, event: &Event) -> Result<()> {
+        // SAFETY: both live; the driver keeps what it needs of the event.
+        device.check("wait for an event", unsafe {
+            sys::cuStreamWaitEvent(self.raw, event.raw, 0)
+        })
+    }
+
     /// Whether all work has ended.
     pub(crate) fn is_idle(&self, device: &Device) -> Result<bool> {
         // SAFETY: the stream lives.

@@ -1,9 +1,11 @@
 //! An exchange within an epoch, whatever carries it: the kernels' parameters and the order of their launches.
 
+use std::cell::Cell;
+
 use super::ipc::Epoch;
+use super::launch::FewBlocks;
 use super::layout::{
     Area, CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams, ExchangeTokens, GroupRows,
-    Phase,
 };
 use super::places::{Places, table};
 use super::{ExchangeShape, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens, Wire, launch};
@@ -19,10 +21,9 @@ pub(super) struct Connected {
     pub(super) params: ExchangeParams,
     /// Ranks on this device.
     pub(super) sharing: usize,
+    /// Of the few-token kernels ([`launch::few_part_bits`]).
+    pub(super) part_bits: Cell<i32>,
 }
-
-/// Between sending and receiving: carries what was staged to the other ranks.
-pub(super) type Carry<'a> = Option<&'a dyn Fn() -> Result<()>>;
 
 impl Connected {
     /// `areas`: where this rank writes for each rank, its own included; `host`: the words of a `Control`; `staged`: the others
@@ -36,7 +37,7 @@ impl Connected {
         kept: Option<Places>,
     ) -> Result<Connected> {
         let sizes = epoch.shape;
-        let (at, _) = Area::new(&sizes, staged);
+        let (at, _) = Area::new(&sizes);
         let (entries, local) = table(epoch.placement, epoch.layers, epoch.rank as u32)?;
         let experts = epoch.placement.experts as usize;
         let kept = kept.filter(|places| places.hold(&sizes, entries.len(), experts));
@@ -69,6 +70,7 @@ impl Connected {
             deterministic: i32::from(sizes.deterministic),
             alone: i32::from(sharing == 1),
             staged: i32::from(staged),
+            trace: 0,
         };
         Ok(Connected {
             shape: sizes,
@@ -76,6 +78,7 @@ impl Connected {
             places,
             params,
             sharing,
+            part_bits: Cell::new(0),
         })
     }
 
@@ -96,30 +99,22 @@ impl Connected {
         })
     }
 
-    pub(super) fn dispatch_few(
-        &self,
-        gpu: &Gpu,
-        tokens: &Tokens,
-        normed: u64,
-        carry: Carry<'_>,
-    ) -> Result<FewRows> {
+    fn few_blocks(&self) -> FewBlocks {
+        FewBlocks {
+            sharing: self.sharing,
+            part_bits: self.part_bits.get(),
+        }
+    }
+
+    pub(super) fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
         let params = DispatchFew {
             exchange: self.params,
             tokens: self.tokens(tokens, self.shape.few_tokens)?,
             normed,
             x: self.places.x.address,
             group: self.group_rows(),
-            phase: Phase::Whole,
         };
-        let run = |phase| {
-            launch::dispatch_few(
-                gpu,
-                self.shape.exact,
-                self.sharing,
-                &DispatchFew { phase, ..params },
-            )
-        };
-        in_phases(run, carry)?;
+        launch::dispatch_few(gpu, self.shape.exact, self.few_blocks(), &params)?;
         Ok(self.few_rows())
     }
 
@@ -142,39 +137,24 @@ impl Connected {
         }
     }
 
-    pub(super) fn combine_few(
-        &self,
-        gpu: &Gpu,
-        tokens: &Tokens,
-        results: &FewResults,
-        carry: Carry<'_>,
-    ) -> Result<()> {
+    pub(super) fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let params = CombineFew {
             exchange: self.params,
             tokens: self.tokens(tokens, self.shape.few_tokens)?,
             y: results.y,
             norm: results.norm,
-            phase: Phase::Whole,
+            part_bits: self.part_bits.get(),
         };
-        let run = |phase| {
-            launch::combine_few(
-                gpu,
-                self.shape.exact,
-                self.sharing,
-                &CombineFew { phase, ..params },
-            )
-        };
-        in_phases(run, carry)
+        launch::combine_few(gpu, self.shape.exact, self.few_blocks(), &params)
     }
 
-    pub(super) fn dispatch_many(
-        &self,
-        gpu: &Gpu,
-        tokens: &Tokens,
-        (plane, blocks): (u64, usize),
-        carry: Carry<'_>,
-    ) -> Result<ManyRows> {
-        let params = DispatchMany {
+    pub(super) fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: (u64, usize)) -> Result<ManyRows> {
+        self.send_many(gpu, tokens, plane)?;
+        self.arrive_many(gpu, tokens)
+    }
+
+    fn dispatch_params(&self, tokens: &Tokens, (plane, blocks): (u64, usize)) -> Result<DispatchMany> {
+        Ok(DispatchMany {
             exchange: self.params,
             tokens: self.tokens(tokens, self.shape.many_tokens)?,
             plane,
@@ -182,10 +162,17 @@ impl Connected {
             padded: padded(self.shape.hidden) as i32,
             fp8: i32::from(self.shape.wire == Wire::Fp8),
             rows: self.places.rows.address,
-        };
-        launch::send_many(gpu, &params)?;
-        carry.map_or(Ok(()), |carry| carry())?;
-        launch::arrive_many(gpu, &params)?;
+        })
+    }
+
+    /// This rank's rows to where the others look for them, or to where they are carried from.
+    pub(super) fn send_many(&self, gpu: &Gpu, tokens: &Tokens, plane: (u64, usize)) -> Result<()> {
+        launch::send_many(gpu, &self.dispatch_params(tokens, plane)?)
+    }
+
+    /// Waits for everybody's.
+    pub(super) fn arrive_many(&self, gpu: &Gpu, tokens: &Tokens) -> Result<ManyRows> {
+        launch::arrive_many(gpu, &self.dispatch_params(tokens, (0, 0))?)?;
         let own = self.params.area[self.params.rank as usize];
         Ok(ManyRows {
             rows: own + self.at.many_rows,
@@ -198,34 +185,38 @@ impl Connected {
         })
     }
 
-    pub(super) fn combine_many(
-        &self,
-        gpu: &Gpu,
-        tokens: &Tokens,
-        results: &ManyResults,
-        carry: Carry<'_>,
-    ) -> Result<()> {
-        let params = CombineMany {
+    fn combine_params(&self, tokens: &Tokens, results: &ManyResults) -> Result<CombineMany> {
+        Ok(CombineMany {
             exchange: self.params,
             tokens: self.tokens(tokens, self.shape.many_tokens)?,
             sorted: results.sorted,
             row_of_slot: results.row_of_slot,
             hidden: results.hidden,
-        };
-        launch::return_many(gpu, self.shape.many_rows(), &params)?;
-        carry.map_or(Ok(()), |carry| carry())?;
-        launch::settle_many(gpu, &params)
+            senders: 0,
+        })
     }
-}
 
-/// One kernel, or one that sends and one that receives, and the carriage between them.
-fn in_phases(run: impl Fn(Phase) -> Result<()>, carry: Carry<'_>) -> Result<()> {
-    let Some(carry) = carry else {
-        return run(Phase::Whole);
-    };
-    run(Phase::Send)?;
-    carry()?;
-    run(Phase::Receive)
+    pub(super) fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
+        if self.sharing == 1 {
+            return launch::combine_many(gpu, &self.combine_params(tokens, results)?);
+        }
+        self.return_many(gpu, tokens, results)?;
+        self.settle_many(gpu, tokens, results)
+    }
+
+    /// Results to the owners of their tokens, or to where they are carried from.
+    pub(super) fn return_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
+        launch::return_many(
+            gpu,
+            self.shape.many_rows(),
+            &self.combine_params(tokens, results)?,
+        )
+    }
+
+    /// Waits for everybody's and adds them.
+    pub(super) fn settle_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
+        launch::settle_many(gpu, &self.combine_params(tokens, results)?)
+    }
 }
 
 /// What is asked of an exchange that has no epoch.

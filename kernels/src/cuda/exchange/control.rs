@@ -15,6 +15,8 @@ const EXCHANGE: usize = 1;
 const ABORT: usize = 2;
 /// Written by the stream itself: what it has passed.
 const DONE: usize = 3;
+/// A wait of this rank has failed; written and read by kernels.
+const STOPPED: usize = 4;
 pub(super) const BYTES: usize = 64;
 
 /// Shared by the thread that owns the device and whoever may end the epoch.
@@ -47,7 +49,7 @@ impl Control {
 
     /// Before the first exchange of an epoch, with no kernel running.
     pub(super) fn clear(&self) {
-        for index in [FAULT, EXCHANGE, ABORT, DONE] {
+        for index in [FAULT, EXCHANGE, ABORT, DONE, STOPPED] {
             self.word(index).store(0, Ordering::SeqCst);
         }
         self.late.store(false, Ordering::SeqCst);

@@ -17,11 +17,13 @@ struct State {
     uint64_t looked;   // when a waiting thread last read the host's abort word
 };
 
-// Pinned host memory: written by the device but `abort`.
+// Pinned host memory: written by the device but `abort`. Mirrors the words of control.rs.
 struct HostWords {
     uint64_t fault;     // reason << 32 | peer; zero: none
     uint64_t exchange;  // of the fault
     uint64_t abort;     // written by the host
+    uint64_t done;      // written by the stream (control.rs)
+    uint64_t stopped;   // a wait of this rank has failed: those on other channels end as well
 };
 
 enum Reason : uint32_t { DISPATCH_DEADLINE = 1, COMBINE_DEADLINE, ABORTED, COUNT };
@@ -31,7 +33,7 @@ struct Area {
     size_t few_header;   // [ranks] Unit: count, load, stamp (64 bits)
     size_t few_meta;     // [ranks][few_tokens][meta_units] Unit: two slots' local experts and weights
     size_t few_rows;     // [ranks][few_tokens][row_units] Unit
-    size_t few_back;     // fast: [ranks][few_tokens][row_units] Unit; deterministic: [few_tokens, k][row_units], staged [ranks] of it
+    size_t few_back;     // fast: [ranks][few_tokens][row_units] Unit; deterministic: [few_tokens, k][row_units]
     size_t few_done;     // [ranks] uint64_t stamps
     size_t many_header;  // [ranks] Unit: count, load, stamp (64 bits)
     size_t many_rows;    // [ranks][many_tokens][row_bytes]
@@ -39,7 +41,11 @@ struct Area {
     size_t many_weights; // [ranks][many_tokens, k] float
     size_t many_back;    // [ranks][many_tokens, hidden] bf16
     size_t many_done;    // [ranks] uint64_t stamps
+    size_t many_chunks;  // [ranks][many_tokens / CHUNK] uint64_t stamps: results of those tokens have come
 };
+
+// Tokens whose results are announced together, where ranks do not share a device.
+constexpr int CHUNK = 4;
 
 struct ExchangeParams {
     uint8_t *area[MAX_RANKS];   // of every rank, as mapped here
@@ -56,15 +62,14 @@ struct ExchangeParams {
     int few_tokens, many_tokens, row_bytes;
     int deterministic;
     int alone;  // on its device: nobody needs the room that the next kernel takes while this one waits
-    // What is for other ranks goes to an area of this device (`area` of all of them), from where it is carried to them.
+    // Of many tokens: what is for other ranks goes to an area of this device (`area` of all of them), from where copy
+    // engines carry it to them.
     int staged;
+    uint64_t *trace;  // null, or times of blocks: [kernels][TRACED_EXCHANGES][TRACED_BLOCKS][TRACED_POINTS]
 };
 
 // Which rank's place in the area of `to` this rank writes: its own; in the staging area that of `to`.
 DEVICE int place_for(const ExchangeParams &p, int to) { return p.staged ? to : p.rank; }
-
-// What a kernel does of an exchange: with a staging area sending and receiving are kernels of their own.
-enum Phase : int { WHOLE, SEND, RECEIVE };
 
 // This rank's tokens.
 struct ExchangeTokens {
@@ -101,6 +106,7 @@ DEVICE uint64_t load_relaxed(const uint64_t *from) {
     asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
     return v;
 }
+DEVICE void store_relaxed(uint64_t *to, uint64_t v) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(v) : "memory"); }
 DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
 // The stamp of the small units, of a number made of the epoch (high half) and the exchange: never zero, which is what new
@@ -124,11 +130,23 @@ DEVICE uint64_t now_ns() {
     return t;
 }
 
+// Times of a kernel's blocks, for `gpu_exchange bench --trace`.
+constexpr int TRACED_EXCHANGES = 32, TRACED_BLOCKS = 1024, TRACED_POINTS = 8;
+enum Traced : int { TRACED_DISPATCH, TRACED_ARRIVE, TRACED_COMBINE };
+// Only in the kernels that are named `_traced`: a branch on the way would part loads that are to be under way together.
+template <bool TRACED> DEVICE uint64_t entered() { return TRACED ? now_ns() : 0; }
+template <bool TRACED> DEVICE void mark(const ExchangeParams &p, Traced kernel, uint64_t exchange, int point, uint64_t when = 0) {
+    if (TRACED && threadIdx.x == 0)
+        p.trace[((kernel * TRACED_EXCHANGES + exchange % TRACED_EXCHANGES) * TRACED_BLOCKS + blockIdx.x) * TRACED_POINTS + point] = when ? when : now_ns();
+}
+
 DEVICE bool failed(const ExchangeParams &p) { return *reinterpret_cast<const volatile uint32_t *>(&p.state->failed) != 0; }
 
 // The first failure is reported; all stop the exchange.
 DEVICE void fail(const ExchangeParams &p, Reason reason, int peer, uint64_t exchange) {
     if (atomicCAS(&p.state->failed, 0u, static_cast<uint32_t>(reason)) != 0) return;
+    if (load_relaxed(&p.host->stopped)) return;  // another channel has reported
+    *reinterpret_cast<volatile uint64_t *>(&p.host->stopped) = 1;
     *reinterpret_cast<volatile uint64_t *>(&p.host->exchange) = exchange;
     __threadfence_system();
     *reinterpret_cast<volatile uint64_t *>(&p.host->fault) = static_cast<uint64_t>(reason) << 32 | static_cast<uint32_t>(peer);
@@ -154,7 +172,7 @@ struct Patience {
         const uint64_t last = *reinterpret_cast<const volatile uint64_t *>(&p.state->looked);
         const bool leads = (threadIdx.x & 31) == __ffs(__activemask()) - 1;
         if (leads && static_cast<int64_t>(now - last) > 30000 && atomicCAS(reinterpret_cast<unsigned long long *>(&p.state->looked), last, now) == last &&
-            load_relaxed(&p.host->abort)) {
+            (load_relaxed(&p.host->abort) || load_relaxed(&p.host->stopped))) {
             fail(p, ABORTED, peer, exchange);
             return false;
         }
@@ -191,9 +209,10 @@ DEVICE bool await_header(const ExchangeParams &p, const void *from, int peer, ui
     return true;
 }
 
-DEVICE bool await_done(const ExchangeParams &p, const uint64_t *from, int peer, uint64_t exchange) {
+// `DATA`: what the peer wrote before the stamp is read after it.
+template <bool DATA> DEVICE bool await_done(const ExchangeParams &p, const uint64_t *from, int peer, uint64_t exchange) {
     Patience patience;
-    while (load_acquire(from) != exchange)
+    while ((DATA ? load_acquire(from) : load_relaxed(from)) != exchange)
         if (!patience.wait(p, COMBINE_DEADLINE, peer, exchange)) return false;
     return true;
 }

@@ -46,17 +46,21 @@ DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int 
     const int expert = threadIdx.x;
     int rows = 0;
     if (expert < p.experts)
+#pragma unroll 1
         for (int w = 0; w < p.words; w++) rows += __popc(tokens_of[expert * p.words + w]);
     const int pieces = ceil_div(rows, GROUP_ROWS);
     int2 total;
     const int2 at = scan_pairs(rows, pieces, scratch, total);
     if (threadIdx.x == 0) *p.groups.count = total.y, *p.rows = total.x;
     if (expert < MAX_EXPERTS) first[expert] = at.x;
+#pragma unroll 1
     for (int piece = 0; piece < pieces; piece++)
         p.groups.group[at.y + piece] = {expert, at.x + piece * GROUP_ROWS, min(GROUP_ROWS, rows - piece * GROUP_ROWS), 0};
     __syncthreads();
     int tokens = 0;
+#pragma unroll 1
     for (int r = 0; r < ranks; r++) tokens += counts[r];
+#pragma unroll 1
     for (int i = threadIdx.x; i < tokens * k; i += blockDim.x) {
         int row = i / k, r = 0;
         while (row >= counts[r]) row -= counts[r++];
@@ -65,6 +69,7 @@ DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int 
         if (id == ABSENT) continue;
         const uint32_t *marks = tokens_of + id * p.words;
         int place = first[id];
+#pragma unroll 1
         for (int w = 0; w < row / 32; w++) place += __popc(marks[w]);
         place += __popc(marks[row / 32] & ((1u << (row % 32)) - 1));
         p.groups.row_token[place] = row;

@@ -32,8 +32,12 @@ pub(crate) enum Cut {
     Many { tokens: usize, pieces: usize },
 }
 
+/// Pieces of which two are under way at once have at least so many tokens: smaller ones read the weights too often.
+pub(crate) const HALF_TOKENS: usize = 1024;
+
 impl Cut {
-    fn new(shape: &ExchangeShape, largest: usize) -> Cut {
+    /// `halves`: two pieces may be under way at once.
+    fn new(shape: &ExchangeShape, largest: usize, halves: bool) -> Cut {
         let pieces = |tokens: usize| largest.div_ceil(tokens).max(1);
         if shape.deterministic || largest <= shape.few_tokens {
             let tokens = shape.few_tokens;
@@ -42,7 +46,11 @@ impl Cut {
                 pieces: pieces(tokens),
             };
         }
-        let tokens = shape.many_tokens;
+        let mut tokens = shape.many_tokens;
+        let even = pieces(tokens).next_multiple_of(2);
+        if halves && largest >= even * HALF_TOKENS {
+            tokens = largest.div_ceil(even).next_multiple_of(128).min(tokens);
+        }
         Cut::Many {
             tokens,
             pieces: pieces(tokens),
@@ -55,7 +63,7 @@ impl CudaBackend {
     pub fn open_ipc(&mut self, most: &ExchangeShape) -> Result<PeerHandle> {
         self.gpu.device.enter()?;
         most.check()?;
-        let ipc = IpcExchange::new(&self.gpu, most.area_bytes())?;
+        let ipc = IpcExchange::new(&self.gpu, std::slice::from_ref(most))?;
         let handle = ipc.handle();
         self.group.ipc = Some(ipc);
         Ok(handle)
@@ -189,7 +197,7 @@ impl CudaBackend {
                 format!("at least {tokens}"),
             ));
         }
-        let cut = Cut::new(exchange.shape()?, largest);
+        let cut = Cut::new(exchange.shape()?, largest, exchange.halves().is_some());
         let many = match cut {
             Cut::Few { .. } => None,
             Cut::Many { tokens, .. } => Some(tokens),
@@ -217,6 +225,21 @@ impl CudaBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_step_is_cut_into_pairs_of_pieces_that_are_worth_it() {
+        let shape = ExchangeShape::new(2, 3072, 8, 8192, false);
+        for (largest, tokens, pieces) in [
+            (2000, 4096, 1),
+            (2048, 1024, 2),
+            (4096, 2048, 2),
+            (5000, 2560, 2),
+            (8192, 4096, 2),
+            (8193, 2176, 4),
+        ] {
+            assert_eq!(Cut::new(&shape, largest, true), Cut::Many { tokens, pieces });
+        }
+    }
 
     #[test]
     fn every_rank_cuts_a_step_alike() {
@@ -265,7 +288,7 @@ mod tests {
                 },
             ),
         ] {
-            assert_eq!(Cut::new(&shape, largest), cut);
+            assert_eq!(Cut::new(&shape, largest, false), cut);
         }
     }
 }

@@ -11,8 +11,13 @@ use conclave_plan::placement::Placement;
 
 use super::connected::{Connected, of_no_epoch};
 use super::control::Control;
+use super::halves::{CHANNELS, TwoHalves, channel_bytes};
+use super::launch;
 use super::peer::{OwnArea, PeerArea, PeerHandle, multi_process};
-use super::{Exchange, ExchangeShape, Fault, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens};
+use super::{
+    Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows, StepSizes,
+    Tokens,
+};
 use crate::backend::Result;
 use crate::cuda::{Gpu, shape};
 
@@ -34,6 +39,7 @@ pub(crate) struct IpcExchange {
     control: Control,
     peers: Vec<PeerArea>,
     connected: Option<Connected>,
+    halves: Option<TwoHalves>,
     /// How the ranks of this device run beside each other.
     beside: &'static str,
     shares_context: bool,
@@ -43,10 +49,15 @@ pub(crate) struct IpcExchange {
 const FORMER_PEERS: usize = 4;
 
 impl IpcExchange {
-    /// Buffers for epochs of shapes that need at most `bytes` ([`ExchangeShape::area_bytes`]).
-    pub(crate) fn new(gpu: &Gpu, bytes: usize) -> Result<IpcExchange> {
+    /// Buffers for epochs of any of `shapes`.
+    pub(crate) fn new(gpu: &Gpu, shapes: &[ExchangeShape]) -> Result<IpcExchange> {
+        let most = |bytes: fn(&ExchangeShape) -> usize| shapes.iter().map(bytes).max().unwrap_or(0);
         Ok(IpcExchange {
-            own: OwnArea::new(gpu, bytes)?,
+            own: OwnArea::new(gpu, most(ExchangeShape::area_bytes))?,
+            halves: match most(channel_bytes) {
+                0 => None,
+                bytes => Some(TwoHalves::new(gpu, bytes)?),
+            },
             control: Control::new(&gpu.device)?,
             peers: Vec::new(),
             connected: None,
@@ -86,6 +97,9 @@ impl IpcExchange {
         }
         gpu.device.enter()?;
         gpu.stream.wait(&gpu.device)?;
+        if let Some(halves) = &mut self.halves {
+            halves.leave(gpu)?;
+        }
         let kept = self.connected.take().map(|connected| connected.places);
         let named = |peer: &PeerArea| peers.contains(&peer.handle);
         let known = self.peers.iter().filter(|peer| named(peer)).count();
@@ -121,6 +135,10 @@ impl IpcExchange {
         self.shares_context = here.iter().any(|peer| *peer != own && peer.shares_process(own));
         let host = self.control.address();
         let connected = Connected::new(gpu, epoch, area, (host, false, here.len()), kept)?;
+        if let (Some(halves), true) = (&mut self.halves, channel_bytes(&sizes) > 0) {
+            let first = bytes - CHANNELS * channel_bytes(&sizes);
+            halves.connect(gpu, epoch, (&area, first), (host, here.len()))?;
+        }
         self.own.memory.clear(&gpu.device, &gpu.stream, bytes)?;
         self.control.clear();
         gpu.stream.wait(&gpu.device)?;
@@ -131,6 +149,9 @@ impl IpcExchange {
     /// Leaves the epoch; waits for this device.
     pub(crate) fn leave(&mut self, gpu: &Gpu) -> Result<()> {
         gpu.stream.wait(&gpu.device)?;
+        if let Some(halves) = &mut self.halves {
+            halves.leave(gpu)?;
+        }
         self.connected = None;
         self.peers.clear();
         Ok(())
@@ -138,6 +159,9 @@ impl IpcExchange {
 
     pub(crate) fn set_timeout(&self, gpu: &Gpu, timeout: Duration) -> Result<()> {
         let nanoseconds = timeout.as_nanos().try_into().unwrap_or(u64::MAX);
+        if let Some(halves) = &self.halves {
+            halves.set_timeout(gpu, nanoseconds)?;
+        }
         self.connected()?.places.set_timeout(gpu, nanoseconds)
     }
 
@@ -160,6 +184,13 @@ impl IpcExchange {
     pub(crate) fn header_at(&self, peer: usize) -> Result<u64> {
         let connected = self.connected()?;
         Ok(self.area(peer)? + connected.at.few_header + connected.params.rank as u64 * 16)
+    }
+
+    /// Blocks of the exchanges that are queued or recorded from now on write their times to `address`, where there are
+    /// [`trace::BYTES`](super::trace::BYTES) bytes; 0: not any more.
+    pub(crate) fn set_trace(&mut self, address: u64) -> Result<()> {
+        self.connected.as_mut().ok_or_else(of_no_epoch)?.params.trace = address;
+        Ok(())
     }
 
     fn connected(&self) -> Result<&Connected> {
@@ -191,21 +222,48 @@ impl Exchange for IpcExchange {
         !self.shares_context
     }
 
+    fn begin(&self, _: &Gpu, sizes: &StepSizes) -> Result<()> {
+        if let Some(halves) = &self.halves {
+            halves.begin(sizes);
+        }
+        let connected = self.connected()?;
+        if connected.sharing == 1 {
+            let bits = launch::few_part_bits(connected.shape.ranks, sizes.largest);
+            connected.part_bits.set(bits);
+        }
+        Ok(())
+    }
+
+    fn recorded(&self) -> usize {
+        self.connected
+            .as_ref()
+            .map_or(0, |connected| connected.part_bits.get() as usize)
+    }
+
+    fn halves(&self) -> Option<&dyn Halves> {
+        let connected = self.connected.as_ref()?;
+        // Where ranks share a device, a copy may stand in the queue of another rank's kernel that waits for it.
+        let useful = connected.sharing == 1 && connected.shape.ranks > 1 && connected.shape.many_tokens > 0;
+        self.halves
+            .as_ref()
+            .filter(|_| useful)
+            .map(|halves| halves as &dyn Halves)
+    }
+
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        self.connected()?.dispatch_few(gpu, tokens, normed, None)
+        self.connected()?.dispatch_few(gpu, tokens, normed)
     }
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
-        self.connected()?.combine_few(gpu, tokens, results, None)
+        self.connected()?.combine_few(gpu, tokens, results)
     }
 
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows> {
-        self.connected()?
-            .dispatch_many(gpu, tokens, (plane, blocks), None)
+        self.connected()?.dispatch_many(gpu, tokens, (plane, blocks))
     }
 
     fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
-        self.connected()?.combine_many(gpu, tokens, results, None)
+        self.connected()?.combine_many(gpu, tokens, results)
     }
 
     fn fault(&self) -> Option<Fault> {

@@ -1,6 +1,6 @@
-//! Launches of `few.cu` and `many.cu`.
+//! Launches of `few_dispatch.cu`, `few_combine.cu`, `many_dispatch.cu` and `many_combine.cu`.
 
-use super::layout::{CombineFew, CombineMany, DispatchFew, DispatchMany};
+use super::layout::{CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams};
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
 use crate::ops::rmsnorm::cuda::pairs;
@@ -11,7 +11,7 @@ const DISPATCH_THREADS: u32 = FEW_THREADS + 32;
 const MANY_THREADS: u32 = 256;
 /// Blocks that may wait on one device, all of its ranks together: the others' kernels need the rest.
 const WAITING_BLOCKS: usize = 64;
-const FEW_BLOCKS: usize = 128;
+const FEW_BLOCKS: u32 = 128;
 /// Blocks of the bulk kernels per multiprocessor.
 const MANY_PER_MULTIPROCESSOR: u32 = 4;
 
@@ -19,13 +19,35 @@ fn name(exact: bool) -> &'static str {
     if exact { "exact" } else { "bf16" }
 }
 
-/// Blocks of a kernel that waits, on a device of `sharing` ranks: one groups or settles, the others move rows.
-/// `tokens`: of this rank; others may have more, and then blocks take several rows.
-fn few_blocks(sharing: usize, ranks: i32, tokens: i32) -> u32 {
-    match sharing {
-        1 => 1 + ((tokens * ranks) as u32).clamp(32, FEW_BLOCKS as u32),
-        ranks => (WAITING_BLOCKS / ranks).max(2) as u32,
+/// What decides the blocks of the few-token kernels: ranks on the device, and `few_part_bits`.
+#[derive(Clone, Copy)]
+pub(super) struct FewBlocks {
+    pub(super) sharing: usize,
+    pub(super) part_bits: i32,
+}
+
+/// How many blocks share the results of a row, as a power of two, when no rank has more than `largest` tokens, on a device of
+/// its own.
+pub(super) fn few_part_bits(ranks: usize, largest: usize) -> i32 {
+    match largest * ranks {
+        ..=16 => 2,
+        _ => 0,
     }
+}
+
+/// Blocks of a kernel that waits, on a device of `sharing` ranks: one groups or settles, the others move rows, each several
+/// if there are more.
+fn few_blocks(sharing: usize, part_bits: i32) -> u32 {
+    match (sharing, part_bits) {
+        (1, 0) => 1 + FEW_BLOCKS,
+        (1, _) => 1 + FEW_BLOCKS / 2,
+        (ranks, _) => (WAITING_BLOCKS / ranks).max(2) as u32,
+    }
+}
+
+/// Kernels that write down when their blocks do what have this in their names.
+fn traced(exchange: &ExchangeParams) -> &'static str {
+    if exchange.trace == 0 { "" } else { "_traced" }
 }
 
 fn launch(blocks: u32, threads: u32, shared: usize) -> Launch {
@@ -39,7 +61,7 @@ fn launch(blocks: u32, threads: u32, shared: usize) -> Launch {
 
 /// A grid of warps for `rows` rows.
 fn many_launch(gpu: &Gpu, rows: usize) -> Launch {
-    let blocks = (rows as u32).div_ceil(MANY_THREADS / 32);
+    let blocks = (rows as u32).div_ceil(super::layout::CHUNK as u32);
     launch(
         blocks.clamp(1, MANY_PER_MULTIPROCESSOR * gpu.blocks()),
         MANY_THREADS,
@@ -47,38 +69,49 @@ fn many_launch(gpu: &Gpu, rows: usize) -> Launch {
     )
 }
 
-pub(super) fn dispatch_few(gpu: &Gpu, exact: bool, sharing: usize, params: &DispatchFew) -> Result<()> {
+pub(super) fn dispatch_few(gpu: &Gpu, exact: bool, blocks: FewBlocks, params: &DispatchFew) -> Result<()> {
     let exchange = &params.exchange;
     let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
-    let blocks = few_blocks(sharing, exchange.ranks, params.tokens.count);
     let marks = (params.group.experts * params.group.words * 4) as usize + slots * 2;
     gpu.launch(
-        &format!("exchange_dispatch_{}", name(exact)),
-        launch(blocks, DISPATCH_THREADS, marks),
+        &format!("exchange_dispatch_{}{}", name(exact), traced(exchange)),
+        launch(
+            few_blocks(blocks.sharing, blocks.part_bits),
+            DISPATCH_THREADS,
+            marks,
+        ),
         params,
     )
 }
 
-pub(super) fn combine_few(gpu: &Gpu, exact: bool, sharing: usize, params: &CombineFew) -> Result<()> {
+pub(super) fn combine_few(gpu: &Gpu, exact: bool, blocks: FewBlocks, params: &CombineFew) -> Result<()> {
     let hidden = params.exchange.hidden;
-    let blocks = few_blocks(sharing, params.exchange.ranks, params.tokens.count);
+    let (name, traced) = (name(exact), traced(&params.exchange));
     gpu.launch(
-        &format!("exchange_combine_{}_{}", name(exact), pairs(hidden)),
-        launch(blocks, FEW_THREADS, hidden as usize * 8),
+        &format!("exchange_combine_{name}_{}{traced}", pairs(hidden)),
+        launch(
+            few_blocks(blocks.sharing, blocks.part_bits),
+            FEW_THREADS,
+            hidden as usize * 8,
+        ),
         params,
     )
 }
 
 pub(super) fn send_many(gpu: &Gpu, params: &DispatchMany) -> Result<()> {
     gpu.launch(
-        "exchange_send",
+        &format!("exchange_send{}", traced(&params.exchange)),
         many_launch(gpu, params.tokens.count as usize),
         params,
     )
 }
 
 pub(super) fn arrive_many(gpu: &Gpu, params: &DispatchMany) -> Result<()> {
-    gpu.launch("exchange_arrive", launch(1, super::MAX_RANKS as u32, 0), params)
+    gpu.launch(
+        &format!("exchange_arrive{}", traced(&params.exchange)),
+        launch(1, super::MAX_RANKS as u32, 0),
+        params,
+    )
 }
 
 pub(super) fn return_many(gpu: &Gpu, rows: usize, params: &CombineMany) -> Result<()> {
@@ -86,9 +119,7 @@ pub(super) fn return_many(gpu: &Gpu, rows: usize, params: &CombineMany) -> Resul
 }
 
 pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
-    if params.exchange.alone == 0 || params.tokens.count == 0 {
-        gpu.launch("exchange_settle", launch(1, super::MAX_RANKS as u32, 0), params)?;
-    }
+    gpu.launch("exchange_settle", launch(1, super::MAX_RANKS as u32, 0), params)?;
     if params.tokens.count == 0 {
         return Ok(());
     }
@@ -96,5 +127,19 @@ pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
         "exchange_add",
         many_launch(gpu, params.tokens.count as usize),
         params,
+    )
+}
+
+/// Both in one kernel, on a device that no other rank shares. With few rows more blocks would only wait.
+pub(super) fn combine_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
+    let each = if params.tokens.count > 1024 { 2 } else { 1 } * gpu.blocks();
+    let params = CombineMany {
+        senders: each as i32,
+        ..*params
+    };
+    gpu.launch(
+        &format!("exchange_combine_many{}", traced(&params.exchange)),
+        launch(2 * each, MANY_THREADS, 0),
+        &params,
     )
 }

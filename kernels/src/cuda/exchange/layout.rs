@@ -1,5 +1,6 @@
 //! What stands where in the memory that a rank opens to its peers, and the parameter structs that say it to the kernels.
 
+use super::halves::{CHANNELS, channel_bytes};
 use super::{ExchangeShape, MAX_RANKS, Wire};
 use crate::backend::Result;
 use crate::cuda::format::padded;
@@ -7,8 +8,10 @@ use crate::cuda::shape;
 use crate::ops::rmsnorm::cuda::NormRows;
 use crate::ops::route::cuda::{Groups, MAX_TOP_K};
 
+/// Tokens of the many-token family whose results are announced together.
+pub(super) const CHUNK: usize = 4;
 /// Bytes of a unit of the few-token family.
-const UNIT: usize = 16;
+pub(super) const UNIT: usize = 16;
 /// Most rows of the few-token family together: what one block marks in shared memory.
 pub(super) const MOST_FEW_ROWS: usize = 1024;
 
@@ -17,16 +20,17 @@ pub(super) const MOST_FEW_ROWS: usize = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Area {
     pub(super) few_header: u64,
-    few_meta: u64,
-    few_rows: u64,
-    few_back: u64,
-    few_done: u64,
-    many_header: u64,
+    pub(super) few_meta: u64,
+    pub(super) few_rows: u64,
+    pub(super) few_back: u64,
+    pub(super) few_done: u64,
+    pub(super) many_header: u64,
     pub(super) many_rows: u64,
     pub(super) many_ids: u64,
-    many_weights: u64,
-    many_back: u64,
-    many_done: u64,
+    pub(super) many_weights: u64,
+    pub(super) many_back: u64,
+    pub(super) many_done: u64,
+    pub(super) many_chunks: u64,
 }
 
 impl ExchangeShape {
@@ -107,9 +111,9 @@ impl ExchangeShape {
         }
     }
 
-    /// Bytes of a rank's area.
+    /// Bytes of a rank's area, and of the channels behind it ([`super::halves`]).
     pub fn area_bytes(&self) -> usize {
-        Area::new(self, false).1
+        Area::new(self).1 + CHANNELS * channel_bytes(self)
     }
 
     /// Bytes that one token's row takes on its way in the few-token family, and in the many-token family.
@@ -117,14 +121,13 @@ impl ExchangeShape {
         (self.row_units() * UNIT, self.row_bytes())
     }
 
-    fn row_units(&self) -> usize {
+    pub(super) fn row_units(&self) -> usize {
         self.hidden.div_ceil(if self.exact { 3 } else { 6 })
     }
 }
 
 impl Area {
-    /// `staged`: what comes is carried here from staging areas, so no two ranks share a place.
-    pub(super) fn new(shape: &ExchangeShape, staged: bool) -> (Area, usize) {
+    pub(super) fn new(shape: &ExchangeShape) -> (Area, usize) {
         let mut end = 0;
         let mut place = |bytes: usize| {
             let at = end;
@@ -141,11 +144,7 @@ impl Area {
         } = shape;
         let (few, many) = (shape.few_rows(), shape.many_rows());
         let row = shape.row_units() * UNIT;
-        let back_rows = match (deterministic, staged) {
-            (false, _) => few,
-            (true, false) => few_tokens * top_k,
-            (true, true) => few * top_k,
-        };
+        let back_rows = if deterministic { few_tokens * top_k } else { few };
         let area = Area {
             few_header: place(ranks * UNIT),
             few_meta: place(few * top_k.div_ceil(2) * UNIT),
@@ -158,6 +157,7 @@ impl Area {
             many_weights: place(many * top_k * 4),
             many_back: place(many * hidden * 2),
             many_done: place(ranks * 8),
+            many_chunks: place(many / CHUNK * 8),
         };
         (area, end)
     }
@@ -188,15 +188,7 @@ pub(crate) struct ExchangeParams {
     pub(super) deterministic: i32,
     pub(super) alone: i32,
     pub(super) staged: i32,
-}
-
-/// Mirrors `Phase`.
-#[repr(i32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Whole,
-    Send,
-    Receive,
+    pub(super) trace: u64,
 }
 
 /// Mirrors `ExchangeTokens`.
@@ -228,7 +220,6 @@ pub(crate) struct DispatchFew {
     pub(super) normed: u64,
     pub(super) x: u64,
     pub(super) group: GroupRows,
-    pub(super) phase: Phase,
 }
 
 /// Mirrors `CombineFew`.
@@ -239,7 +230,7 @@ pub(crate) struct CombineFew {
     pub(super) tokens: ExchangeTokens,
     pub(super) y: u64,
     pub(super) norm: NormRows,
-    pub(super) phase: Phase,
+    pub(super) part_bits: i32,
 }
 
 /// Mirrors `DispatchMany`.
@@ -264,6 +255,7 @@ pub(crate) struct CombineMany {
     pub(super) sorted: u64,
     pub(super) row_of_slot: u64,
     pub(super) hidden: u64,
+    pub(super) senders: i32,
 }
 
 #[cfg(test)]
@@ -276,7 +268,7 @@ mod tests {
             for deterministic in [false, true] {
                 let shape = ExchangeShape::new(ranks, 3072, 8, 8192, deterministic);
                 shape.check().unwrap();
-                let (area, bytes) = Area::new(&shape, false);
+                let (area, bytes) = Area::new(&shape);
                 let starts = [
                     area.few_header,
                     area.few_meta,
@@ -289,9 +281,10 @@ mod tests {
                     area.many_weights,
                     area.many_back,
                     area.many_done,
+                    area.many_chunks,
                 ];
                 assert!(starts.is_sorted() && starts.iter().all(|at| at % 1024 == 0));
-                assert!(bytes as u64 > area.many_done);
+                assert!(bytes as u64 >= area.many_chunks);
                 assert_eq!(
                     (area.few_back - area.few_rows) as usize,
                     shape.few_rows() * shape.wire_bytes().0

@@ -35,9 +35,11 @@
 //! waiting blocks never keep a peer's kernels off the device. Ranks of one device are threads of one process or
 //! processes under MPS; without MPS they are time-sliced, milliseconds an exchange (`IpcExchange::describe` says).
 
+mod carried;
 mod connected;
 pub mod control;
 pub(crate) mod group;
+mod halves;
 pub mod ipc;
 mod launch;
 mod layout;
@@ -45,6 +47,7 @@ pub mod nccl;
 pub mod peer;
 mod places;
 pub mod station;
+pub mod trace;
 
 use crate::backend::{KernelError, Result};
 use crate::cuda::Gpu;
@@ -99,7 +102,7 @@ pub(crate) struct Tokens {
 }
 
 /// What a step is, before its exchanges.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StepSizes {
     /// The most tokens that any rank has.
     pub(crate) largest: usize,
@@ -269,6 +272,22 @@ pub(crate) trait Exchange: Send {
 
     fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()>;
 
+    /// The way to have two pieces of many tokens under way at once, if there is one.
+    fn halves(&self) -> Option<&dyn Halves> {
+        None
+    }
+
     /// The first fault of the epoch; reads host memory only.
     fn fault(&self) -> Option<Fault>;
+}
+
+/// `dispatch_many` and `combine_many` in two halves, between which the stream does other work. Pieces of odd and of even number
+/// may be under way at once; all ranks call the same in the same order. Calls queue work and never wait.
+pub(crate) trait Halves {
+    /// What `tokens` and `plane` point to may be written again when the call's work on the stream has ended.
+    fn start_dispatch(&self, gpu: &Gpu, tokens: &Tokens, plane: (u64, usize)) -> Result<()>;
+    fn finish_dispatch(&self, gpu: &Gpu, tokens: &Tokens) -> Result<ManyRows>;
+    /// Likewise what `results` points to, but for `hidden`, which `finish_combine` adds to.
+    fn start_combine(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()>;
+    fn finish_combine(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()>;
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use cudarc::driver::sys;
 
 use crate::backend::{KernelError, Result};
-use crate::cuda::{Device, Gpu, Memory};
+use crate::cuda::{Device, Gpu, Memory, Stream};
 
 /// Allocations below this share their block with others, which a handle would open too.
 const OWN_BLOCK: usize = 2 << 20;
@@ -161,9 +161,9 @@ impl Drop for PeerArea {
 }
 
 /// Queues a copy between memory of any devices that are mapped here; the caller knows both ranges.
-pub(super) fn copy(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result<()> {
+pub(super) fn copy(gpu: &Gpu, stream: &Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
     // SAFETY: both ranges are inside allocations that the caller holds or has mapped.
-    let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, gpu.stream.raw) };
+    let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream.raw) };
     gpu.device.check("copy to a peer", code)
 }
 

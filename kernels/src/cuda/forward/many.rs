@@ -1,8 +1,9 @@
 //! A step of more than 128 tokens: matrix products over planes; attention in chunks of tokens, experts in larger ones.
 
+use super::halves::{halves, in_halves};
 use super::{ATTENTION_CHUNK, Forward, Layer, cache};
 use crate::backend::Result;
-use crate::cuda::exchange::{ManyResults, Tokens};
+use crate::cuda::exchange::{Exchange, ManyResults, ManyRows, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, linear_gemm};
 use crate::cuda::step::FEW_TOKENS;
@@ -63,13 +64,20 @@ pub(super) fn queue(
         .memory(Slot::PrefillBlocks)
         .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
     let per_kv = sizes.q_width / sizes.kv_width;
-    let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
-    for (index, layer) in forward.layers.iter().enumerate() {
-        for (piece, range) in pieces(ATTENTION_CHUNK).enumerate() {
-            attend(backend, forward, layer, range, single, plan.piece(piece))?;
-        }
-        for range in ranges(tokens, chunk) {
-            experts(backend, forward, (index, layer), range)?;
+    if let Some(halves) = halves(backend, chunk) {
+        let plan = PrefillPlans::new(gpu, area, step, pieces(chunk.0), single, per_kv)?;
+        in_halves(backend, forward, halves, chunk, |layer, piece, range| {
+            attend(backend, forward, layer, range, single, plan.piece(piece))
+        })?;
+    } else {
+        let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
+        for (index, layer) in forward.layers.iter().enumerate() {
+            for (piece, range) in pieces(ATTENTION_CHUNK).enumerate() {
+                attend(backend, forward, layer, range, single, plan.piece(piece))?;
+            }
+            for range in ranges(tokens, chunk) {
+                experts(backend, forward, (index, layer), range)?;
+            }
         }
     }
     let rows = step.logit_count;
@@ -107,12 +115,18 @@ pub(super) fn queue(
 }
 
 /// The pieces of `tokens` tokens: index, (first, end).
-fn ranges(tokens: usize, (each, pieces): (usize, usize)) -> impl Iterator<Item = (usize, (usize, usize))> {
+pub(super) fn ranges(
+    tokens: usize,
+    (each, pieces): (usize, usize),
+) -> impl Iterator<Item = (usize, (usize, usize))> {
     (0..pieces).map(move |i| (i, ((i * each).min(tokens), ((i + 1) * each).min(tokens))))
 }
 
 /// A step in which this rank has no tokens: its experts work for the others.
 fn serve_others(backend: &CudaBackend, forward: &Forward, chunk: (usize, usize)) -> Result<()> {
+    if let Some(halves) = halves(backend, chunk) {
+        return in_halves(backend, forward, halves, chunk, |_, _, _| Ok(()));
+    }
     for layer in forward.layers.iter().enumerate() {
         for range in ranges(0, chunk) {
             experts(backend, forward, layer, range)?;
@@ -240,14 +254,10 @@ fn experts(
     let params = SortParams {
         ids: places.ids,
         plane: places.plane,
-        sorted: places.sorted_plane,
         tokens: count as i32,
-        k: sizes.top_k as i32,
         experts: sizes.experts as i32,
-        steps: (padded(sizes.hidden) / 128) as i32,
         plane_blocks: places.blocks as i32,
-        sorted_blocks: places.sorted_blocks as i32,
-        ..SortParams::default()
+        ..sorted_to(forward)
     };
     if let Some(exchange) = backend.exchange() {
         let tokens = Tokens {
@@ -259,15 +269,7 @@ fn experts(
             packed: false,
         };
         let rows = exchange.dispatch_many(gpu, &tokens, places.plane, places.blocks)?;
-        let (shape, local) = (exchange.shape()?, exchange.local_experts()?);
-        sort(gpu, &area.fill(rows.sort_params(shape, local, params)))?;
-        let most = sorted_rows(shape.many_rows() * sizes.top_k, local);
-        both_products(gpu, forward, layer, most)?;
-        let results = ManyResults {
-            sorted: places.sorted_plane,
-            row_of_slot: area.row_of_slot,
-            hidden,
-        };
+        let results = work(gpu, forward, layer, exchange, &rows, hidden)?;
         return exchange.combine_many(gpu, &tokens, &results);
     }
     sort(gpu, &area.fill(params))?;
@@ -297,8 +299,43 @@ fn experts(
     combine_rows(gpu, count, &params)
 }
 
+/// Where sorted rows go.
+fn sorted_to(forward: &Forward) -> SortParams {
+    let (sizes, places) = (&forward.sizes, &forward.places);
+    SortParams {
+        sorted: places.sorted_plane,
+        k: sizes.top_k as i32,
+        steps: (padded(sizes.hidden) / 128) as i32,
+        sorted_blocks: places.sorted_blocks as i32,
+        ..SortParams::default()
+    }
+}
+
+/// Sort and both products of the rows that came from all ranks; `hidden`: of the tokens that their results are added to.
+pub(super) fn work(
+    gpu: &Gpu,
+    forward: &Forward,
+    layer: &Layer,
+    exchange: &dyn Exchange,
+    rows: &ManyRows,
+    hidden: u64,
+) -> Result<ManyResults> {
+    let (area, shape, local) = (&forward.places.sort, exchange.shape()?, exchange.local_experts()?);
+    sort(
+        gpu,
+        &area.fill(rows.sort_params(shape, local, sorted_to(forward))),
+    )?;
+    let most = sorted_rows(shape.many_rows() * forward.sizes.top_k, local);
+    both_products(gpu, forward, layer, most)?;
+    Ok(ManyResults {
+        sorted: forward.places.sorted_plane,
+        row_of_slot: area.row_of_slot,
+        hidden,
+    })
+}
+
 /// Norm, gate and choice of `count` tokens from `hidden` on.
-fn choose(
+pub(super) fn choose(
     backend: &CudaBackend,
     forward: &Forward,
     (index, layer): (usize, &Layer),

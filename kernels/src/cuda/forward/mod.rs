@@ -4,6 +4,7 @@
 //! device; everything that a recorded graph reads lies at addresses that never move (a move empties the graphs).
 
 mod few;
+mod halves;
 mod many;
 mod one;
 mod recorded;
@@ -11,7 +12,7 @@ mod watch;
 
 use conclave_plan::model::{LayerSpec, ModelSpec, QkNorm, Scoring};
 
-use super::exchange::group::Cut;
+use super::exchange::group::{Cut, HALF_TOKENS};
 use super::format::padded;
 use super::plane::{plane_blocks, plane_bytes};
 use super::step::{FEW_TOKENS, Step};
@@ -263,7 +264,7 @@ impl CudaBackend {
         let (hidden, inter) = (padded(sizes.hidden), padded(sizes.inter));
         let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
         let per_kv = sizes.q_width / sizes.kv_width;
-        let pieces = many.div_ceil(ATTENTION_CHUNK);
+        let pieces = many.div_ceil(ATTENTION_CHUNK.min(HALF_TOKENS));
         get(
             Slot::PrefillBlocks,
             PrefillPlans::bytes(many, self.limits.max_runs, pieces, per_kv),
