@@ -36,7 +36,8 @@ impl Floors {
 
 /// Bytes per second that `threads` threads read from memory together. `OutOfMemory` if the buffer does not fit.
 pub fn read_bandwidth(threads: usize, isa: Isa) -> Result<f64> {
-    let mut memory = Memory::new(threads.saturating_mul(READ_BYTES), "read bandwidth")?;
+    // In small pages, as most weights are; huge ones are read faster.
+    let mut memory = Memory::lazy(threads.saturating_mul(READ_BYTES), "read bandwidth")?;
     // Untouched pages would all be one page of zeros.
     memory.bytes_mut().fill(1);
     let bytes = memory.bytes();

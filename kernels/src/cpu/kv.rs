@@ -46,8 +46,9 @@ impl KvCache {
             kv_heads,
             head_dim,
             dtype,
-            keys: Memory::new(bytes, "keys of the KV cache")?,
-            values: Memory::new(bytes, "values of the KV cache")?,
+            // Zeroing gigabytes would take longer than reading the weights; a page is written before it is read.
+            keys: Memory::lazy(bytes, "keys of the KV cache")?,
+            values: Memory::lazy(bytes, "values of the KV cache")?,
         })
     }
 
