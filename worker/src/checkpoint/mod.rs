@@ -22,7 +22,7 @@ use serde_json::Value;
 pub use error::{CheckpointError, Result};
 pub(crate) use error::{DOWNLOAD_AGAIN, shortened};
 pub use fingerprint::of_config as config_fingerprint;
-pub use map::{MappedFile, MappedSlice};
+pub use map::{MappedFile, MappedSlice, reads_huge_pages};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -133,6 +133,7 @@ fn single_file(directory: &Path) -> Result<PathBuf> {
 fn open_file(path: &Path) -> Result<HashMap<String, Tensor>> {
     let file = Arc::new(MappedFile::open(path)?);
     let header = header::read(path, file.bytes())?;
+    file.prefer_huge_pages();
     let tensors = header.tensors.into_iter().map(|(name, info)| {
         let (from, to) = info.data_offsets;
         let tensor = Tensor {

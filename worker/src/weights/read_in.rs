@@ -11,12 +11,14 @@ use safetensors::Dtype;
 
 use super::parallel;
 use super::reader::Named;
-use crate::checkpoint::{CheckpointError, Result, Tensor};
+use crate::checkpoint::{CheckpointError, Result, Tensor, reads_huge_pages};
 
 /// Bytes that one thread handles at a time: a few milliseconds of work.
 const CHUNK_BYTES: usize = 4 << 20;
-/// How far ahead of the threads the system is asked to read.
+/// How far ahead of the threads the system is asked to read, where it would read small pages anyway.
 const READ_AHEAD_CHUNKS: usize = 8;
+/// Where it reads huge ones, as threads touch them, at least so many wait for the disk at once.
+const LEAST_READERS: usize = 8;
 
 /// Bytes read in and to be read in. Shared with whoever shows it.
 #[derive(Debug, Default)]
@@ -80,10 +82,15 @@ pub(crate) fn read_in(
                 })
         })
         .collect();
-    for chunk in chunks.iter().take(READ_AHEAD_CHUNKS) {
+    let (ahead, readers) = if reads_huge_pages() {
+        (0, threads.max(LEAST_READERS))
+    } else {
+        (READ_AHEAD_CHUNKS, threads)
+    };
+    for chunk in chunks.iter().take(ahead) {
         chunk.will_need();
     }
-    parallel::map(threads, &chunks, |index, chunk| {
+    parallel::map(readers, &chunks, |index, chunk| {
         if cancelled() {
             let problem = "loading was cancelled";
             return Err(CheckpointError::file(
@@ -92,8 +99,10 @@ pub(crate) fn read_in(
                 "load again",
             ));
         }
-        if let Some(ahead) = chunks.get(index + READ_AHEAD_CHUNKS) {
-            ahead.will_need();
+        if ahead > 0
+            && let Some(next) = chunks.get(index + ahead)
+        {
+            next.will_need();
         }
         chunk.read()?;
         progress.add(chunk.len as u64);
