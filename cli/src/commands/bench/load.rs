@@ -1,6 +1,6 @@
 //! `--scenario load`: from a checkpoint's files to ranks that could run a step, beside `cat` of the same files into
 //! nothing; cold, with none of the files' pages in memory, and warm, with all of them. On a GPU also beside the rate of
-//! copies to it.
+//! copies to it. The first steps after it are timed too: what loading put off would show there.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use conclave_kernels::backend::{Backend, KvDtype, Limits};
+use conclave_proto::cluster::v1 as wire;
 use conclave_worker::device::DeviceKind;
-use conclave_worker::verify::{GroupConfig, LocalGroup};
+use conclave_worker::verify::{GroupConfig, LocalGroup, greedy, run as run_of, start as start_of};
 use conclave_worker::weights::WeightSource;
 
 use crate::model_path;
@@ -20,6 +21,8 @@ use crate::settings::{BenchSettings, LoadFormat};
 const RUNS: usize = 3;
 /// What loading must reach of cat's speed.
 const TARGET: f64 = 0.7;
+/// Steps of one token each after a load: the first, and those it is held to.
+const STEPS: usize = 10;
 
 pub fn run(settings: &BenchSettings) -> Result<()> {
     if settings.model.load_format == LoadFormat::Dummy {
@@ -42,11 +45,15 @@ pub fn run(settings: &BenchSettings) -> Result<()> {
     let opened = open(device)?;
     for cold in [true, false] {
         let (mut cats, mut loads) = (Vec::new(), Vec::new());
+        let (mut firsts, mut laters) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
             prepare(&files, cold)?;
             cats.push(cat(&files)?);
             prepare(&files, cold)?;
-            loads.push(load(settings, device, &found.path, threads)?);
+            let loaded = load(settings, device, &found.path, threads)?;
+            loads.push(loaded.seconds);
+            firsts.push(loaded.first_step);
+            laters.push(loaded.later_step);
         }
         let (cat, load) = (median(cats), median(loads));
         println!(
@@ -58,6 +65,12 @@ pub fn run(settings: &BenchSettings) -> Result<()> {
             bytes as f64 / load / 1e9,
             100.0 * cat / load,
             100.0 * TARGET
+        );
+        println!(
+            "        then one token takes {:.1} ms in the first step, {:.1} ms in the next {}",
+            1e3 * median(firsts),
+            1e3 * median(laters),
+            STEPS - 1
         );
     }
     drop(opened);
@@ -141,7 +154,14 @@ fn cat(files: &[PathBuf]) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn load(settings: &BenchSettings, device: DeviceKind, path: &Path, threads: usize) -> Result<f64> {
+struct Loaded {
+    seconds: f64,
+    first_step: f64,
+    /// The median of the others.
+    later_step: f64,
+}
+
+fn load(settings: &BenchSettings, device: DeviceKind, path: &Path, threads: usize) -> Result<Loaded> {
     let started = Instant::now();
     let source = Arc::new(WeightSource::open(path, settings.model.hf_overrides.as_ref())?);
     let mut group = GroupConfig::new(settings.workers);
@@ -149,9 +169,33 @@ fn load(settings: &BenchSettings, device: DeviceKind, path: &Path, threads: usiz
     if device != DeviceKind::Cpu {
         (group.devices, group.kv_dtype) = (vec![device], KvDtype::Bf16);
     }
-    let ranks = LocalGroup::start(&source, &group)?;
+    let mut ranks = LocalGroup::start(&source, &group)?;
     let seconds = started.elapsed().as_secs_f64();
+    let mut steps = steps(&mut ranks)?;
     // Pages that are still mapped would stay in memory.
     drop((ranks, source));
+    let first_step = steps.remove(0);
+    let later_step = median(steps);
+    Ok(Loaded {
+        seconds,
+        first_step,
+        later_step,
+    })
+}
+
+/// Seconds of each of [`STEPS`] steps: a prompt of one token on rank 0, and what follows it.
+fn steps(ranks: &mut LocalGroup) -> Result<Vec<f64>> {
+    let mut seconds = Vec::with_capacity(STEPS);
+    for position in 0..STEPS {
+        let mut steps = vec![wire::Step::default(); ranks.ranks()];
+        let prompt: &[u32] = if position == 0 { &[1] } else { &[] };
+        if position == 0 {
+            steps[0].start_slots.push(start_of(0, vec![0], 1, greedy()));
+        }
+        steps[0].runs.push(run_of(0, position, prompt, true));
+        let started = Instant::now();
+        ranks.step(steps, false)?;
+        seconds.push(started.elapsed().as_secs_f64());
+    }
     Ok(seconds)
 }
