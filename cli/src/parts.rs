@@ -12,8 +12,8 @@ use conclave_worker::{LoadFormat as WorkerLoadFormat, WorkerConfig};
 
 use crate::model_path::FoundModel;
 use crate::settings::{
-    ClusterSettings, DrainSettings, EngineSettings, Fp8Activations, GenerationConfig, HttpSettings,
-    KvCacheDtype, LoadFormat, ModelSettings, WorkerSettings,
+    ClusterSettings, DrainSettings, EngineSettings, GenerationConfig, HttpSettings, KvCacheDtype, LoadFormat,
+    ModelSettings, WorkerSettings,
 };
 
 /// A host name or address and a port.
@@ -149,9 +149,7 @@ pub fn worker(settings: &WorkerSettings, found: &FoundModel) -> Result<WorkerCon
     config.expected_workers = settings.expected_workers;
     config.deterministic = settings.device.deterministic;
     config.fault = settings.device.inject_fault;
-    if settings.device.fp8_activations == Fp8Activations::On {
-        bail!("fp8_activations is on: products with FP8 activations are not built; leave it off");
-    }
+    config.fp8_activations = settings.device.fp8_activations.is_on();
     config.page_tokens = settings.block_size;
     config.max_slots = settings.max_num_seqs;
     config.max_batched_tokens = settings.max_num_batched_tokens;

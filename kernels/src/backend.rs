@@ -154,6 +154,13 @@ pub trait Backend: Send + fmt::Debug {
         Ok(true)
     }
 
+    /// Whether activations in front of FP8 weights are quantised, too (`ops::quantise`; before `set_forward`). A device may do
+    /// so only in `forward`'s steps of many tokens. Whether it is so from now on.
+    fn set_fp8_activations(&mut self, on: bool) -> Result<bool> {
+        let _ = on;
+        Ok(false)
+    }
+
     /// Takes the handles of a whole model. `false`: this backend only runs op by op.
     fn set_forward(&mut self, model: ForwardModel) -> Result<bool> {
         let _ = model;

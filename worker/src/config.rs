@@ -54,6 +54,8 @@ pub struct WorkerConfig {
     pub expected_workers: u32,
     /// One order of summation whatever the batch, chunking and placement; the CPU always has it.
     pub deterministic: bool,
+    /// Activations in front of FP8 weights are quantised, too.
+    pub fp8_activations: bool,
     /// Only for tests of what follows a fault.
     pub fault: Option<Fault>,
     /// Asked to end, the worker stays for so long while its sequences move away.
@@ -139,6 +141,7 @@ impl WorkerConfig {
             gpu_memory_utilization: 0.92,
             expected_workers: 1,
             deterministic: false,
+            fp8_activations: false,
             fault: None,
             drain_timeout: Duration::from_secs(30),
             reconnect_for: Duration::from_secs(600),

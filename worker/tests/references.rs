@@ -10,6 +10,7 @@ use std::sync::Arc;
 use common::repository;
 use conclave_kernels::backend::KvDtype;
 use conclave_worker::device::DeviceKind;
+use conclave_worker::model::Modes;
 use conclave_worker::verify::{
     Agreement, Choices, Comparison, Gate, GroupConfig, LocalGroup, Reference, Run, VerifyConfig, Way,
     run_reference, verify,
@@ -47,7 +48,7 @@ fn verified(checkpoint: &(PathBuf, PathBuf), workers: u32, prefill_chunk: Option
         kv_dtype: KvDtype::F32,
         prefill_chunk,
         devices: vec![DeviceKind::Cpu],
-        deterministic: false,
+        modes: Modes::default(),
     };
     let found = verify(&config);
     let mut found = found.unwrap_or_else(|error| panic!("{}: {error}", checkpoint.0.display()));

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use conclave_kernels::backend::KvDtype;
 use conclave_worker::device::DeviceKind;
+use conclave_worker::model::Modes;
 use conclave_worker::verify::{Agreement, Miss, Verified, VerifyConfig, verify};
 
 use crate::settings::VerifySettings;
@@ -26,7 +27,10 @@ pub fn run(settings: &VerifySettings) -> Result<()> {
         kv_dtype: settings.kv_cache_dtype.map_or(exact, parts::kv_dtype),
         prefill_chunk: settings.prefill_chunk,
         devices,
-        deterministic: settings.deterministic,
+        modes: Modes {
+            deterministic: settings.deterministic,
+            fp8_activations: settings.fp8_activations.is_on(),
+        },
     };
     let verified = verify(&config)?;
     for one in &verified {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
-use super::{KvCacheDtype, LogSettings, ModelSettings};
+use super::{Fp8Activations, KvCacheDtype, LogSettings, ModelSettings};
 
 #[derive(Args, Clone, Debug)]
 pub struct VerifySettings {
@@ -32,6 +32,9 @@ pub struct VerifySettings {
     /// Kernels with one order of summation, whatever the batch.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub deterministic: bool,
+    /// Quantise activations in front of FP8 weights.
+    #[arg(long, value_enum, default_value_t = Fp8Activations::Off)]
+    pub fp8_activations: Fp8Activations,
     #[command(flatten)]
     pub log: LogSettings,
 }

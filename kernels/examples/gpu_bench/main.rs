@@ -2,7 +2,7 @@
 //!
 //! `gpu_bench [--format int4|ct|fp8|bf16] [--layers 62] [--kv bf16|e4m3] [--decode BATCH:CONTEXT,..] [--prefill TOKENS,..]
 //!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--deterministic on|off] [--one on|off]
-//!  [--trace CONTEXT,..] [--json FILE]`
+//!  [--fp8-activations on|off] [--trace CONTEXT,..] [--json FILE]`
 //!
 //! `--one`: a lone token as one kernel, or by six kernels a layer.
 //! `--trace`: where that kernel's blocks spend their cycles.
@@ -31,6 +31,7 @@ pub struct Arguments {
     pub profile_prefill: Vec<usize>,
     pub zipf: f32,
     pub deterministic: bool,
+    pub fp8_activations: bool,
     pub one: String,
     pub trace: Vec<usize>,
     pub json: Option<String>,
@@ -60,6 +61,7 @@ fn arguments() -> Arguments {
         profile_prefill: Vec::new(),
         zipf: 0.0,
         deterministic: false,
+        fp8_activations: false,
         one: "on".into(),
         trace: Vec::new(),
         json: None,
@@ -84,6 +86,7 @@ fn arguments() -> Arguments {
             "--profile-prefill" => found.profile_prefill = numbers(&value),
             "--zipf" => found.zipf = value.parse().unwrap(),
             "--deterministic" => found.deterministic = value == "on",
+            "--fp8-activations" => found.fp8_activations = value == "on",
             "--one" => found.one = value,
             "--trace" => found.trace = numbers(&value),
             "--json" => found.json = Some(value),

@@ -165,6 +165,9 @@ impl Setup {
         if arguments.deterministic {
             assert!(backend.set_deterministic(true).unwrap());
         }
+        if arguments.fp8_activations {
+            assert!(backend.set_fp8_activations(true).unwrap());
+        }
         let bandwidth = backend.read_bandwidth(8 << 30, 8).unwrap();
         let before = backend.memory().unwrap().0;
         let (kinds, b) = (arguments.kinds, &mut backend);

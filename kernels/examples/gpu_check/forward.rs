@@ -255,7 +255,7 @@ impl Small {
     }
 }
 
-fn shapes() -> [Shape; 2] {
+pub fn shapes() -> [Shape; 2] {
     [
         Shape {
             hidden: 384,
@@ -282,7 +282,7 @@ fn shapes() -> [Shape; 2] {
     ]
 }
 
-fn backends() -> (Box<dyn Backend>, Box<dyn Backend>) {
+pub fn backends() -> (Box<dyn Backend>, Box<dyn Backend>) {
     crate::pair(&limits(TOKENS, 40, 70))
 }
 
@@ -435,7 +435,7 @@ pub fn forward(report: &mut Report) {
 }
 
 /// Relative 2-norm of the difference.
-fn distance(found: &[f32], expected: &[f32]) -> f64 {
+pub fn distance(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
     (difference / expected.iter().map(|x| square(*x)).sum::<f64>()).sqrt()

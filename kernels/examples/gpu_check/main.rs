@@ -11,6 +11,7 @@ mod divergence;
 mod forward;
 mod host;
 mod ops;
+mod quantised;
 mod report;
 mod tiny;
 
@@ -32,7 +33,7 @@ fn main() {
     let mut report = Report::default();
     let wanted = |name: &str| only.as_deref().is_none_or(|only| name.contains(only));
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 12] = [
+    let checks: [(&str, Check); 13] = [
         ("head", ops::head),
         ("linear_add", ops::linear_add),
         ("qkv_attention", ops::qkv_attention),
@@ -41,6 +42,7 @@ fn main() {
         ("combine", ops::combine),
         ("sample", ops::sample),
         ("forward", forward::forward),
+        ("fp8_activations", quantised::check),
         ("alone", forward::alone),
         ("pipeline", forward::pipeline),
         ("rows", forward::rows),
@@ -57,7 +59,7 @@ fn main() {
     std::process::exit(report.finish());
 }
 
-/// A panic ends one group of checks, not the visit.
+/// A panic ends one group of checks, not all of them.
 fn guarded(name: &str, report: &mut Report, check: impl FnOnce(&mut Report)) {
     println!("== {name}");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(report)));

@@ -155,6 +155,12 @@ impl Backend for CpuBackend {
         self.run_sample(logits, vocab, first, rows)
     }
 
+    fn set_fp8_activations(&mut self, on: bool) -> Result<bool> {
+        self.workspace.packed.set_quantise(on);
+        self.workspace.hidden.set_quantise(on);
+        Ok(on)
+    }
+
     fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
         self.queued.check_room()?;
         let sampled = self.run_sample(logits, vocab, 0, rows)?;

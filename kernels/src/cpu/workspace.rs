@@ -90,7 +90,7 @@ impl Workspace {
         self.reserve_packed(engine, rows, experts.hidden)?;
         self.reserve_packed(engine, 0, experts.intermediate)?;
         if experts.intermediate > self.hidden_width {
-            self.hidden = Packed::new(rows, experts.intermediate)?;
+            self.hidden = self.hidden.resized(rows, experts.intermediate)?;
             self.hidden_width = experts.intermediate;
         }
         self.sorted.reserve(rows, experts.experts.len());
@@ -119,7 +119,7 @@ impl Workspace {
         let (old_rows, old_columns) = self.packed_shape;
         if rows > old_rows || columns > old_columns {
             self.packed_shape = (rows.max(old_rows), columns.max(old_columns));
-            self.packed = Packed::new(self.packed_shape.0, self.packed_shape.1)?;
+            self.packed = self.packed.resized(self.packed_shape.0, self.packed_shape.1)?;
         }
         if columns > self.longest {
             self.longest = columns;

@@ -7,13 +7,18 @@ use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec};
 
 use super::driver::allocated_bytes;
 use super::dummy::WeightKind;
-use super::{CudaBackend, KvCache, made, shape};
+use super::step::FEW_TOKENS;
+use super::{CudaBackend, Format, KvCache, made, shape};
 use crate::backend::*;
 use crate::dummy::DummyFormat;
 use crate::ops::attention::cuda as attention;
 use crate::ops::embed::cuda as embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::weight::HostLinear;
+
+/// The products that quantise are not those that keep one order.
+const BOTH_MODES: &str =
+    "FP8 activations need products that the deterministic mode does not use; choose one of the two";
 
 impl Backend for CudaBackend {
     fn as_cuda(&mut self) -> Option<&mut CudaBackend> {
@@ -161,6 +166,9 @@ impl Backend for CudaBackend {
         let (inputs, outputs) = (self.linear(OP, weight)?.inputs, self.linear(OP, weight)?.rows);
         let x = self.memory_of(OP, "x", x, tokens * inputs * 4)?;
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * outputs * 4)?;
+        if self.fp8_activations && tokens > FEW_TOKENS && self.linear(OP, weight)?.format == Format::Fp8 {
+            return self.add_quantised(weight, x, hidden);
+        }
         let weights = [self.linear(OP, weight)?];
         let input = Input::Rows(x);
         linear(
@@ -246,8 +254,24 @@ impl Backend for CudaBackend {
                 "set_deterministic comes before set_forward".into(),
             ));
         }
+        if on && self.fp8_activations {
+            return Err(KernelError::Unsupported(BOTH_MODES.into()));
+        }
         self.step.fix_splits(on);
         self.deterministic = on;
+        Ok(on)
+    }
+
+    fn set_fp8_activations(&mut self, on: bool) -> Result<bool> {
+        if on != self.fp8_activations && self.forward.is_some() {
+            return Err(KernelError::Unsupported(
+                "set_fp8_activations comes before set_forward".into(),
+            ));
+        }
+        if on && self.deterministic {
+            return Err(KernelError::Unsupported(BOTH_MODES.into()));
+        }
+        self.fp8_activations = on;
         Ok(on)
     }
 

@@ -4,28 +4,38 @@
 // two sets of 64 (each warp one 16-row tile of the stream per set); a producer warp fills a ring of steps of 128 inputs:
 // the 16 tiles' stages and the plane's two chunks. Weights go from shared memory through registers, where they become
 // bf16 with their scales applied, straight into the products. Operations: 2 * rows * K per activation row.
+//
+// FP8_ACT: FP8 weights times quantised activations. The weights stay e4m3, a step's products of one set end in sums of
+// their own, which are added to the accumulators times the scales of the weights' block and of each activation row.
 #pragma once
 #include "plane.cuh"
 #include "stream.cuh"
 #include "wgmma.cuh"
+#include "wgmma8.cuh"
 
-constexpr int GEMM_CONSUMERS = 2, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128, GEMM_ROWS = 256, GEMM_COLUMNS = 128;
+// Sets of 64 weight rows of a warpgroup.
+constexpr int SETS = 2;
+constexpr int GEMM_CONSUMERS = 2, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128, GEMM_ROWS = 128 * SETS, GEMM_COLUMNS = 256 / SETS;
 constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
-constexpr int STEP_INPUTS = 128, STEP_CHUNKS = 2;
+constexpr int STEP_INPUTS = 128;
+template <int F> constexpr bool QUANTISED = F == FP8_ACT;
+template <int F> constexpr int STEP_CHUNKS = QUANTISED<F> ? 1 : 2;
 
 template <int F> constexpr int STEP_STAGES = STEP_INPUTS / Layout<F>::K;
 template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
-constexpr int STEP_PLANE = STEP_CHUNKS * GEMM_COLUMNS * 128;
+// Of a quantised plane the rows' scales stand behind.
+template <int F> constexpr int STEP_PLANE = STEP_CHUNKS<F> *GEMM_COLUMNS * 128 + (QUANTISED<F> ? 1024 : 0);
 // Weights, then planes aligned to 1024.
-template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE;
+template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE<F>;
 template <int F> constexpr int GEMM_DEPTH = 225 * 1024 / STEP_BYTES<F> < 4 ? 225 * 1024 / STEP_BYTES<F> : 4;
 
 // One tile of work.
 struct GemmTile {
-    const uint8_t *set[2 * GEMM_CONSUMERS];  // the 64-row sets' streams: warpgroup w has 2w and 2w + 1
-    int sets_tiles[2 * GEMM_CONSUMERS];      // tiles of each set that exist (0 to 4)
+    const uint8_t *set[SETS * GEMM_CONSUMERS];  // the 64-row sets' streams: warpgroup w has 2w and 2w + 1
+    int sets_tiles[SETS * GEMM_CONSUMERS];      // tiles of each set that exist (0 to 4)
     const uint8_t *plane;                    // chunk 0 of the first activation row's block
     size_t chunk_bytes;                      // from one chunk of the plane to the next
+    const uint8_t *scales;                   // quantised: the first activation row's of step 0; the next step's are chunk_bytes / 32 further
     int steps, columns;                      // columns: 32, 64, 96 or 128
     int tile_steps;                          // of the whole stream: `steps` may be a part of them
 };
@@ -49,12 +59,12 @@ template <int F> struct Producer {
     bool has_tile;
 
     __device__ __forceinline__ Producer(const GemmTile &t, int l) : tile(t), plane_bytes(t.columns * 128), held(0), lane(l) {
-        for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) held += t.sets_tiles[s];
-        has_tile = l < GEMM_TILES && l % 4 < t.sets_tiles[l / 4 & 3];
+        for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) held += t.sets_tiles[s];
+        has_tile = l < GEMM_TILES && l % 4 < t.sets_tiles[l / 4 % (SETS * GEMM_CONSUMERS)];
     }
 
     __device__ __forceinline__ void weights(uint8_t *slot, uint64_t *full, int step) const {
-        if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS * plane_bytes);
+        if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS<F> * plane_bytes + (QUANTISED<F> ? tile.columns * 4 : 0));
         __syncwarp();
         const size_t tile_bytes = static_cast<size_t>(tile.tile_steps) * BYTES;
         if (has_tile)
@@ -63,9 +73,12 @@ template <int F> struct Producer {
 
     __device__ __forceinline__ void plane(uint8_t *slot, uint64_t *full, int step) const {
         const int chunk = lane - GEMM_TILES;
-        if (chunk == 0 || chunk == 1)
-            bulk_copy(slot + STEP_BYTES<F> - STEP_PLANE + chunk * plane_bytes,
-                      tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS + chunk) * tile.chunk_bytes, plane_bytes, full);
+        uint8_t *to = slot + STEP_BYTES<F> - STEP_PLANE<F>;
+        if (chunk >= 0 && chunk < STEP_CHUNKS<F>)
+            bulk_copy(to + chunk * plane_bytes, tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS<F> + chunk) * tile.chunk_bytes,
+                      plane_bytes, full);
+        if (QUANTISED<F> && chunk == 1)
+            bulk_copy(to + GEMM_COLUMNS * 128, tile.scales + static_cast<size_t>(step) * (tile.chunk_bytes / 32), tile.columns * 4, full);
     }
 };
 
@@ -171,38 +184,99 @@ template <int F> struct Decoder {
     }
 };
 
-// A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
+// FP8_ACT: one 16-row tile's operands of one step, and its block's scale.
+struct QuantisedTile {
+    uint32_t a[4][4];
+    float scale;
+    __device__ __forceinline__ void load(uint32_t at, int lane) {
+#pragma unroll
+        for (int p = 0; p < 4; p++) {
+            const uint4 words = load_shared16(at + p * 512 + lane * 16);
+            a[p][0] = __byte_perm(words.x, words.y, 0x6420), a[p][1] = __byte_perm(words.x, words.y, 0x7531);
+            a[p][2] = __byte_perm(words.z, words.w, 0x6420), a[p][3] = __byte_perm(words.z, words.w, 0x7531);
+        }
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(at + 2048));
+    }
+};
+
+// acc += part * (scale of the weights * scale of each row).
+template <int N> DEVICE void add_scaled(float (&acc)[N / 2], const float (&part)[N / 2], float scale, uint32_t scales, int lane) {
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        const int2 bits = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
+        const float s0 = scale * __int_as_float(bits.x), s1 = scale * __int_as_float(bits.y);
+        acc[4 * j] = fmaf(part[4 * j], s0, acc[4 * j]), acc[4 * j + 1] = fmaf(part[4 * j + 1], s1, acc[4 * j + 1]);
+        acc[4 * j + 2] = fmaf(part[4 * j + 2], s0, acc[4 * j + 2]), acc[4 * j + 3] = fmaf(part[4 * j + 3], s1, acc[4 * j + 3]);
+    }
+}
+
+// `consume` for quantised activations: while one warpgroup adds its sums the other one's products run.
+template <int N>
+DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, float (&acc)[2][N / 2]) {
+    constexpr int F = FP8_ACT, BYTES = Layout<F>::BYTES;
+    const uint32_t slots = shared_address(ring.slots), mine = (warpgroup * 8 + warp) * BYTES;
+    QuantisedTile operands;
+    float part[N / 2];
+    barrier_wait(&ring.full[ring.slot], ring.parity);
+    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, lane);
+#pragma unroll 1
+    for (int step = 0; step < tile.steps; step++) {
+        const uint32_t slot = slots + ring.slot * STEP_BYTES<F>, plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
+        uint64_t *const used = &ring.empty[ring.slot];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            products_begin();
+#pragma unroll
+            for (int p = 0; p < 4; p++) Product8<N>::run(part, operands.a[p], plane_descriptor(plane + p * 32), p > 0);
+            products_end();
+            products_wait<0>();
+            hold(part);
+            const float scale = operands.scale;
+            if (h == 0) {
+                operands.load(slot + mine + 4 * BYTES, lane);
+            } else {
+                ring.template advance<F>();
+                if (step + 1 < tile.steps) {
+                    barrier_wait(&ring.full[ring.slot], ring.parity);
+                    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, lane);
+                }
+            }
+            add_scaled<N>(acc[h], part, scale, plane + GEMM_COLUMNS * 128, lane);
+        }
+        if (lane == 0) barrier_arrive(used);
+    }
+}
+
+// `consume` for weights that become bf16.
 template <int F, int N>
-DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[2][N / 2]) {
+DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
     constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
-    Decoder<F> decoder[2];
+    Decoder<F> decoder[SETS];
     for (int step = 0; step < tile.steps; step++) {
         barrier_wait(&ring.full[ring.slot], ring.parity);
         const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>);
-        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE;
+        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
 #pragma unroll
-        for (int h = 0; h < 2; h++)
-            decoder[h].at = slot + ((warpgroup * 2 + h) * 4 + warp) * BYTES, decoder[h].lane = lane, decoder[h].bf16_scales = bf16_scales;
-        uint32_t a[2][2][4];
+        for (int h = 0; h < SETS; h++)
+            decoder[h].at = slot + ((warpgroup * SETS + h) * 4 + warp) * BYTES, decoder[h].lane = lane, decoder[h].bf16_scales = bf16_scales;
+        uint32_t a[2][SETS][4];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
 #pragma unroll
-            for (int h = 0; h < 2; h++) decoder[h].decode(i, a[i & 1][h]);
+            for (int h = 0; h < SETS; h++) {
+                decoder[h].decode(i, a[i & 1][h]);
+            }
             products_begin();
 #pragma unroll
-            for (int h = 0; h < 2; h++) Product<N>::run(acc[h], a[i & 1][h], b);
+            for (int h = 0; h < SETS; h++) Product<N>::run(acc[h], a[i & 1][h], b);
             if constexpr (F == F32) {
-                uint32_t low[2][4];
+                uint32_t low[SETS][4];
 #pragma unroll
-                for (int h = 0; h < 2; h++) decoder[h].decode_low(i, low[h]);
+                for (int h = 0; h < SETS; h++) decoder[h].decode_low(i, low[h]);
                 products_begin();
 #pragma unroll
-                for (int h = 0; h < 2; h++) Product<N>::run(acc[h], low[h], b);
+                for (int h = 0; h < SETS; h++) Product<N>::run(acc[h], low[h], b);
                 products_end();
                 products_wait<0>();
             } else {
@@ -214,10 +288,22 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
         if (lane == 0) barrier_arrive(&ring.empty[ring.slot]);
         ring.template advance<F>();
     }
-#pragma unroll
-    for (int h = 0; h < 2; h++) hold(acc[h]);
 }
 
+// A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
+template <int F, int N>
+DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
+#pragma unroll
+    for (int h = 0; h < SETS; h++)
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
+    if constexpr (QUANTISED<F>)
+        consume_quantised<N>(tile, ring, warpgroup, warp, lane, acc);
+    else
+        consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
+#pragma unroll
+    for (int h = 0; h < SETS; h++) hold(acc[h]);
+}
 // Shared memory of the ring; the barriers stand behind it.
 template <int F> DEVICE GemmRing ring_in(uint8_t *shared) {
     uint8_t *slots = shared + (-shared_address(shared) & 1023);

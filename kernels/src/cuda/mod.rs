@@ -115,6 +115,8 @@ pub struct CudaBackend {
     deterministic: bool,
     /// What the gates said, by layer, while somebody wants to know.
     watched: Option<RefCell<Vec<Vec<f32>>>>,
+    /// Steps of many tokens multiply FP8 weights by activations of FP8.
+    fp8_activations: bool,
     /// Width of the hidden state, from the last `route`.
     width: usize,
     gpu: Gpu,
@@ -154,6 +156,7 @@ impl CudaBackend {
             group: exchange::group::Group::default(),
             deterministic: false,
             watched: None,
+            fp8_activations: false,
             width: 0,
             limits,
             gpu,

@@ -3,6 +3,9 @@
 // For each chunk of 64 inputs, for each block of 8 rows, 1024 bytes: row r at r * 128, its eight 16-byte units permuted
 // by r. That is the shared-memory tile of `wgmma` (K-major, 128-byte swizzle), so N rows of one chunk are one bulk copy.
 // Inside a chunk the inputs stand in the order in which the weights' streams (stream.cuh) count them.
+//
+// Quantised planes are for products of e4m3 (gemm.cuh, FP8_ACT): chunks of 128 inputs, the same blocks of 1024 bytes, one byte a
+// value; behind all chunks an F32 scale for each (chunk, row): value = e4m3 * scale, scale = largest of the 128 / 448.
 #pragma once
 #include "ptx.cuh"
 
@@ -18,4 +21,18 @@ DEVICE size_t plane_offset(int row, int k, int blocks) {
     const int r = row % PLANE_ROWS;
     return (static_cast<size_t>(k / 64) * blocks + row / PLANE_ROWS) * PLANE_BLOCK + r * 128 +
            ((plane_place(k % 64) * 2) ^ (r * 16));
+}
+
+// Place of input k (0..128) of a quantised chunk in the products' order.
+__host__ __device__ constexpr int quantised_place(int k) { return k / 32 * 32 + k % 8 / 4 * 16 + k % 32 / 8 * 4 + k % 4; }
+
+// Byte offset of input k of a row in a quantised plane.
+DEVICE size_t quantised_offset(int row, int k, int blocks) {
+    const int r = row % PLANE_ROWS;
+    return (static_cast<size_t>(k / 128) * blocks + row / PLANE_ROWS) * PLANE_BLOCK + r * 128 + (quantised_place(k % 128) ^ (r * 16));
+}
+
+// Byte offset of the scale of a row's 128 inputs from 128 * chunk on; `chunks`: of the plane.
+DEVICE size_t quantised_scale(int row, int chunk, int chunks, int blocks) {
+    return static_cast<size_t>(chunks) * blocks * PLANE_BLOCK + (static_cast<size_t>(chunk) * blocks * PLANE_ROWS + row) * 4;
 }

@@ -12,6 +12,8 @@ pub(crate) const PLANE_BLOCK: usize = 1024;
 pub(crate) const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
 const THREADS: u32 = 384;
+/// Shared memory through which eight warps' results of `gemm.cu` go out.
+const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
 
 /// Blocks of a plane of `rows` rows; a tile may read, not use, rows past them.
 pub(crate) fn plane_blocks(rows: usize) -> usize {
@@ -23,21 +25,38 @@ pub(crate) fn plane_bytes(blocks: usize, padded: usize) -> usize {
     padded / 64 * blocks * 1024
 }
 
+/// Bytes of a quantised plane of `blocks` blocks of `padded` values, scales included.
+pub(crate) fn quantised_bytes(blocks: usize, padded: usize) -> usize {
+    padded / 128 * blocks * (1024 + PLANE_ROWS * 4)
+}
+
+/// The format in a kernel's name.
+pub(crate) fn kernel_format(format: Format, quantised: bool) -> &'static str {
+    match quantised {
+        true => "fp8_act",
+        false => format.name(),
+    }
+}
+
 /// Shared memory of a block: the ring, its alignment and its barriers.
-fn shared_bytes(format: Format) -> usize {
+fn shared_bytes(format: Format, quantised: bool) -> usize {
     let stages = 128 / format.stage_inputs();
-    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * GEMM_COLUMNS * 128;
+    let plane = match quantised {
+        true => GEMM_COLUMNS * 128 + 1024,
+        false => 2 * GEMM_COLUMNS * 128,
+    };
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + plane;
     let depth = (225 * 1024 / step).min(4);
     1024 + depth * step + 2 * depth * 8
 }
 
 /// A persistent grid for `work` tiles.
-pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
+pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, quantised: bool, work: usize) -> Launch {
     let blocks = (gpu.blocks() as usize).min(work) as u32;
     Launch {
         grid: (blocks, 1),
         threads: THREADS,
-        shared: shared_bytes(format) as u32,
+        shared: shared_bytes(format, quantised) as u32,
         overlap: true,
     }
 }
@@ -61,6 +80,8 @@ struct GemmParams {
 pub(crate) struct GemmCall<'a> {
     pub(crate) weights: &'a [&'a Linear],
     pub(crate) plane: u64,
+    /// The plane is a quantised one; the weights are FP8.
+    pub(crate) quantised: bool,
     /// Blocks of the plane.
     pub(crate) blocks: usize,
     pub(crate) tokens: usize,
@@ -84,6 +105,7 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
     let &GemmCall {
         weights,
         plane,
+        quantised,
         blocks,
         tokens,
         parts,
@@ -105,6 +127,12 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
             return Err(shape(OP, "rows of a part", weight.rows, "a multiple of 64"));
         }
     }
+    if quantised && first.format != Format::Fp8 {
+        return Err(KernelError::Unsupported(format!(
+            "activations are FP8, the weights {}",
+            first.format.name()
+        )));
+    }
     let steps = first.padded() / 128;
     if call.parts == 0 || call.parts > steps {
         return Err(shape(
@@ -119,6 +147,7 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
     for (segment, weight) in segments.iter_mut().zip(weights) {
         *segment = weight.param();
     }
+    let width: usize = weights.iter().map(|weight| weight.rows).sum();
     let params = GemmParams {
         segments,
         plane,
@@ -126,15 +155,20 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
         residual,
         tokens: tokens as i32,
         blocks: blocks as i32,
-        width: weights.iter().map(|weight| weight.rows).sum::<usize>() as i32,
+        width: width as i32,
         tiles: tiles as i32,
         steps: steps as i32,
         parts: parts as i32,
     };
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
+    let launch = gemm_launch(gpu, first.format, quantised, work);
+    let launch = Launch {
+        shared: launch.shared + OUT_BYTES,
+        ..launch
+    };
     gpu.launch(
-        &format!("linear_gemm_{}", first.format.name()),
-        gemm_launch(gpu, first.format, work),
+        &format!("linear_gemm_{}", kernel_format(first.format, quantised)),
+        launch,
         &params,
     )
 }

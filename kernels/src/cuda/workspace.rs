@@ -46,6 +46,9 @@ pub(crate) enum Slot {
     AttendedPlane,
     SortedPlane,
     ActedPlane,
+    /// The same quantised, if activations are.
+    QuantisedPlane,
+    QuantisedSorted,
     /// One token through all layers: table of layers, what blocks leave for each other, cycles of each op.
     OneLayers,
     OneValues,

@@ -7,6 +7,7 @@ pub(crate) mod experts;
 pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod qkv;
+pub(crate) mod quantise;
 pub(crate) mod rmsnorm;
 pub(crate) mod route;
 pub(crate) mod sample;

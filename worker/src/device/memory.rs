@@ -1,14 +1,15 @@
 //! Opens the device and divides its memory: workspace first, then what the weights will take, and the rest is for
 //! keys and values. What does not fit is an error at start that says what would.
 
-use conclave_kernels::backend::{Backend, DeviceMemory};
+use conclave_kernels::backend::{Backend, DeviceMemory, KernelError};
+use conclave_kernels::dummy::DummyFormat;
 use conclave_plan::storage::StorageFormat;
 
 use super::DeviceKind;
 use crate::config::WorkerConfig;
 use crate::error::{Result, WorkerError};
 use crate::layout::{DeviceTable, Layout, Size};
-use crate::model::{Executor, ModelError};
+use crate::model::{Executor, ModelError, Modes};
 use crate::weights::{WeightSource, modules};
 
 /// Of the usable memory, for the driver's context, the code and recorded steps.
@@ -25,7 +26,15 @@ pub fn open(
 ) -> Result<Executor> {
     let backend = kind.open(layout.limits.clone(), layout.threads)?;
     let spec = source.spec();
-    let mut executor = Executor::new(backend, spec.clone(), layout.limits.clone(), config.deterministic)?;
+    let modes = Modes {
+        deterministic: config.deterministic,
+        fp8_activations: config.fp8_activations,
+    };
+    if modes.fp8_activations && !has_fp8(source) {
+        let problem = "fp8_activations is on, but no weight is FP8; leave it off";
+        return Err(ModelError::from(KernelError::Unsupported(problem.into())).into());
+    }
+    let mut executor = Executor::new(backend, spec.clone(), layout.limits.clone(), modes)?;
     let device = executor.backend();
     if let Some(memory) = device.device_memory().map_err(ModelError::from)? {
         let needs = Needs::of(device, source);
@@ -33,6 +42,20 @@ pub fn open(
     }
     executor.allocate_kv(layout.kv)?;
     Ok(executor)
+}
+
+/// Whether projections or experts are FP8.
+fn has_fp8(source: &WeightSource) -> bool {
+    let spec = source.spec();
+    (0..spec.layers.len()).any(|index| {
+        let (q, gate) = (
+            modules::layer(spec, index).q,
+            modules::expert(spec, index, 0).gate,
+        );
+        [q, gate]
+            .iter()
+            .any(|module| source.format(module) == DummyFormat::Fp8Block)
+    })
 }
 
 /// Bytes of weights on the device.

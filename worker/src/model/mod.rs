@@ -76,16 +76,33 @@ pub struct Recorded {
     pub seconds: f64,
 }
 
+/// How the device computes where there is a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Modes {
+    /// One order of summation whatever the batch.
+    pub deterministic: bool,
+    /// Activations in front of FP8 weights are quantised, too.
+    pub fp8_activations: bool,
+}
+
 impl Executor {
     /// Allocates the workspace. `backend` was made with the same `limits`; `allocate_kv` comes next.
     pub fn new(
         mut backend: Box<dyn Backend>,
         spec: ModelSpec,
         limits: Limits,
-        deterministic: bool,
+        modes: Modes,
     ) -> Result<Executor> {
+        let Modes {
+            deterministic,
+            fp8_activations,
+        } = modes;
         if deterministic && !backend.set_deterministic(true)? {
             let problem = "this device has no deterministic mode";
+            return Err(KernelError::Unsupported(problem.into()).into());
+        }
+        if fp8_activations && !backend.set_fp8_activations(true)? {
+            let problem = "this device has no products with FP8 activations";
             return Err(KernelError::Unsupported(problem.into()).into());
         }
         let buffers = Buffers::new(backend.as_mut(), &spec, &limits)?;

@@ -12,7 +12,7 @@ use conclave_proto::cluster::v1 as wire;
 
 use super::member::{self, Job, Looks, MAX_QUEUED, RankOutput};
 use crate::device::{DeviceKind, MAX_IN_FLIGHT, Rank};
-use crate::model::{Executor, KvShape};
+use crate::model::{Executor, KvShape, Modes};
 use crate::slots::SlotLimits;
 use crate::transport::nccl::{self, CommunicatorId};
 use crate::transport::routing::Routes;
@@ -38,7 +38,7 @@ pub struct GroupConfig {
     pub devices: Vec<DeviceKind>,
     /// Between several ranks.
     pub transport: TransportKind,
-    pub deterministic: bool,
+    pub modes: Modes,
     /// On the CPU: what products read is rounded to BF16.
     pub rounds: bool,
     /// Rows of logits that one pass of the head gives.
@@ -60,7 +60,7 @@ impl GroupConfig {
             deadline: Duration::from_secs(60),
             devices: vec![DeviceKind::Cpu],
             transport: TransportKind::Tcp,
-            deterministic: false,
+            modes: Modes::default(),
             rounds: false,
             max_logit_rows: 16,
         }
@@ -266,8 +266,7 @@ fn start_rank(source: &WeightSource, config: &GroupConfig, rank: u32, links: Lin
     backend
         .round_activations(config.rounds)
         .map_err(|error| text(&error))?;
-    let mut executor =
-        Executor::new(backend, spec, limits, config.deterministic).map_err(|error| text(&error))?;
+    let mut executor = Executor::new(backend, spec, limits, config.modes).map_err(|error| text(&error))?;
     executor.allocate_kv(kv).map_err(|error| text(&error))?;
     let progress = Progress::new();
     let experts = executor
@@ -339,7 +338,7 @@ fn connect_rank(
         placement: &placement,
         layers,
         capacity,
-        deterministic: config.deterministic,
+        deterministic: config.modes.deterministic,
         deadline: config.deadline,
         abort: Abort::new(),
         streams,

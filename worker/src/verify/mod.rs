@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceKind;
 use crate::error::WorkerError;
+use crate::model::Modes;
 use crate::transport::{TransportKind, nccl};
 use crate::weights::WeightSource;
 pub use agree::{Agreement, Distance, Turned};
@@ -46,7 +47,7 @@ pub struct VerifyConfig {
     pub prefill_chunk: Option<usize>,
     /// Of the ranks, in order; from the first again where there are fewer.
     pub devices: Vec<DeviceKind>,
-    pub deterministic: bool,
+    pub modes: Modes,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +119,7 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         .prefill_chunk
         .unwrap_or(group.max_tokens)
         .clamp(1, group.max_tokens);
-    (group.devices, group.deterministic) = (config.devices.clone(), config.deterministic);
+    (group.devices, group.modes) = (config.devices.clone(), config.modes);
     let on_cpus = config.devices.iter().all(|device| *device == DeviceKind::Cpu);
     if !on_cpus {
         group.max_logit_rows = chunk;

@@ -1,6 +1,7 @@
 //! Norms, the head, and sampling that waits, op by op.
 
 use super::super::format::padded;
+use super::super::plane::{GemmCall, linear_gemm, plane_blocks, quantised_bytes};
 use super::super::step::FEW_TOKENS;
 use super::super::workspace::Slot;
 use super::super::{CudaBackend, shape};
@@ -135,6 +136,45 @@ impl CudaBackend {
                 normed,
                 padded: padded(width) as i32,
                 ..NormRows::default()
+            },
+        )
+    }
+
+    /// `hidden += x W` of a step's tokens with quantised activations.
+    pub(in crate::cuda) fn add_quantised(&mut self, id: LinearId, x: u64, hidden: u64) -> Result<()> {
+        const OP: &str = "linear_add";
+        let (tokens, blocks) = (self.step.tokens, plane_blocks(self.step.tokens));
+        let weight = self.linear(OP, id)?;
+        let (inputs, padded) = (weight.inputs, weight.padded());
+        if inputs > MAX_WIDTH {
+            return Err(shape(OP, "inputs", inputs, format!("at most {MAX_WIDTH}")));
+        }
+        let bytes = quantised_bytes(blocks, padded);
+        let plane = self.workspace.get(&self.gpu, Slot::QuantisedPlane, bytes)?;
+        let input = NormInput {
+            x0: x,
+            k: inputs as i32,
+            ..NormInput::default()
+        };
+        let rows = NormRows {
+            input,
+            quantised: plane,
+            plane_blocks: blocks as i32,
+            padded: padded as i32,
+            ..NormRows::default()
+        };
+        norm_rows(&self.gpu, tokens, &rows)?;
+        linear_gemm(
+            &self.gpu,
+            &GemmCall {
+                weights: &[self.linear(OP, id)?],
+                plane,
+                quantised: true,
+                blocks,
+                tokens,
+                parts: 1,
+                y: hidden,
+                residual: hidden,
             },
         )
     }

@@ -125,6 +125,7 @@ fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, l
                 },
             )?;
             let call = GemmCall {
+                quantised: false,
                 weights: &heads,
                 plane,
                 blocks,
@@ -270,6 +271,7 @@ impl Piece<'_> {
             linear_gemm(
                 self.gpu,
                 &GemmCall {
+                    quantised: false,
                     weights,
                     plane,
                     blocks,

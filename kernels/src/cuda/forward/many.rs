@@ -1,22 +1,29 @@
 //! A step of more than 128 tokens: matrix products over planes; attention in chunks of tokens, experts in larger ones.
 
 use super::halves::{halves, in_halves};
-use super::{ATTENTION_CHUNK, Forward, Layer, cache};
+use super::{ATTENTION_CHUNK, Forward, Layer, Places, cache};
 use crate::backend::Result;
 use crate::cuda::exchange::{Exchange, ManyResults, ManyRows, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, linear_gemm};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
-use crate::cuda::{CudaBackend, Gpu, shape};
+use crate::cuda::{CudaBackend, Format, Gpu, shape};
 use crate::ops::attention::cuda::{
     self as attention, AttentionParams, Pages, PrefillPlan, PrefillPlans, PrefillRows, head_blocks,
 };
+use crate::ops::combine::cuda::{self as combine, CombineSorted};
 use crate::ops::embed::cuda::embed;
 use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
-use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormRows, combine_rows, norm_rows};
+use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
+use crate::ops::rmsnorm::cuda::{
+    CombineRows, NormInput, NormMany, NormRows, combine_rows, norm_many, norm_rows,
+};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens};
+
+/// Cuts of the gate's inputs: its few rows alone do not occupy the device.
+pub(super) const GATE_PARTS: usize = 2;
 
 /// `chunk`: tokens of a piece of the experts' work, and how many pieces: in a group some may be empty.
 pub(super) fn queue(
@@ -105,6 +112,7 @@ pub(super) fn queue(
         &GemmCall {
             weights: &heads,
             plane: places.plane,
+            quantised: false,
             blocks: places.blocks,
             tokens: rows,
             parts: 1,
@@ -149,35 +157,38 @@ fn attend(
     let count = end - first;
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
     let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
-    let input = NormInput {
-        x0: hidden,
-        weight: layer.norm,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-        ..NormInput::default()
-    };
-    norm_rows(
-        gpu,
-        count,
-        &NormRows {
-            input,
-            plane: places.plane,
-            plane_blocks,
-            padded: padded(sizes.hidden) as i32,
-            ..NormRows::default()
-        },
-    )?;
     let weights = &layer.handles.attention;
     let projections = [
         backend.linear(OP, weights.q)?,
         backend.linear(OP, weights.k)?,
         backend.linear(OP, weights.v)?,
     ];
+    let quantised = quantises(forward, projections[0].format);
+    // One of the two planes.
+    let (plane, quantised_plane) = match quantised {
+        true => (0, places.quantised_plane),
+        false => (places.plane, 0),
+    };
+    norm_many(
+        gpu,
+        count,
+        &NormMany {
+            x: hidden,
+            weight: layer.norm,
+            plane,
+            quantised: quantised_plane,
+            eps: sizes.eps,
+            width: sizes.hidden as i32,
+            padded: padded(sizes.hidden) as i32,
+            plane_blocks,
+        },
+    )?;
     linear_gemm(
         gpu,
         &GemmCall {
             weights: &projections,
-            plane: places.plane,
+            plane: plane.max(quantised_plane),
+            quantised,
             blocks,
             tokens: count,
             parts: 1,
@@ -223,11 +234,18 @@ fn attend(
         attention::prefill(gpu, step, cache, sizes.heads, plan, rows)?;
     }
     let output = [backend.linear(OP, weights.o)?];
+    let quantised = quantises(forward, output[0].format);
+    let mut plane = places.attended_plane;
+    if quantised {
+        quantise_tokens(gpu, places, plane, (count, sizes.q_width))?;
+        plane = places.quantised_plane;
+    }
     linear_gemm(
         gpu,
         &GemmCall {
             weights: &output,
-            plane: places.attended_plane,
+            plane,
+            quantised,
             blocks,
             tokens: count,
             parts: 1,
@@ -235,6 +253,19 @@ fn attend(
             residual: hidden,
         },
     )
+}
+
+/// Quantises a plane of `rows` tokens.
+fn quantise_tokens(gpu: &Gpu, places: &Places, plane: u64, (rows, inputs): (usize, usize)) -> Result<()> {
+    let params = QuantiseParams {
+        plane,
+        quantised: places.quantised_plane,
+        count: 0,
+        rows: rows as i32,
+        chunks: (padded(inputs) / 128) as i32,
+        blocks: places.blocks as i32,
+    };
+    quantise_plane(gpu, &params)
 }
 
 /// Norm, gate, exchange or sort, both products and the weighted sum of tokens [first, end).
@@ -272,6 +303,15 @@ fn experts(
         let results = work(gpu, forward, layer, exchange, &rows, hidden)?;
         return exchange.combine_many(gpu, &tokens, &results);
     }
+    let params = match quantises(forward, layer.format) {
+        true => SortParams {
+            plane: places.quantised_plane,
+            sorted: places.quantised_sorted,
+            quantised: 1,
+            ..params
+        },
+        false => params,
+    };
     sort(gpu, &area.fill(params))?;
     both_products(
         gpu,
@@ -279,6 +319,17 @@ fn experts(
         layer,
         sorted_rows(count * sizes.top_k, sizes.experts),
     )?;
+    if combine::fits(sizes.hidden) {
+        let params = CombineSorted {
+            hidden,
+            sorted: places.sorted_plane,
+            row_of_slot: area.row_of_slot,
+            weights: places.weights,
+            width: sizes.hidden as i32,
+            slots: sizes.top_k as i32,
+        };
+        return combine::combine_sorted(gpu, count, &params);
+    }
     let input = NormInput {
         x0: hidden,
         sum_out: hidden,
@@ -297,6 +348,11 @@ fn experts(
         ..CombineRows::default()
     };
     combine_rows(gpu, count, &params)
+}
+
+/// Whether weights of this format see quantised activations.
+fn quantises(forward: &Forward, format: Format) -> bool {
+    forward.places.quantised_plane != 0 && format == Format::Fp8
 }
 
 /// Where sorted rows go.
@@ -326,12 +382,28 @@ pub(super) fn work(
         &area.fill(rows.sort_params(shape, local, sorted_to(forward))),
     )?;
     let most = sorted_rows(shape.many_rows() * forward.sizes.top_k, local);
+    if quantises(forward, layer.format) {
+        // The rows have travelled before they are quantised.
+        quantise_plane(gpu, &sorted_quantise(forward, (most, rows.total)))?;
+    }
     both_products(gpu, forward, layer, most)?;
     Ok(ManyResults {
         sorted: forward.places.sorted_plane,
         row_of_slot: area.row_of_slot,
         hidden,
     })
+}
+
+/// How the plane of the sorted rows is quantised: `most` at most, the number stands at `count`.
+fn sorted_quantise(forward: &Forward, (most, count): (usize, u64)) -> QuantiseParams {
+    QuantiseParams {
+        plane: forward.places.sorted_plane,
+        quantised: forward.places.quantised_sorted,
+        count,
+        rows: most as i32,
+        chunks: (padded(forward.sizes.hidden) / 128) as i32,
+        blocks: forward.places.sorted_blocks as i32,
+    }
 }
 
 /// Norm, gate and choice of `count` tokens from `hidden` on.
@@ -344,41 +416,43 @@ pub(super) fn choose(
 ) -> Result<()> {
     const OP: &str = "forward";
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
-    let input = NormInput {
-        x0: hidden,
-        weight: layer.moe_norm,
-        eps: sizes.eps,
-        k: sizes.hidden as i32,
-        ..NormInput::default()
-    };
-    norm_rows(
+    norm_many(
         gpu,
         count,
-        &NormRows {
-            input,
+        &NormMany {
+            x: hidden,
+            weight: layer.moe_norm,
             plane: places.plane,
-            plane_blocks: places.blocks as i32,
+            // Rows for other ranks travel as they are.
+            quantised: match quantises(forward, layer.format) && backend.exchange().is_none() {
+                true => places.quantised_plane,
+                false => 0,
+            },
+            eps: sizes.eps,
+            width: sizes.hidden as i32,
             padded: padded(sizes.hidden) as i32,
-            ..NormRows::default()
+            plane_blocks: places.blocks as i32,
         },
     )?;
+    let parts = GATE_PARTS.min(padded(sizes.hidden) / 128);
     linear_gemm(
         gpu,
         &GemmCall {
             weights: &[backend.linear(OP, layer.handles.gate)?],
             plane: places.plane,
+            quantised: false,
             blocks: places.blocks,
             tokens: count,
-            parts: 1,
+            parts,
             y: places.gate_logits,
             residual: 0,
         },
     )?;
-    backend.watch_gate(index, (count, sizes.experts), 1)?;
+    backend.watch_gate(index, (count, sizes.experts), parts)?;
     let params = RouteTokens {
         route: RouteParams {
             tokens: count as i32,
-            parts: 1,
+            parts: parts as i32,
             ..layer.route
         },
         ids: places.ids,
@@ -391,11 +465,17 @@ pub(super) fn choose(
 /// Both products of the sorted rows, of which there are `most` at most.
 fn both_products(gpu: &Gpu, forward: &Forward, layer: &Layer, most: usize) -> Result<()> {
     let places = &forward.places;
+    let quantise = quantises(forward, layer.format);
+    // The activations lie in the same memory either way.
+    let plane = match quantise {
+        true => places.quantised_sorted,
+        false => places.sorted_plane,
+    };
     let up = ManyParams {
         experts: layer.experts,
         tiles: places.sort.tiles,
         tile_count: places.sort.tile_count,
-        plane: places.sorted_plane,
+        plane,
         acted: places.acted_plane,
         y: 0,
         blocks: places.sorted_blocks as i32,
@@ -407,5 +487,5 @@ fn both_products(gpu: &Gpu, forward: &Forward, layer: &Layer, most: usize) -> Re
         y: places.sorted_plane,
         ..up
     };
-    products(gpu, layer.format, most, &up, &down)
+    products(gpu, layer.format, quantise, most, &up, &down)
 }

@@ -14,7 +14,7 @@ use conclave_plan::model::{LayerSpec, ModelSpec, QkNorm, Scoring};
 
 use super::exchange::group::{Cut, HALF_TOKENS};
 use super::format::padded;
-use super::plane::{plane_blocks, plane_bytes};
+use super::plane::{plane_blocks, plane_bytes, quantised_bytes};
 use super::step::{FEW_TOKENS, Step};
 use super::workspace::Slot;
 use super::{CudaBackend, KvCache, shape};
@@ -82,6 +82,9 @@ struct Places {
     attended_plane: u64,
     sorted_plane: u64,
     acted_plane: u64,
+    /// 0 unless activations are quantised: of tokens (norm's or attention's result) and of sorted rows.
+    quantised_plane: u64,
+    quantised_sorted: u64,
     sort: SortArea,
     /// Blocks of the planes of tokens and of sorted rows.
     blocks: usize,
@@ -262,6 +265,8 @@ impl CudaBackend {
             tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
         };
         let (hidden, inter) = (padded(sizes.hidden), padded(sizes.inter));
+        let fp8 = self.fp8_activations && many > 0;
+        let widest = hidden.max(padded(sizes.q_width));
         let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
         let per_kv = sizes.q_width / sizes.kv_width;
         let pieces = many.div_ceil(ATTENTION_CHUNK.min(HALF_TOKENS));
@@ -281,7 +286,8 @@ impl CudaBackend {
             squares: get(Slot::Squares, INLINE_TOKENS * width / 32 * 4)?,
             gate_logits: get(
                 Slot::GateLogits,
-                few::parts_bytes(few, sizes.experts).max(experts_chunk * sizes.experts * 4),
+                few::parts_bytes(few, sizes.experts)
+                    .max(many::GATE_PARTS * experts_chunk * sizes.experts * 4),
             )?,
             groups: Groups::at(groups, pairs, sizes.experts),
             route_arrived: get(Slot::RouteArrived, 4)?,
@@ -300,6 +306,14 @@ impl CudaBackend {
             attended_plane: get(Slot::AttendedPlane, plane_bytes(blocks, padded(sizes.q_width)))?,
             sorted_plane: get(Slot::SortedPlane, plane_bytes(sorted / 8, hidden))?,
             acted_plane: get(Slot::ActedPlane, plane_bytes(sorted / 8, inter))?,
+            quantised_plane: match fp8 {
+                true => get(Slot::QuantisedPlane, quantised_bytes(blocks, widest))?,
+                false => 0,
+            },
+            quantised_sorted: match fp8 {
+                true => get(Slot::QuantisedSorted, quantised_bytes(sorted / 8, hidden))?,
+                false => 0,
+            },
             sort: SortArea::at(sort, sorted_tokens, sizes.top_k),
             blocks,
             sorted_blocks: sorted / 8,

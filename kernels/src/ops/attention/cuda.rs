@@ -176,9 +176,9 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
 const PREFILL_ROWS: usize = 128;
 const PREFILL_THREADS: u32 = 288;
 const PREFILL_RING: usize = 98304;
-/// The kernel for BF16 and 128 dims: queries, two tiles of 128 keys and values, alignment, barriers.
+/// The kernel for BF16 and 128 dims: queries, three tiles of 128 keys and values, alignment, barriers.
 const WIDE_THREADS: u32 = 384;
-const WIDE_SHARED: u32 = 1024 + 32_768 + 4 * 32_768 + 64;
+const WIDE_SHARED: u32 = 1024 + 32_768 + 6 * 32_768 + 128;
 
 /// Mirrors `PrefillParams` of `prefill.cu`.
 #[repr(C)]

@@ -1,13 +1,13 @@
 // The same as prefill.cu for BF16 keys and values and 128 dims a head, on the warpgroup tensor cores.
 //
 // A block is 128 rows (token, query head), 64 a warpgroup; queries lie in shared memory, tiles of 128 positions of keys
-// and values come through a ring of two. One warpgroup multiplies (the values of its last tile, then the keys of its
+// and values come through a ring of three. One warpgroup multiplies (the values of its last tile, then the keys of its
 // next) while the other does its exponentials: they hand the tensor cores to each other through two named barriers.
 #include "../../cuda/plane.cuh"
 #include "../../cuda/wgmma.cuh"
 #include "prefill.cuh"
 
-constexpr int HD = 128, ROWS = 128, TOKENS = 128, CHUNKS = TOKENS / TILE_TOKENS, DEPTH = 2, GROUPS = 2;
+constexpr int HD = 128, ROWS = 128, TOKENS = 128, CHUNKS = TOKENS / TILE_TOKENS, DEPTH = 3, GROUPS = 2;
 constexpr int THREADS = (GROUPS + 1) * 128;
 // Half a head's dims of 16 tokens: what one bulk copy brings.
 constexpr int PIECE = TILE_TOKENS * 128;
@@ -59,33 +59,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_wide(
     const int end = position + last_row / per_kv + 1, tiles = ceil_div(end, TOKENS);
 
     if (group == GROUPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (warp % 4 != 0) return;
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        // A warp for the keys, one for the values: neither waits for the other's ring.
+        if (warp % 4 > 1) return;
+        const bool is_key = warp % 4 == 0;
         const uint32_t *table = p.pages.tables + static_cast<size_t>(block.run) * p.pages.table_stride;
-        const bool is_key = lane < 16;
+        uint64_t *const full = is_key ? shared.key_full : shared.value_full, *const empty = is_key ? shared.key_empty : shared.value_empty;
+        const uint8_t *const from = is_key ? p.pages.k : p.pages.v;
         const int c = lane % 16 / 2, half = lane % 2;
-        uint32_t slot = 0, parity = 1;
+        // The page of this lane's 16 tokens, asked for a tile ahead.
+        const auto page_of = [&](int tile) {
+            const int at = tile * TOKENS + c * TILE_TOKENS;
+            return at < end ? table[at / p.pages.page_tokens] : 0;
+        };
+        uint32_t slot = 0, parity = 1, page = page_of(0);
         for (int tile = 0; tile < tiles; tile++) {
             const int chunks = min(CHUNKS, ceil_div(end - tile * TOKENS, TILE_TOKENS));
-            const int at = tile * TOKENS + c * TILE_TOKENS;
-            size_t from = 0;
-            if (c < chunks) from = tile_offset<256>(p.pages, table[at / p.pages.page_tokens], kv_head, at) + half * PIECE;
-            barrier_wait(&shared.key_empty[slot], parity);
-            if (lane == 0) barrier_expect(&shared.key_full[slot], chunks * 2 * PIECE);
+            const size_t offset = tile_offset<256>(p.pages, page, kv_head, tile * TOKENS + c * TILE_TOKENS) + half * PIECE;
+            page = page_of(tile + 1);
+            barrier_wait(&empty[slot], parity);
+            if (lane == 0) barrier_expect(&full[slot], chunks * 2 * PIECE);
             __syncwarp();
-            if (is_key && c < chunks)
-                bulk_copy(shared.key[slot][half][c * TILE_TOKENS], p.pages.k + from, PIECE, &shared.key_full[slot]);
-            barrier_wait(&shared.value_empty[slot], parity);
-            if (lane == 0) barrier_expect(&shared.value_full[slot], chunks * 2 * PIECE);
-            __syncwarp();
-            if (!is_key && c < chunks)
-                bulk_copy(shared.value[slot][half][c * TILE_TOKENS], p.pages.v + from, PIECE, &shared.value_full[slot]);
+            uint8_t *const to = is_key ? shared.key[slot][half][c * TILE_TOKENS] : shared.value[slot][half][c * TILE_TOKENS];
+            if (lane < 16 && c < chunks) bulk_copy(to, from + offset, PIECE, &full[slot]);
             if (++slot == DEPTH) slot = 0, parity ^= 1;
         }
         return;
     }
 
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int width = p.heads * HD, g = lane >> 2, t = lane & 3;
     // This warpgroup's queries: 64 rows, scaled, in pairs.
     for (int i = threadIdx.x % 128; i < 64 * HD / 2; i += 128) {
@@ -102,7 +104,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_wide(
     int reach[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) reach[i] = position + min(block.first_row + group * 64 + warp % 4 * 16 + g + 8 * i, last_row) / per_kv;
-    const int least = position + (block.first_row + group * 64 + warp % 4 * 16) / per_kv;
     float s[64], o[64];
     uint32_t probability[8][4];
     float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
@@ -126,10 +127,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_wide(
     if (lane == 0) barrier_arrive(&shared.key_empty[0]);
     advance(next_slot, next_parity);
 
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
-        const int first = tile * TOKENS;
-        if (first + TOKENS - 1 > least) {
+    // Scores of the tile from position `first` on become probabilities; `keep`: what earlier sums are to be multiplied by.
+    float keep[2];
+    const auto exponentials = [&](int first, bool masked) {
+        if (masked) {
 #pragma unroll
             for (int i = 0; i < 64; i++)
                 if (first + i / 4 * 8 + 2 * t + i % 2 > reach[i % 4 / 2]) s[i] = -INFINITY;
@@ -137,7 +138,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_wide(
         float top[2] = {maximum[0], maximum[1]};
 #pragma unroll
         for (int i = 0; i < 64; i++) top[i % 4 / 2] = fmaxf(top[i % 4 / 2], s[i]);
-        float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             top[i] = fmaxf(top[i], __shfl_xor_sync(ALL_LANES, top[i], 1));
@@ -150,39 +150,67 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_wide(
         for (int i = 0; i < 64; i++) {
             s[i] = exp2_fast(s[i] - top[i % 4 / 2]);
             sum[i % 4 / 2] += s[i];
-            o[i] *= keep[i % 4 / 2];
         }
+    };
+    const auto pack = [&]() {
 #pragma unroll
         for (int i = 0; i < 8; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) probability[i][j] = pack_bf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
-
+    };
+    // The keys of tile + 1, then the values of `tile`; the exponentials of tile + 1 run beside the latter.
+    const auto step = [&](int tile, bool masked) {
         barrier_wait(&shared.value_full[slot], parity);
-        if (first + TOKENS > end) {  // rows past the context hold anything; 0 * NaN must not reach the sum
-            uint32_t *values = reinterpret_cast<uint32_t *>(shared.value[slot]);
-            for (int i = threadIdx.x; i < 2 * TOKENS * 32; i += 256)
-                if (first + i / 32 % TOKENS >= end) values[i] = 0;
-            fence_async_proxy();
-            group_sync(1);
-        }
-        const bool more = tile + 1 < tiles;
-        if (more) barrier_wait(&shared.key_full[next_slot], next_parity);
+        barrier_wait(&shared.key_full[next_slot], next_parity);
         group_sync(2 + group);
         products_begin();
-        multiply_probabilities(o, probability, shared_address(shared.value[slot]));
-        products_end();
-        // After the last tile these are products of old keys that nobody uses: a branch here would serialise all.
         multiply_queries(s, query, shared_address(shared.key[next_slot]));
         products_end();
-        if (more || group == 0) group_arrive(3 - group);
+        multiply_probabilities(o, probability, shared_address(shared.value[slot]));
+        products_end();
+        group_arrive(3 - group);
+        products_wait<1>();
+        hold(s);
+        if (lane == 0) barrier_arrive(&shared.key_empty[next_slot]);
+        exponentials((tile + 1) * TOKENS, masked);
+        // Never so; it keeps the exponentials in front of the wait.
+        if (sum[0] + sum[1] < 0.f) asm volatile("nanosleep.u32 0;");
         products_wait<0>();
-        hold(s), hold(o);
-        if (lane == 0) {
-            barrier_arrive(&shared.value_empty[slot]);
-            if (more) barrier_arrive(&shared.key_empty[next_slot]);
-        }
+        hold(o);
+        if (lane == 0) barrier_arrive(&shared.value_empty[slot]);
+#pragma unroll
+        for (int i = 0; i < 64; i++) o[i] *= keep[i % 4 / 2];
+        pack();
         advance(slot, parity), advance(next_slot, next_parity);
+    };
+    // Tiles that every row of the block sees whole need no mask.
+    const int whole = min((position + block.first_row / per_kv + 1) / TOKENS, tiles);
+    exponentials(0, true);
+    pack();
+    int tile = 0;
+#pragma unroll 1
+    for (; tile + 1 < whole; tile++) step(tile, false);
+#pragma unroll 1
+    for (; tile + 1 < tiles; tile++) step(tile, true);
+
+    // The last values.
+    const int first = tile * TOKENS;
+    barrier_wait(&shared.value_full[slot], parity);
+    if (first + TOKENS > end) {  // rows past the context hold anything; 0 * NaN must not reach the sum
+        uint32_t *values = reinterpret_cast<uint32_t *>(shared.value[slot]);
+        for (int i = threadIdx.x; i < 2 * TOKENS * 32; i += 256)
+            if (first + i / 32 % TOKENS >= end) values[i] = 0;
+        fence_async_proxy();
+        group_sync(1);
     }
+    group_sync(2 + group);
+    products_begin();
+    multiply_probabilities(o, probability, shared_address(shared.value[slot]));
+    products_end();
+    if (group == 0) group_arrive(3);
+    products_wait<0>();
+    hold(o);
+    if (lane == 0) barrier_arrive(&shared.value_empty[slot]);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], 1);

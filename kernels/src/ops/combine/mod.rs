@@ -4,5 +4,7 @@
 //! token's result does not depend on where its experts are.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;

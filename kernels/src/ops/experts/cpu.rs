@@ -7,7 +7,7 @@ use crate::backend::{Buffer, ExpertRow, ExpertsId, Result};
 use crate::cpu::CpuBackend;
 use crate::cpu::check::{expect, mismatch};
 use crate::cpu::engine::{Engine, ThreadScratch};
-use crate::ops::linear::{Block, Order, Out, Packed, Tokens, pack};
+use crate::ops::linear::{Block, Out, Packed, Tokens, pack};
 use crate::simd::{Isa, run};
 
 /// Rows that one task packs.
@@ -140,12 +140,8 @@ fn gather(
 fn hidden(engine: &mut Engine, experts: &CpuExperts, sorted: &Sorted, x: Tokens<'_>, packed: &mut Packed) {
     let (isa, rounds) = (engine.isa, engine.rounds);
     let order = experts.orders.1;
-    // An INT4 chunk of inputs is rounded as one; otherwise smaller tasks share the work more evenly.
-    let block = if order == Order::Int4 {
-        HIDDEN_BLOCK
-    } else {
-        HIDDEN_BLOCK / 2
-    };
+    // What is rounded as one is made by one task; otherwise smaller tasks share the work more evenly.
+    let block = packed.whole(order).max(HIDDEN_BLOCK / 2);
     let parts = experts.intermediate.div_ceil(block);
     let to = packed.tokens_mut(order, experts.intermediate, x.count).shared();
     engine.run(sorted.segments.len() * parts, |task, scratch| {

@@ -3,6 +3,7 @@
 // Gate and up: a tile of work is 128 channels (the gate's rows in one set of a warpgroup, the same channels' up rows in
 // the other) x one expert's up to 128 rows; silu(gate) * up happens in registers. Down: 256 rows of y.
 // Operations: 6 * hidden * inter per (token, slot); bytes: each expert's stream once per 128 of its rows.
+#include "../../cuda/quantised.cuh"
 #include "many.cuh"
 
 // Transposes an 8x8 tile of 16-bit values over the warp: lane (g, t) gives (row g, columns 2t, 2t+1) and gets (row of
@@ -11,6 +12,22 @@ DEVICE uint32_t transpose8(uint32_t v) {
     uint32_t out;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
     return out;
+}
+
+// Four words of each of four neighbouring lanes: word i of lane t goes to lane i as its word t.
+DEVICE void transpose_words(uint32_t (&w)[4], int t) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & bit) continue;
+            const bool upper = t & bit;
+            const uint32_t got = __shfl_xor_sync(ALL_LANES, upper ? w[i] : w[i | bit], bit);
+            if (upper)
+                w[i] = got;
+            else
+                w[i | bit] = got;
+        }
 }
 
 template <int F, int N>
@@ -31,10 +48,67 @@ DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const G
         // Now two neighbouring channels of one row are one word.
         const uint32_t low = transpose8(pack_bf16(a[0], a[1])), high = transpose8(pack_bf16(a[2], a[3]));
         const int row = 8 * j + g;
-        if (row < rows.rows) {
-            *reinterpret_cast<uint32_t *>(p.acted + plane_offset(rows.first + row, channel + 2 * t, p.blocks)) = low;
-            *reinterpret_cast<uint32_t *>(p.acted + plane_offset(rows.first + row, channel + 8 + 2 * t, p.blocks)) = high;
+        // Channels 2t and 8 + 2t of sixteen are neighbours in the plane.
+        if (row < rows.rows)
+            *reinterpret_cast<uint2 *>(p.acted + plane_offset(rows.first + row, channel + 2 * t, p.blocks)) = make_uint2(low, high);
+    }
+}
+
+// What the warps tell each other of a tile's activations before these are quantised: largest values, then scales.
+struct ActedScales {
+    float largest[GEMM_CONSUMERS * 4][GEMM_COLUMNS];
+    float scale[GEMM_COLUMNS];
+};
+
+DEVICE void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+// The same for the quantised down projection: a tile's 128 channels of one row are one chunk of its plane.
+template <int N>
+DEVICE void consume_gate_up_quantised(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, ActedScales &shared, int m,
+                                      int warpgroup, int warp, int lane) {
+    float acc[2][N / 2];
+    consume<FP8_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float gate = acc[0][4 * j + e];
+            acc[0][4 * j + e] = gate / (1.f + __expf(-gate)) * acc[1][4 * j + e];
         }
+        // Of rows 8j + 2t and 8j + 2t + 1, over this warp's sixteen channels.
+        float2 most = make_float2(fmaxf(fabsf(acc[0][4 * j]), fabsf(acc[0][4 * j + 2])), fmaxf(fabsf(acc[0][4 * j + 1]), fabsf(acc[0][4 * j + 3])));
+#pragma unroll
+        for (int offset = 4; offset < WARP; offset *= 2) {
+            most.x = fmaxf(most.x, __shfl_xor_sync(ALL_LANES, most.x, offset));
+            most.y = fmaxf(most.y, __shfl_xor_sync(ALL_LANES, most.y, offset));
+        }
+        if (g == 0) *reinterpret_cast<float2 *>(&shared.largest[warpgroup * 4 + warp][8 * j + 2 * t]) = most;
+    }
+    consumers_sync();
+    const int inputs = p.experts.inter_padded, thread = (warpgroup * 4 + warp) * WARP + lane;
+    if (thread < N) {
+        float largest = 0.f;
+#pragma unroll
+        for (int w = 0; w < GEMM_CONSUMERS * 4; w++) largest = fmaxf(largest, shared.largest[w][thread]);
+        const QuantisedScale scale(largest);
+        shared.scale[thread] = scale.scale;
+        if (thread < rows.rows) *reinterpret_cast<float *>(p.acted + quantised_scale(rows.first + thread, m, inputs / 128, p.blocks)) = scale.scale;
+    }
+    consumers_sync();
+    const int channel = m * 128 + warpgroup * 64 + warp * TILE_ROWS;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        const float2 scale = *reinterpret_cast<const float2 *>(&shared.scale[8 * j + 2 * t]);
+        // Two bytes, channels g and g + 8, of each of two rows; after the exchange of one row: channels 2t and 2t + 8, 2t + 1 and 2t + 9.
+        const uint32_t pairs = transpose8(quantise_pair(acc[0][4 * j], acc[0][4 * j + 2], scale.x) |
+                                          quantise_pair(acc[0][4 * j + 1], acc[0][4 * j + 3], scale.y) << 16);
+        const uint32_t sorted = __byte_perm(pairs, 0, 0x3120), got = __shfl_xor_sync(ALL_LANES, sorted, 1);
+        // An even lane writes channels 2t to 2t + 3, an odd one those eight further.
+        const uint32_t out = t % 2 ? __byte_perm(got, sorted, 0x7632) : __byte_perm(sorted, got, 0x5410);
+        const int row = 8 * j + g;
+        if (row < rows.rows)
+            *reinterpret_cast<uint32_t *>(p.acted + quantised_offset(rows.first + row, channel + t / 2 * 4 + t % 2 * 8, p.blocks)) = out;
     }
 }
 
@@ -45,16 +119,22 @@ DEVICE void consume_down(const ManyParams &p, const ExpertTile &rows, const Gemm
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const int column = ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 64 + warp * TILE_ROWS;
+        const int column = ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 64 + warp * TILE_ROWS + t % 2 * 8;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            const uint32_t low = transpose8(pack_bf16(acc[h][4 * j], acc[h][4 * j + 1]));
-            const uint32_t high = transpose8(pack_bf16(acc[h][4 * j + 2], acc[h][4 * j + 3]));
-            const int row = 8 * j + g;
-            __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column + 2 * t;
-            if (row < rows.rows) {
-                if (column + 2 * t < p.experts.hidden) *reinterpret_cast<uint32_t *>(to) = low;
-                if (column + 8 + 2 * t < p.experts.hidden) *reinterpret_cast<uint32_t *>(to + 8) = high;
+        for (int j = 0; j < N / 8; j += 2) {
+            uint32_t w[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                w[i] = transpose8(pack_bf16(acc[h][4 * (j + i / 2) + i % 2 * 2], acc[h][4 * (j + i / 2) + i % 2 * 2 + 1]));
+            // Now lanes 0 and 1 have the sixteen columns of one row, 2 and 3 those of the row eight further.
+            transpose_words(w, t);
+            const int row = 8 * (j + t / 2) + g;
+            if (row >= rows.rows || column >= p.experts.hidden) continue;
+            __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column;
+            if (p.experts.hidden % 8 == 0) {
+                *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+            } else {
+                for (int i = 0; i < 4 && column + 2 * i < p.experts.hidden; i++) *reinterpret_cast<uint32_t *>(to + 2 * i) = w[i];
             }
         }
     }
@@ -76,6 +156,7 @@ template <int F, bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const
     tile.plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
     tile.steps = tile.tile_steps = inputs / STEP_INPUTS;
+    if (QUANTISED<F>) tile.scales = p.plane + tile.steps * tile.chunk_bytes + static_cast<size_t>(rows.first) * 4;
     tile.columns = product_columns(rows.rows);
     return tile;
 }
@@ -101,7 +182,10 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
             const GemmTile tile = expert_tile<F, UP>(p, rows, m);
             const auto run = [&](auto columns) {
                 constexpr int N = decltype(columns)::value;
-                if constexpr (UP)
+                if constexpr (UP && QUANTISED<F>)
+                    consume_gate_up_quantised<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<F>), m, warpgroup,
+                                                 warp % 4, lane);
+                else if constexpr (UP)
                     consume_gate_up<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
                 else
                     consume_down<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
@@ -124,4 +208,5 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
 MANY(int4_g128, INT4_G128)
 MANY(int4_g32, INT4_G32)
 MANY(fp8, FP8)
+MANY(fp8_act, FP8_ACT)
 MANY(bf16, BF16)

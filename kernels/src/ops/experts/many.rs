@@ -1,7 +1,7 @@
 //! Launches of `sort.cu` and `many.cu`: the experts of many tokens.
 
 use crate::backend::Result;
-use crate::cuda::plane::{GEMM_COLUMNS, GEMM_ROWS, PLANE_ROWS, gemm_launch};
+use crate::cuda::plane::{GEMM_COLUMNS, GEMM_ROWS, PLANE_ROWS, gemm_launch, kernel_format};
 use crate::cuda::{Format, Gpu, Launch};
 use crate::ops::experts::cuda::ExpertsParam;
 use crate::ops::route::cuda::MAX_EXPERTS;
@@ -34,6 +34,7 @@ pub(crate) struct SortParams {
     pub(crate) row_bytes: i32,
     pub(crate) fp8: i32,
     pub(crate) sorted_rows: u64,
+    pub(crate) quantised: i32,
 }
 
 /// Mirrors `ManyParams`.
@@ -110,26 +111,29 @@ pub(crate) fn sort(gpu: &Gpu, params: &SortParams) -> Result<()> {
     gpu.launch("sort_rows", launch(params.tokens as u32), params)
 }
 
-/// Both products; `rows`: most sorted rows, to size the grid.
+/// Shared memory for the scales of a tile's activations (`ActedScales`).
+const ACTED_SCALES: u32 = (8 + 1) * GEMM_COLUMNS as u32 * 4;
+
+/// Both products; `rows`: most sorted rows, to size the grid. `quantised`: FP8 weights see quantised activations.
 pub(crate) fn products(
     gpu: &Gpu,
     format: Format,
+    quantised: bool,
     rows: usize,
     up: &ManyParams,
     down: &ManyParams,
 ) -> Result<()> {
     let tiles = rows.div_ceil(GEMM_COLUMNS) + MAX_EXPERTS;
     let work = |rows_of_weight: usize, per_tile: usize| tiles * rows_of_weight.div_ceil(per_tile);
+    let name = kernel_format(format, quantised);
     let up_work = work(up.experts.inter_padded as usize, GEMM_ROWS / 2);
-    gpu.launch(
-        &format!("many_gate_up_{}", format.name()),
-        gemm_launch(gpu, format, up_work),
-        up,
-    )?;
+    let launch = gemm_launch(gpu, format, quantised, up_work);
+    let launch = Launch {
+        shared: launch.shared + ACTED_SCALES,
+        ..launch
+    };
+    gpu.launch(&format!("many_gate_up_{name}"), launch, up)?;
     let down_work = work(down.experts.hidden as usize, GEMM_ROWS);
-    gpu.launch(
-        &format!("many_down_{}", format.name()),
-        gemm_launch(gpu, format, down_work),
-        down,
-    )
+    let launch = gemm_launch(gpu, format, quantised, down_work);
+    gpu.launch(&format!("many_down_{name}"), launch, down)
 }

@@ -25,6 +25,7 @@ struct SortParams {
     size_t region_bytes;
     int region, row_bytes, fp8;
     int *sorted_rows;  // or null: how many there are, padding included
+    int quantised;     // both planes are quantised ones
 };
 
 constexpr uint32_t NO_ROW = 0xffffffffu;
@@ -131,13 +132,21 @@ DEVICE uint4 row_unit(const SortParams &p, int token, int i) {
 extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_rows(const __grid_constant__ SortParams p) {
     wait_for_inputs();
     allow_next_kernel();
-    const int token = blockIdx.x, units = p.steps * 2 * 8;
+    const int token = blockIdx.x, units = p.steps * (p.quantised ? 1 : 2) * 8;
     if (p.region_counts) {
         // Of received tokens some are not there, some have no expert here.
         const bool there = tokens_from(p, token, 1) > 0;
         const bool wanted = there && threadIdx.x < p.k && p.row_of_slot[token * p.k + threadIdx.x] != NO_ROW;
         if (!__syncthreads_or(wanted)) return;
     }
+    if (p.quantised)
+        for (int i = threadIdx.x; i < p.steps * p.k; i += SORT_THREADS) {
+            const int chunk = i / p.k;
+            const uint32_t row = p.row_of_slot[token * p.k + i % p.k];
+            if (row == NO_ROW) continue;
+            *reinterpret_cast<float *>(p.sorted + quantised_scale(row, chunk, p.steps, p.sorted_blocks)) =
+                *reinterpret_cast<const float *>(p.plane + quantised_scale(token, chunk, p.steps, p.plane_blocks));
+        }
     for (int i = threadIdx.x; i < units; i += SORT_THREADS) {
         const int chunk = i / 8, unit = i % 8;
         const uint4 v = row_unit(p, token, i);

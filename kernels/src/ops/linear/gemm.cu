@@ -8,7 +8,7 @@ constexpr int LINEAR_SEGMENTS = 3;
 
 struct GemmParams {
     Weight segments[LINEAR_SEGMENTS];
-    const uint8_t *plane;  // [K / 64][blocks][1024]
+    const uint8_t *plane;  // [K / 64 or, quantised, K / 128][blocks][1024]
     float *y;              // [parts][tokens, width]
     const float *residual; // or null
     int tokens, blocks, width, tiles, steps, parts;
@@ -28,47 +28,86 @@ template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int 
     GemmTile tile;
     const int each = ceil_div(p.steps, p.parts), first = min(part * each, p.steps);
 #pragma unroll
-    for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
-        int at = (m * 2 * GEMM_CONSUMERS + s) * 4;
+    for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) {
+        int at = (m * SETS * GEMM_CONSUMERS + s) * 4;
         tile.sets_tiles[s] = max(0, min(4, p.tiles - at));
         const Weight &w = segment_of(p, at);
         tile.set[s] = w.stream + (static_cast<size_t>(at) * w.stages + first * STEP_STAGES<F>) * Layout<F>::BYTES;
     }
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS * tile.chunk_bytes;
+    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS<F> * tile.chunk_bytes;
+    if (QUANTISED<F>)
+        tile.scales = p.plane + p.steps * tile.chunk_bytes + (first * static_cast<size_t>(p.blocks) * PLANE_ROWS + n * GEMM_COLUMNS) * 4;
     tile.tile_steps = p.steps;
     tile.steps = min(each, p.steps - first);
     tile.columns = product_columns(p.tokens - n * GEMM_COLUMNS);
     return tile;
 }
 
+// A warp's 16 outputs of 32 tokens on their way out: through shared memory, so that four lanes write 64 bytes of a token.
+constexpr int OUT_TOKENS = 32, OUT_STRIDE = TILE_ROWS + 4, OUT_FLOATS = OUT_TOKENS * OUT_STRIDE;
+
+// Outputs column .. column + 4 of a token.
+DEVICE void write_outputs(const GemmParams &p, float *to, int column, float4 v) {
+    if (p.width % 4 == 0) {
+        if (column < p.width) *reinterpret_cast<float4 *>(to) = v;
+        return;
+    }
+    const float value[4] = {v.x, v.y, v.z, v.w};
+    for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i];
+}
+
+DEVICE float4 read_residual(const GemmParams &p, const float *from, int column) {
+    if (p.width % 4 == 0) return column < p.width ? *reinterpret_cast<const float4 *>(from) : make_float4(0.f, 0.f, 0.f, 0.f);
+    float value[4] = {};
+    for (int i = 0; i < 4 && column + i < p.width; i++) value[i] = from[i];
+    return make_float4(value[0], value[1], value[2], value[3]);
+}
+
 template <int F, int N>
-DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, int m, int n, int part, int warpgroup, int warp, int lane) {
-    float acc[2][N / 2];
+DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, float *staged, int m, int n, int part, int warpgroup, int warp, int lane) {
+    float acc[SETS][N / 2];
     consume<F, N>(tile, ring, warpgroup, warp, lane, p.segments[0].bf16_scales, acc);
     const int g = lane >> 2, t = lane & 3;
     float *y = p.y + static_cast<size_t>(part) * p.tokens * p.width;
+    const float *residual = part == 0 ? p.residual : nullptr;
+    staged += (warpgroup * 4 + warp) * OUT_FLOATS;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int at = (m * 2 * GEMM_CONSUMERS + warpgroup * 2 + h) * 4 + warp;
-        const int column = at * TILE_ROWS + g;
+    for (int h = 0; h < SETS; h++) {
+        const int at = (m * SETS * GEMM_CONSUMERS + warpgroup * SETS + h) * 4 + warp;
         if (at >= p.tiles) continue;
-        const Weight &w = segment_of(p, at);
+        const int column = at * TILE_ROWS + 4 * t;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++)
+        for (int round = 0; round < N / OUT_TOKENS; round++) {
+            const int token = n * GEMM_COLUMNS + round * OUT_TOKENS + g;
+            float4 v[4];
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int token = n * GEMM_COLUMNS + 8 * j + 2 * t + e % 2, row = 8 * (e / 2);
-                if (token >= p.tokens || at * TILE_ROWS + g + row >= w.rows) continue;
-                const size_t to = static_cast<size_t>(token) * p.width + column + row;
-                y[to] = acc[h][4 * j + e] + (p.residual && part == 0 ? p.residual[to] : 0.f);
+            for (int i = 0; i < 4; i++) {
+                v[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+                if (residual && token + 8 * i < p.tokens)
+                    v[i] = read_residual(p, residual + static_cast<size_t>(token + 8 * i) * p.width + column, column);
             }
+#pragma unroll
+            for (int j = 0; j < OUT_TOKENS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    staged[(8 * j + 2 * t + e % 2) * OUT_STRIDE + g + 8 * (e / 2)] = acc[h][4 * (round * (OUT_TOKENS / 8) + j) + e];
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float4 sum = *reinterpret_cast<const float4 *>(staged + (8 * i + g) * OUT_STRIDE + 4 * t);
+                v[i].x += sum.x, v[i].y += sum.y, v[i].z += sum.z, v[i].w += sum.w;
+                if (token + 8 * i < p.tokens) write_outputs(p, y + static_cast<size_t>(token + 8 * i) * p.width + column, column, v[i]);
+            }
+            __syncwarp();
+        }
     }
 }
 
 template <int F> DEVICE void linear_gemm(const GemmParams &p) {
     extern __shared__ uint8_t shared[];
     GemmRing ring = ring_in<F>(shared);
+    float *staged = reinterpret_cast<float *>(ring.empty + GEMM_DEPTH<F>);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
     const int m_tiles = ceil_div(p.tiles, GEMM_TILES), columns = ceil_div(p.tokens, GEMM_COLUMNS);
     const int tiles = m_tiles * columns, work = tiles * p.parts;
@@ -89,10 +128,10 @@ template <int F> DEVICE void linear_gemm(const GemmParams &p) {
             const int m = w % m_tiles, n = w % tiles / m_tiles, part = w / tiles;
             const GemmTile tile = tile_of<F>(p, m, n, part);
             switch (tile.columns) {
-                case 32: consume_linear<F, 32>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
-                case 64: consume_linear<F, 64>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
-                case 96: consume_linear<F, 96>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
-                default: consume_linear<F, 128>(p, tile, ring, m, n, part, warpgroup, warp % 4, lane); break;
+                case 32: consume_linear<F, 32>(p, tile, ring, staged, m, n, part, warpgroup, warp % 4, lane); break;
+                case 64: consume_linear<F, 64>(p, tile, ring, staged, m, n, part, warpgroup, warp % 4, lane); break;
+                case 96: consume_linear<F, 96>(p, tile, ring, staged, m, n, part, warpgroup, warp % 4, lane); break;
+                default: consume_linear<F, 128>(p, tile, ring, staged, m, n, part, warpgroup, warp % 4, lane); break;
             }
         }
     }
@@ -104,6 +143,7 @@ template <int F> DEVICE void linear_gemm(const GemmParams &p) {
 GEMM(int4_g128, INT4_G128)
 GEMM(int4_g32, INT4_G32)
 GEMM(fp8, FP8)
+GEMM(fp8_act, FP8_ACT)
 GEMM(bf16, BF16)
 GEMM(f16, F16)
 GEMM(f32, F32)

@@ -9,6 +9,7 @@ use crate::backend::Result;
 use crate::cpu::engine::Rows;
 use crate::cpu::memory::Memory;
 use crate::cpu::weights::INT4_BLOCK;
+use crate::ops::quantise::{QUANTISED, quantised};
 use crate::simd::{Isa, Kernel, LANES, Simd, run};
 
 /// Scratch for the packed activations of one op.
@@ -16,6 +17,8 @@ pub(crate) struct Packed {
     values: Memory,
     /// INT4: `[tokens, chunks]`.
     scales: Memory,
+    /// Tokens in front of FP8 weights are quantised (`ops::quantise`).
+    quantise: bool,
 }
 
 /// Packed tokens.
@@ -50,6 +53,7 @@ pub(crate) struct TokensMut<'a> {
     values: &'a mut [[f32; LANES]],
     scales: &'a mut [f32],
     stride: usize,
+    quantise: bool,
 }
 
 impl<'a> TokensMut<'a> {
@@ -59,13 +63,14 @@ impl<'a> TokensMut<'a> {
         SharedTokens {
             order: self.order,
             stride: self.stride,
+            quantise: self.quantise,
             values: Rows::new(self.values, self.stride),
             scales: Rows::new(self.scales, chunks),
         }
     }
 
     /// Fills the one token from input `first` on, with zeros up to the end of the last chunk. `first` is a multiple
-    /// of the chunk.
+    /// of the chunk, and of the quantised blocks if there are any.
     #[inline(always)]
     pub(crate) fn put<S: Simd>(&mut self, s: S, first: usize, values: &[f32]) {
         let order = self.order;
@@ -73,6 +78,14 @@ impl<'a> TokensMut<'a> {
         let to = &mut self.values[at..at + order.vectors(values.len())];
         match order {
             Order::Int4 => integers(s, values, to, &mut self.scales[first / INT4_BLOCK..]),
+            Order::Fp8 if self.quantise => {
+                let mut block = [0.0; QUANTISED];
+                for (values, to) in values.chunks(QUANTISED).zip(to.chunks_mut(QUANTISED / LANES)) {
+                    let block = &mut block[..values.len()];
+                    quantised(values, block);
+                    permute(s, order, block, 1.0, to);
+                }
+            }
             order => permute(s, order, values, 1.0, to),
         }
     }
@@ -84,6 +97,7 @@ pub(crate) struct SharedTokens<'a> {
     values: Rows<'a, [f32; LANES]>,
     scales: Rows<'a, f32>,
     stride: usize,
+    quantise: bool,
 }
 
 impl SharedTokens<'_> {
@@ -99,6 +113,7 @@ impl SharedTokens<'_> {
             // SAFETY: the caller's promise.
             scales: unsafe { self.scales.take(tokens) },
             stride: self.stride,
+            quantise: self.quantise,
         }
     }
 
@@ -124,6 +139,7 @@ impl SharedTokens<'_> {
                     .take_part(token, first / INT4_BLOCK..first / INT4_BLOCK + scales)
             },
             stride: vectors,
+            quantise: self.quantise,
         }
     }
 }
@@ -136,7 +152,27 @@ impl Packed {
         Ok(Packed {
             values: Memory::words(words, "packed activations")?,
             scales: Memory::words(words / INT4_BLOCK, "activation scales")?,
+            quantise: false,
         })
+    }
+
+    /// Other room in the same mode.
+    pub(crate) fn resized(&self, tokens: usize, columns: usize) -> Result<Packed> {
+        let quantise = self.quantise;
+        Packed::new(tokens, columns).map(|packed| Packed { quantise, ..packed })
+    }
+
+    /// Whether tokens in front of FP8 weights are quantised from now on.
+    pub(crate) fn set_quantise(&mut self, on: bool) {
+        self.quantise = on;
+    }
+
+    /// Inputs that are packed as one in this order: parts of a token begin at a multiple.
+    pub(crate) fn whole(&self, order: Order) -> usize {
+        match order {
+            Order::Fp8 if self.quantise => QUANTISED,
+            order => order.chunk(),
+        }
     }
 
     /// The first `count` tokens, to be written.
@@ -152,6 +188,7 @@ impl Packed {
             values: &mut self.values.f32_mut().as_chunks_mut().0[..count * stride],
             scales: &mut self.scales.f32_mut()[..count * scales],
             stride,
+            quantise: self.quantise,
         }
     }
 
@@ -197,6 +234,7 @@ impl Kernel for Pack<'_> {
                 values: &mut to.values[t * to.stride..][..to.stride],
                 scales: &mut to.scales[t * scales..][..scales],
                 stride: to.stride,
+                quantise: to.quantise,
             };
             token.put(s, 0, x);
         }

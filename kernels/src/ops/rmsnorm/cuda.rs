@@ -1,4 +1,4 @@
-//! Launches of `rmsnorm.cu`: rows of the residual stream to F32 and to planes, and the weighted sum over experts.
+//! Launches of `rmsnorm.cu` and `many.cu`: rows of the residual stream to F32 and to planes, and the weighted sum over experts.
 
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
@@ -29,6 +29,7 @@ pub(crate) struct NormRows {
     pub(crate) rows: u64,
     pub(crate) normed: u64,
     pub(crate) plane: u64,
+    pub(crate) quantised: u64,
     pub(crate) padded: i32,
     pub(crate) plane_blocks: i32,
 }
@@ -77,4 +78,29 @@ pub(crate) fn combine_rows(gpu: &Gpu, rows: usize, params: &CombineRows) -> Resu
         launch(rows),
         params,
     )
+}
+
+/// Mirrors `NormMany`. Zero: absent.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct NormMany {
+    pub(crate) x: u64,
+    pub(crate) weight: u64,
+    pub(crate) plane: u64,
+    pub(crate) quantised: u64,
+    pub(crate) eps: f32,
+    pub(crate) width: i32,
+    pub(crate) padded: i32,
+    pub(crate) plane_blocks: i32,
+}
+
+/// Rows to planes, many at a time.
+pub(crate) fn norm_many(gpu: &Gpu, rows: usize, params: &NormMany) -> Result<()> {
+    let launch = Launch {
+        grid: (rows as u32, 1),
+        threads: 128,
+        shared: 0,
+        overlap: true,
+    };
+    gpu.launch(&format!("norm_many_{}", pairs(params.width)), launch, params)
 }

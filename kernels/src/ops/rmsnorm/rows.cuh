@@ -2,16 +2,39 @@
 #pragma once
 #include "../../cuda/gemv.cuh"
 #include "../../cuda/plane.cuh"
+#include "../../cuda/quantised.cuh"
 
 struct NormRows {
     NormInput input;       // weight null: no norm, y = h
     const uint32_t *rows;  // input row of output row r; null: r
     float *normed;         // [rows, k] or null
     uint8_t *plane;        // or null
+    uint8_t *quantised;    // quantised plane, or null
     int padded, plane_blocks;
 };
 
 constexpr int NORM_THREADS = 512;
+
+// Writes the row in `y` quantised: the values of two warps share a scale.
+template <int PAIRS> DEVICE void quantise_row(const NormRows &p, int row, const float2 (&y)[PAIRS]) {
+    __shared__ float largest[PAIRS][NORM_THREADS / WARP];
+    const int warp = threadIdx.x / WARP;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const float most = warp_max(fmaxf(fabsf(y[i].x), fabsf(y[i].y)));
+        if (threadIdx.x % WARP == 0) largest[i][warp] = most;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        if (k >= p.padded) break;
+        const QuantisedScale scale(fmaxf(largest[i][warp], largest[i][warp ^ 1]));
+        *reinterpret_cast<uint16_t *>(p.quantised + quantised_offset(row, k, p.plane_blocks)) =
+            static_cast<uint16_t>(scale.quantise(y[i].x, y[i].y, 0.f, 0.f));
+        if (k % 128 == 0) *reinterpret_cast<float *>(p.quantised + quantised_scale(row, k / 128, p.padded / 128, p.plane_blocks)) = scale.scale;
+    }
+}
 
 // Normalises the row in `v` (PAIRS * 1024 values at most) and writes it out.
 template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], float *scratch) {
@@ -19,11 +42,13 @@ template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const fl
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
     const float inverse = p.input.weight ? rsqrtf(block_sum(squares, scratch) / p.input.k + p.input.eps) : 1.f;
+    float2 out[PAIRS];
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        float2 &y = out[i];
+        y = make_float2(0.f, 0.f);
         if (2 * i * NORM_THREADS >= p.padded) break;
-        float2 y = make_float2(0.f, 0.f);
         if (k < p.input.k) {
             const float2 w = p.input.weight ? *reinterpret_cast<const float2 *>(p.input.weight + k) : make_float2(1.f, 1.f);
             y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
@@ -32,4 +57,5 @@ template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const fl
         if (p.plane && k < p.padded)
             *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
     }
+    if (p.quantised) quantise_row<PAIRS>(p, row, out);
 }

@@ -101,6 +101,7 @@ impl Target {
             device.gpu_memory_utilization
         ));
         flags.push(format!("--deterministic={}", device.deterministic));
+        flags.push(format!("--fp8-activations={}", name_of(&device.fp8_activations)));
         flags.extend(
             device
                 .kv_cache_memory_bytes

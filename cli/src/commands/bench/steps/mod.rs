@@ -14,6 +14,7 @@ use conclave_kernels::cpu::Isa;
 use conclave_plan::roofline;
 use conclave_plan::storage::StorageFormat;
 use conclave_worker::device::DeviceKind;
+use conclave_worker::model::Modes;
 use conclave_worker::transport::TransportKind;
 use conclave_worker::verify::{GroupConfig, LocalGroup};
 use conclave_worker::weights::WeightSource;
@@ -151,7 +152,10 @@ impl Bench<'_> {
         group.threads = self.threads;
         group.devices = self.devices.clone();
         group.transport = self.transport();
-        group.deterministic = self.settings.device.deterministic;
+        group.modes = Modes {
+            deterministic: self.settings.device.deterministic,
+            fp8_activations: self.settings.device.fp8_activations.is_on(),
+        };
         group.kv_dtype = parts::kv_dtype(self.settings.device.kv_cache_dtype);
         group.max_slots = sequences;
         group.max_logit_rows = sequences.div_ceil(workers);
