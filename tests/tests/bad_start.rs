@@ -159,6 +159,14 @@ fn spoilt_checkpoints_are_refused_by_file_and_tensor() {
 }
 
 #[test]
+fn fp8_activations_need_fp8_weights() {
+    let folder = data::tiny("tiny-hd64/bf16");
+    let model = folder.to_str().expect("UTF-8");
+    let output = serve_refused(&[model, "--skip-tokenizer-init", "--fp8-activations", "on"]);
+    assert!(output.contains("no weight is FP8"), "{output}");
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
