@@ -1,11 +1,8 @@
 // Many tokens, there: `send`, then `arrive` (one block) waits; the sort reads rows where they came. Only the one-block kernel
 // waits, so peers that share the device always get on. Bytes: each row once per destination rank, 2 bytes a value
 // (FP8: 1 1/32).
-#include <cuda_fp8.h>
-
+#include "fp8_rows.cuh"
 #include "many.cuh"
-
-constexpr float FP8_LARGEST = 448.f;
 
 struct DispatchMany {
     ExchangeParams exchange;
@@ -14,28 +11,6 @@ struct DispatchMany {
     int plane_blocks, padded, fp8;
     const int *rows;  // this rank's expert rows of the exchange before: the load that the others see
 };
-
-// Eight values to E4M3 with the scale of 16 lanes' 128.
-DEVICE uint2 to_fp8(const uint4 &v, float &scale) {
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    float x[8], largest = 0.f;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = bf16_low(words[i]), x[2 * i + 1] = bf16_high(words[i]);
-        largest = fmaxf(largest, fmaxf(fabsf(x[2 * i]), fabsf(x[2 * i + 1])));
-    }
-#pragma unroll
-    for (int offset = 8; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
-    scale = largest * (1.f / FP8_LARGEST);
-    const float inverse = largest > 0.f ? FP8_LARGEST / largest : 0.f;
-    uint32_t out[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t pair = __nv_cvt_float2_to_fp8x2(make_float2(x[2 * i] * inverse, x[2 * i + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
-        out[i / 2] |= pair << (i % 2 * 16);
-    }
-    return make_uint2(out[0], out[1]);
-}
 
 // Two warps a row: its 16-byte parts are on their way before anyone asks where they go.
 template <bool TRACED> DEVICE void send_rows(const DispatchMany &d) {

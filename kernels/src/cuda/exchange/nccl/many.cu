@@ -1,13 +1,11 @@
 // The exchange of many tokens over NCCL: this rank's message, the choice of ranks for everybody's tokens, the results for the
 // others, their sum. Rows travel as they stand in planes, BF16 or FP8 with a scale per 128 values; results as BF16.
 // Bytes: each row once out of the plane and once into the message; results as in ../many.cu.
-#include <cuda_fp8.h>
-
 #include "../../plane.cuh"
+#include "../fp8_rows.cuh"
 #include "messages.cuh"
 
 constexpr int MANY_THREADS = 256, MANY_WARPS = MANY_THREADS / WARP;
-constexpr float FP8_LARGEST = 448.f;
 
 struct PackMany {
     ExchangeParams exchange;
@@ -40,28 +38,6 @@ struct SumMany {
     const uint32_t *row_of_slot;
     float *hidden;  // [count, hidden]
 };
-
-// Eight values to E4M3 with the scale of 16 lanes' 128.
-DEVICE uint2 to_fp8(const uint4 &v, float &scale) {
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    float x[8], largest = 0.f;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = bf16_low(words[i]), x[2 * i + 1] = bf16_high(words[i]);
-        largest = fmaxf(largest, fmaxf(fabsf(x[2 * i]), fabsf(x[2 * i + 1])));
-    }
-#pragma unroll
-    for (int offset = 8; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
-    scale = largest * (1.f / FP8_LARGEST);
-    const float inverse = largest > 0.f ? FP8_LARGEST / largest : 0.f;
-    uint32_t out[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t pair = __nv_cvt_float2_to_fp8x2(make_float2(x[2 * i] * inverse, x[2 * i + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
-        out[i / 2] |= pair << (i % 2 * 16);
-    }
-    return make_uint2(out[0], out[1]);
-}
 
 // A warp a token.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const __grid_constant__ PackMany d) {
