@@ -419,16 +419,7 @@ pub fn forward(report: &mut Report) {
                         alone.extend(single.forward(&piece));
                     }
                 }
-                let equal = found
-                    .iter()
-                    .zip(&alone)
-                    .filter(|(a, b)| a.to_bits() == b.to_bits())
-                    .count();
-                report.expect(
-                    &format!("exact, alone and cut {name}"),
-                    equal == found.len(),
-                    &format!("{equal} of {}", found.len()),
-                );
+                report.same_bits(&format!("exact, alone and cut {name}"), &found, &alone);
             }
         }
     }
@@ -493,16 +484,7 @@ pub fn alone(report: &mut Report) {
                         1e-2,
                         0.0,
                     );
-                    let equal = found
-                        .iter()
-                        .zip(&again)
-                        .filter(|(a, b)| a.to_bits() == b.to_bits())
-                        .count();
-                    report.expect(
-                        &format!("{name} again"),
-                        equal == found.len(),
-                        &format!("{equal} of {}", found.len()),
-                    );
+                    report.same_bits(&format!("{name} again"), &found, &again);
                 }
             }
         }

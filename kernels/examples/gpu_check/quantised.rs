@@ -98,16 +98,7 @@ fn steps(report: &mut Report) {
                 0.1,
             );
             let again = gpu.forward(&step);
-            let equal = found
-                .iter()
-                .zip(&again)
-                .filter(|(a, b)| a.to_bits() == b.to_bits())
-                .count();
-            report.expect(
-                &format!("fp8 activations again {name}"),
-                equal == found.len(),
-                &format!("{equal} of {}", found.len()),
-            );
+            report.same_bits(&format!("fp8 activations again {name}"), &found, &again);
         }
     }
 }

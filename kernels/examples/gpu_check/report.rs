@@ -79,6 +79,13 @@ impl Report {
         self.note(good, name);
     }
 
+    /// Every value of `found` has the bits of `expected`.
+    pub fn same_bits(&mut self, name: &str, found: &[f32], expected: &[f32]) {
+        let pairs = found.iter().zip(expected);
+        let equal = pairs.filter(|(a, b)| a.to_bits() == b.to_bits()).count();
+        self.expect(name, equal == found.len(), &format!("{equal} of {}", found.len()));
+    }
+
     fn note(&mut self, good: bool, name: &str) {
         self.checks += 1;
         if !good {
