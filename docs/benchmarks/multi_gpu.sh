@@ -46,10 +46,13 @@ clients() {
 
 nvidia-smi > machine.txt; nvidia-smi topo -m >> machine.txt 2>&1
 if wants contract; then
-    echo "== contract, $R ranks on $GPUs GPUs"
+    echo "== contract, $R ranks on $GPUS GPUs"
     for t in ipc nccl; do
         run check-$t 60 "$BIN/gpu_exchange" check --transport $t --ranks "$R" --gpus "$GPUS"
         grep -c ^ok check-$t.txt; grep -v ^ok check-$t.txt | tail -5
+        # Eight ranks, several a GPU where there are fewer: NCCL wants a GPU for each.
+        [ $t = ipc ] && ((R < 8)) && run check-$t-8 60 "$BIN/gpu_exchange" check --transport $t --ranks 8 --gpus "$GPUS" &&
+            grep -c ^ok check-$t-8.txt
         run kill-$t 30 "$BIN/gpu_exchange" kill --transport $t --ranks "$R" --gpus "$GPUS" --times 6; tail -1 kill-$t.txt
     done
 fi
@@ -65,8 +68,9 @@ FORMAT=awq; ((GB * R > 260)) && FORMAT=fp8
 if wants steps; then
     echo "== $FORMAT over $R ranks: steps"
     steps decode $FORMAT "$R" decode --batch=1,32,128 --context=256
-    # Keys and values of so many take 30 GB of two ranks, 15 of four.
-    ((GB * R > 500)) && steps decode-512 $FORMAT "$R" decode --batch=512 --context=256
+    # Keys and values of 512 x 256 take 33 GB over the ranks: beside FP8 weights on four 80 GB devices only half of them fit.
+    CONTEXT=256; ((GB * R > 500)) || CONTEXT=128
+    ((GB * R > 300)) && steps decode-512 $FORMAT "$R" decode --batch=512 --context=$CONTEXT --gpu-memory-utilization=0.95
     steps decode-nccl $FORMAT "$R" decode --batch=1,32,128 --context=256 --transport=nccl
     steps prefill $FORMAT "$R" prefill --batch=8192
     ((GB * R > 500)) && steps decode-bf16 bf16 "$R" decode --batch=1,32,128 --context=256
