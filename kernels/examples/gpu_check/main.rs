@@ -1,5 +1,6 @@
 //! Every op of the CUDA backend against the CPU backend, whole steps against op by op, and the tiny reference
-//! checkpoints: `gpu_check [--data tests/data/minimax-m2] [--only PART]`. Needs a GPU; exit status 1 if anything differs.
+//! checkpoints: `gpu_check [--data tests/data/minimax-m2] [--only PART[,PART…]] [--small]`. Needs a GPU; exit status 1 if
+//! anything differs. `--small` keeps to every kernel's smallest shapes, for compute-sanitizer.
 //!
 //! Inputs are random, outputs are filled with NaN before each op, sizes are odd. Errors are relative 2-norms.
 
@@ -22,25 +23,29 @@ use report::Report;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut data, mut only) = ("tests/data/minimax-m2".to_owned(), None);
+    let (mut data, mut only) = ("tests/data/minimax-m2".to_owned(), None::<String>);
+    let mut report = Report::default();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--data" => data = arguments.next().unwrap(),
             "--only" => only = arguments.next(),
+            "--small" => report.small = true,
             other => panic!("unknown argument {other}"),
         }
     }
-    let mut report = Report::default();
-    let wanted = |name: &str| only.as_deref().is_none_or(|only| name.contains(only));
+    let wanted = |name: &str| {
+        let parts = only.as_deref();
+        parts.is_none_or(|parts| parts.split(',').any(|part| name.contains(part)))
+    };
     type Check = fn(&mut Report);
     let checks: [(&str, Check); 13] = [
-        ("head", ops::head),
-        ("linear_add", ops::linear_add),
-        ("qkv_attention", ops::qkv_attention),
-        ("route", ops::route),
-        ("experts", ops::experts),
-        ("combine", ops::combine),
-        ("sample", ops::sample),
+        ("head", ops::linear::head),
+        ("linear_add", ops::linear::linear_add),
+        ("qkv_attention", ops::attention::qkv_attention),
+        ("route", ops::experts::route),
+        ("experts", ops::experts::experts),
+        ("combine", ops::experts::combine),
+        ("sample", ops::sample::sample),
         ("forward", forward::forward),
         ("fp8_activations", quantised::check),
         ("alone", forward::alone),

@@ -24,7 +24,7 @@ fn products(report: &mut Report) {
         (320, 3072, 131),
         (1536, 768, 1030),
     ];
-    for (outputs, inputs, tokens) in shapes {
+    for &(outputs, inputs, tokens) in report.some(&shapes, 3) {
         let (mut cpu, mut gpu) = pair(&limits(tokens, 1, 80));
         let mut results = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
@@ -64,15 +64,15 @@ fn steps(report: &mut Report) {
         vocab: 300,
         layers: 1,
     };
-    for shape in [first, second, wide] {
-        for runs in STEPS {
+    for shape in report.some(&[second, first, wide], 1) {
+        for &runs in report.some(&STEPS, 2) {
             let (mut cpu, mut gpu) = backends();
             let (plain, _) = backends();
             for backend in [&mut cpu, &mut gpu] {
                 assert!(backend.set_fp8_activations(true).unwrap());
             }
             let [mut cpu, mut gpu, mut plain] =
-                [cpu, gpu, plain].map(|backend| Small::new(backend, &shape, Kind::Fp8, KvDtype::Bf16));
+                [cpu, gpu, plain].map(|backend| Small::new(backend, shape, Kind::Fp8, KvDtype::Bf16));
             gpu.set_forward();
             let random = &mut Random(runs.len() as u64);
             let mut step = batch(random, runs, 128, shape.vocab);

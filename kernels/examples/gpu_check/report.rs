@@ -2,11 +2,18 @@
 
 #[derive(Default)]
 pub struct Report {
+    /// Small shapes alone: for tools under which a kernel takes a hundred times as long.
+    pub small: bool,
     checks: usize,
     failures: Vec<String>,
 }
 
 impl Report {
+    /// Of shapes in order of size all, or the first `few`.
+    pub fn some<'a, T>(&self, shapes: &'a [T], few: usize) -> &'a [T] {
+        &shapes[..if self.small { few } else { shapes.len() }]
+    }
+
     /// Relative 2-norm of the difference; NaN never passes.
     pub fn compare(&mut self, name: &str, found: &[f32], expected: &[f32], bound: f64) {
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
