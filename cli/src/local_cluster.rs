@@ -34,7 +34,7 @@ impl LocalCluster {
         let mut command = Command::new(executable);
         command.args(["serve", "--child", "--port=0", "--grpc-port=0", "--log=warn"]);
         command.args(flags);
-        if let Some(path) = model.model_position.as_ref().or(model.model.as_ref()) {
+        if let Some(path) = model.checkpoint.path() {
             command.arg(path);
         }
         if let Some(overrides) = &model.hf_overrides {

@@ -21,7 +21,7 @@ pub struct FoundModel {
 }
 
 pub fn find(settings: &ModelSettings) -> Result<FoundModel> {
-    find_at(settings.model_position.as_deref().or(settings.model.as_deref()))
+    find_at(settings.checkpoint.path())
 }
 
 /// The same by path; `None` is the demo model.

@@ -30,7 +30,10 @@ pub const REFUSED: &[(&str, &str)] = &[
         "--enable-lora",
         "adapters are not served; merge the adapter into the checkpoint",
     ),
-    ("--enable-dbo", "overlap of two batches is not implemented"),
+    (
+        "--enable-dbo",
+        "there is nothing to switch on: long steps over several GPUs overlap exchange and work by themselves; decode steps are not cut",
+    ),
     (
         "--enable-eplb",
         "expert load balancing by measured load is not implemented; placement is fixed by the ranks' room",

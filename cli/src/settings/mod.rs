@@ -5,6 +5,7 @@
 
 mod bench;
 mod chat;
+mod checkpoint;
 mod device;
 mod engine;
 mod gateway;
@@ -23,6 +24,7 @@ mod worker;
 
 pub use bench::{AgentSettings, Backend, BenchSettings, LoadSettings, Scenario};
 pub use chat::ChatSettings;
+pub use checkpoint::CheckpointSettings;
 pub use device::{DeviceSettings, Fp8Activations};
 pub use engine::{ClusterSettings, EngineSettings, GenerationConfig, Transport};
 pub use gateway::GatewaySettings;

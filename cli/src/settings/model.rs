@@ -1,25 +1,16 @@
 //! Which checkpoint, and how it is read.
 
-use std::path::PathBuf;
-
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use super::CheckpointSettings;
+
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelSettings {
-    /// Directory of a Hugging Face checkpoint; without it, the bundled demo model.
-    #[arg(value_name = "MODEL")]
-    pub model_position: Option<PathBuf>,
-    /// The same, as a flag.
-    #[arg(
-        long,
-        value_name = "MODEL",
-        visible_alias = "model-path",
-        conflicts_with = "model_position"
-    )]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub checkpoint: CheckpointSettings,
     /// JSON object merged into config.json, e.g. {"num_hidden_layers":4}.
     #[arg(long, value_name = "JSON", value_parser = json_object)]
     pub hf_overrides: Option<Value>,

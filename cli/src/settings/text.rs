@@ -5,23 +5,14 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use super::LogSettings;
+use super::{CheckpointSettings, LogSettings};
 
 /// Which checkpoint, and what of it is replaced.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct TextSettings {
-    /// Directory of a Hugging Face checkpoint; without it, the bundled demo model.
-    #[arg(value_name = "MODEL")]
-    pub model_position: Option<PathBuf>,
-    /// The same, as a flag.
-    #[arg(
-        long,
-        value_name = "MODEL",
-        visible_alias = "model-path",
-        conflicts_with = "model_position"
-    )]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub checkpoint: CheckpointSettings,
     /// Jinja file instead of the checkpoint's chat template.
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,

@@ -112,7 +112,7 @@ impl Server {
 }
 
 fn gives_model(settings: &ChatSettings) -> bool {
-    settings.model.model.is_some() || settings.model.model_position.is_some()
+    settings.model.checkpoint.path().is_some()
 }
 
 /// Whether a Conclave gateway answers there.

@@ -23,7 +23,7 @@ pub use render::run as render;
 const MAX_STDIN_BYTES: u64 = 64 << 20;
 
 fn load(settings: &TextSettings) -> Result<Text> {
-    let given = settings.model_position.as_deref().or(settings.model.as_deref());
+    let given = settings.checkpoint.path();
     let parsers = ParserNames {
         reasoning: settings.reasoning_parser.clone(),
         tool_calls: settings.tool_call_parser.clone(),
