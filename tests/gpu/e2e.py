@@ -1,9 +1,9 @@
 """End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--only PART,...]
 
 Serves the bundled model on the GPU and compares every recorded answer token for token, on one worker and on two: over ipc, on
-one GPU under MPS or on two, and over nccl where there are two; verifies every reference checkpoint; runs out of KV pages; kills a
-worker of two in mid-answer; injects a faulty kernel and a NaN; starts a model that does not fit. Needs only Python's standard
-library. Prints one line a check, ends with status 1 if one fails.
+one GPU under MPS or on two, and over nccl where there are two; verifies every reference checkpoint; turns FP8 activations on and
+off; runs out of KV pages; kills a worker of two in mid-answer; injects a faulty kernel and a NaN; starts a model that does not fit.
+Needs only Python's standard library. Prints one line a check, ends with status 1 if one fails.
 """
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 parser.add_argument("--device", default="cuda")
-parser.add_argument("--only", default="verify,serve_checks,preemption,cluster,faults,out_of_memory")
+parser.add_argument("--only", default="verify,serve_checks,fp8_activations,preemption,cluster,faults,out_of_memory")
 arguments = parser.parse_args()
 failures = 0
 
@@ -159,17 +159,20 @@ def gpus():
 
 @contextlib.contextmanager
 def shared_gpu():
-    """Processes that share a GPU inside this run beside each other, not in turns."""
+    """Processes that share a GPU inside this run beside each other, not in turns. The server of MPS numbers the GPUs that it
+    was given from 0 on, and its clients count among those."""
     folder = tempfile.mkdtemp()
-    names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
-    os.environ.update(dict.fromkeys(names, folder))
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"), folder))
     try:
         subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+        if "CUDA_VISIBLE_DEVICES" in before:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(gpus())))
         yield
     finally:
         subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, timeout=30)
-        for name in names:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -214,9 +217,9 @@ def two_workers(flags, where, alone):
     kill_and_recover(flags, " ".join([where, *flags[-1:]]))
 
 
-def logprobs(server):
+def logprobs(server, vocabulary=3000):
     """Of 700 prompt tokens: more than a pass of the head takes."""
-    body = {"prompt": [(k * 31 + 5) % 3000 for k in range(700)], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0,
+    body = {"prompt": [(k * 31 + 5) % vocabulary for k in range(700)], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0,
             "ignore_eos": True}
     rows = server.ask(body, "/v1/completions")["choices"][0]["prompt_logprobs"]
     return [next(iter(row.values()))["logprob"] for row in rows[1:]]
@@ -256,6 +259,29 @@ def kill_and_recover(flags, where):
     if whole < 24:
         print(good, server.text()[-4000:])
     server.stop()
+
+
+def fp8_activations():
+    """Log-probabilities of a prompt's tokens by FP8 weights, activations quantised or not: as the CPU's in the same mode."""
+    for model in ("tests/data/minimax-m2/tiny-hd64/fp8", "tests/data/minimax-m2/tiny-hd128/fp8"):
+        vocabulary = json.load(open(os.path.join(arguments.root, model, "config.json")))["vocab_size"]
+        found = {}
+        for device in ("cpu", arguments.device):
+            for mode in ("off", "on"):
+                server = Server("--workers=1", "--skip-tokenizer-init", f"--device={device}", f"--fp8-activations={mode}",
+                                model=model)
+                found[device, mode] = logprobs(server, vocabulary)
+                server.stop()
+
+        def apart(a, b):
+            return sum(abs(x - y) for x, y in zip(found[a], found[b])) / len(found[a])
+
+        quantised = apart(("cpu", "off"), ("cpu", "on"))
+        for mode, least in (("off", 0.5), ("on", 0.75)):
+            from_cpu = apart((arguments.device, mode), ("cpu", mode))
+            check(f"{model} with FP8 activations {mode}", from_cpu < least * quantised,
+                  f"log-probabilities are {from_cpu:.1e} from the CPU's in the mean, where quantising moves them by {quantised:.1e}")
+        check(f"{model}: on and off differ", found[arguments.device, "on"] != found[arguments.device, "off"])
 
 
 def preemption():
@@ -337,7 +363,8 @@ def verify():
         if "reference.safetensors" in files and "config.json" in files:
             pairs.append((folder, os.path.join(folder, "reference.safetensors")))
     for folder, reference in pairs:
-        for flags in ([], ["--deterministic=true"], ["--workers=2"], ["--kv-cache-dtype=fp8_e4m3"]):
+        ways = [[], ["--deterministic=true"], ["--workers=2"], ["--kv-cache-dtype=fp8_e4m3"], ["--kv-cache-dtype=fp8_e5m2"]]
+        for flags in ways:
             run = subprocess.run(
                 [arguments.binary, "verify", folder, f"--reference={reference}",
                  f"--device={arguments.device}", *flags], capture_output=True, text=True, timeout=120)
@@ -350,7 +377,7 @@ def verify():
             check(name, run.returncode == 0, "; ".join(kept) + (run.stderr[-300:] if run.returncode else ""))
 
 
-for part in (verify, serve_checks, preemption, cluster, faults, out_of_memory):
+for part in (verify, serve_checks, fp8_activations, preemption, cluster, faults, out_of_memory):
     if part.__name__ not in arguments.only.split(","):
         continue
     began = time.time()
