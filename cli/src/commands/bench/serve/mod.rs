@@ -1,6 +1,7 @@
 //! `--scenario serve`: clients in a closed loop against a cluster, and the table of `vllm bench serve`.
 
 mod cluster;
+mod device_memory;
 pub mod divergence;
 mod grpc;
 mod http;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use conclave_worker::device::{DeviceKind, gpus};
 use serde_json::json;
-use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::cluster::Target;
+use super::device_memory::DeviceMemory;
 use super::{Call, Prompts, Timing, http};
 use crate::settings::BenchSettings;
 
@@ -90,7 +89,7 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         .context("the first request failed")?;
     let mut memory = DeviceMemory::new(&settings.device.device)?;
     memory.look().await;
-    let cancelled_before = cancelled(&target).await;
+    let before = Counts::of(&target).await;
     let began = Instant::now();
     let mut looked = began;
     let room = Arc::new(Semaphore::new(load.max_concurrency));
@@ -114,6 +113,7 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
         }
         if looked.elapsed() > LOOK_EVERY {
             memory.look().await;
+            tally.print(began.elapsed(), &Counts::of(&target).await, &memory);
             looked = Instant::now();
         }
     }
@@ -122,8 +122,13 @@ pub async fn run(settings: &BenchSettings) -> Result<()> {
     }
     let settled = settle(&target).await;
     memory.look().await;
-    let cancelled = cancelled(&target).await - cancelled_before;
-    let problems = report(settings, &tally, began.elapsed(), settled, cancelled, &memory)?;
+    let after = Counts::of(&target).await;
+    let counts = Counts {
+        cancelled: after.cancelled - before.cancelled,
+        preempted: after.preempted - before.preempted,
+        ..after
+    };
+    let problems = report(settings, &tally, began.elapsed(), settled, &counts, &memory)?;
     target.end().await?;
     if !problems.is_empty() {
         bail!("{}", problems.join("; "));
@@ -180,6 +185,28 @@ fn call(prompt: Vec<u32>, output: u32, most_pieces: usize) -> Call {
 }
 
 impl Tally {
+    /// How it stands.
+    fn print(&self, time: Duration, counts: &Counts, memory: &DeviceMemory) {
+        let Counts {
+            running,
+            waiting,
+            pages,
+            preempted,
+            ..
+        } = counts;
+        let device = memory
+            .seen
+            .last()
+            .map_or(String::new(), |bytes| format!(", device {} MiB", bytes >> 20));
+        println!(
+            "  {:>4.0} s: {} answered, {} hung up, {} failed; {running} running, {waiting} waiting, {pages} pages held, {preempted} preempted{device}",
+            time.as_secs_f64(),
+            self.whole,
+            self.in_mid_answer + self.before_the_first,
+            self.failed.len(),
+        );
+    }
+
     fn add(&mut self, ended: Result<Ended>) {
         match ended {
             Ok(Ended::InMidAnswer) => self.in_mid_answer += 1,
@@ -194,77 +221,44 @@ impl Tally {
     }
 }
 
-/// Requests that the router saw cancelled.
-async fn cancelled(target: &Target) -> f64 {
-    let label = "finished_reason=\"abort\"";
-    let count = target.metric_of("vllm:request_success_total", label).await;
-    count.unwrap_or(0.0)
+/// What the router tells.
+struct Counts {
+    running: f64,
+    waiting: f64,
+    pages: f64,
+    /// Since its start: requests that it saw cancelled, and sequences that gave way to others.
+    cancelled: f64,
+    preempted: f64,
+}
+
+impl Counts {
+    async fn of(target: &Target) -> Counts {
+        let label = "finished_reason=\"abort\"";
+        let cancelled = target.metric_of("vllm:request_success_total", label).await;
+        Counts {
+            running: metric(target, "vllm:num_requests_running").await,
+            waiting: metric(target, "vllm:num_requests_waiting").await,
+            pages: metric(target, "conclave:kv_pages_referenced").await,
+            cancelled: cancelled.unwrap_or(0.0),
+            preempted: target.metric("vllm:num_preemptions").await.unwrap_or(0.0),
+        }
+    }
+}
+
+async fn metric(target: &Target, name: &str) -> f64 {
+    target.metric(name).await.unwrap_or(f64::NAN)
 }
 
 /// Requests and pages that are still held; waits for them to be given back.
 async fn settle(target: &Target) -> (f64, f64) {
     let began = Instant::now();
     loop {
-        let running = target
-            .metric("vllm:num_requests_running")
-            .await
-            .unwrap_or(f64::NAN);
-        let pages = target
-            .metric("conclave:kv_pages_referenced")
-            .await
-            .unwrap_or(f64::NAN);
+        let running = metric(target, "vllm:num_requests_running").await;
+        let pages = metric(target, "conclave:kv_pages_referenced").await;
         if (running == 0.0 && pages == 0.0) || began.elapsed() > SETTLE {
             return (running, pages);
         }
         sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Bytes in use on a GPU, as the driver's tool tells; nothing on a CPU, whose pages stay mapped once touched.
-struct DeviceMemory {
-    /// The driver's name of the GPU: ordinals of this process may not be the tool's.
-    uuid: Option<String>,
-    seen: Vec<u64>,
-}
-
-impl DeviceMemory {
-    fn new(device: &str) -> Result<DeviceMemory> {
-        let uuid = match DeviceKind::choose(device)? {
-            DeviceKind::Cpu => None,
-            DeviceKind::Cuda(ordinal) => {
-                let gpus = gpus().map_err(anyhow::Error::msg)?;
-                gpus.into_iter()
-                    .find(|gpu| gpu.ordinal == ordinal)
-                    .map(|gpu| gpu.uuid)
-            }
-        };
-        Ok(DeviceMemory {
-            uuid,
-            seen: Vec::new(),
-        })
-    }
-
-    async fn look(&mut self) {
-        let Some(uuid) = &self.uuid else { return };
-        let output = Command::new("nvidia-smi")
-            .args([
-                "--query-gpu=memory.used",
-                "--format=csv,noheader,nounits",
-                "-i",
-                uuid,
-            ])
-            .output()
-            .await;
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().parse::<u64>());
-        if let Ok(Ok(mebibytes)) = text {
-            self.seen.push(mebibytes << 20);
-        }
-    }
-
-    /// At first, at most and at last.
-    fn figures(&self) -> Option<(u64, u64, u64)> {
-        let seen = &self.seen;
-        Some((*seen.first()?, *seen.iter().max()?, *seen.last()?))
     }
 }
 
@@ -274,7 +268,7 @@ fn report(
     tally: &Tally,
     time: Duration,
     (running, pages): (f64, f64),
-    cancelled: f64,
+    counts: &Counts,
     memory: &DeviceMemory,
 ) -> Result<Vec<String>> {
     let seconds = time.as_secs_f64();
@@ -292,7 +286,10 @@ fn report(
         tally.tokens,
         tally.tokens as f64 / seconds,
     );
-    println!("  the router cancelled {cancelled} running requests");
+    println!(
+        "  the router cancelled {} running requests; {} times a sequence gave way to others",
+        counts.cancelled, counts.preempted
+    );
     println!("  afterwards: {running} requests run, {pages} KV pages are held");
     let mut problems = Vec::new();
     if running != 0.0 || pages != 0.0 {
@@ -300,7 +297,7 @@ fn report(
             "{running} requests and {pages} KV pages did not come back"
         ));
     }
-    if tally.in_mid_answer > 0 && cancelled == 0.0 {
+    if tally.in_mid_answer > 0 && counts.cancelled == 0.0 {
         problems.push("the router saw nobody hang up".to_owned());
     }
     if let Some(first) = tally.failed.first() {
@@ -324,7 +321,7 @@ fn report(
     }
     let figures = json!({
         "seconds": seconds, "answered": tally.whole, "hung_up_in_mid_answer": tally.in_mid_answer,
-        "hung_up_before_the_first_token": tally.before_the_first, "cancelled": cancelled, "failed": tally.failed.len(),
+        "hung_up_before_the_first_token": tally.before_the_first, "cancelled": counts.cancelled, "preempted": counts.preempted, "failed": tally.failed.len(),
         "longest_prompt": tally.longest, "prompt_tokens": tally.prompt_tokens, "output_tokens": tally.tokens,
         "running_afterwards": running, "pages_afterwards": pages, "device_bytes": memory.seen,
     });
