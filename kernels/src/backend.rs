@@ -19,6 +19,9 @@ pub use error::{KernelError, Result};
 pub use handles::*;
 pub use step::*;
 
+/// Told how many bytes more of an upload have been read, by several threads; `false` stops the upload.
+pub type Reading<'a> = &'a (dyn Fn(usize) -> bool + Sync);
+
 /// A device that runs the ops. One thread owns it.
 pub trait Backend: Send + fmt::Debug {
     /// `cpu (avx512, 2 threads)`, `cuda 0 (NVIDIA H200)`.
@@ -36,12 +39,21 @@ pub trait Backend: Send + fmt::Debug {
     fn read(&mut self, from: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
 
     fn upload_linear(&mut self, weight: &HostLinear) -> Result<LinearId>;
-    /// Several at once: a device of its own memory takes them faster.
-    fn upload_linears(&mut self, weights: &[HostLinear]) -> Result<Vec<LinearId>> {
+    /// Several at once: a device with memory of its own takes them faster.
+    fn upload_linears(&mut self, weights: &[HostLinear], reading: Reading<'_>) -> Result<Vec<LinearId>> {
+        let _ = reading;
         weights.iter().map(|weight| self.upload_linear(weight)).collect()
     }
     fn upload_vector(&mut self, values: &[f32]) -> Result<VectorId>;
     fn upload_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId>;
+    /// Those of several layers at once, likewise.
+    fn upload_layers(&mut self, layers: &[Vec<HostExpert>], reading: Reading<'_>) -> Result<Vec<ExpertsId>> {
+        let _ = reading;
+        layers
+            .iter()
+            .map(|experts| self.upload_experts(experts))
+            .collect()
+    }
     /// Frees what `upload_experts` gave (placement changed).
     fn drop_experts(&mut self, experts: ExpertsId);
     fn alloc_kv(
@@ -231,6 +243,13 @@ pub trait Backend: Send + fmt::Debug {
     fn reserve(&mut self, spec: &conclave_plan::model::ModelSpec) -> Result<()> {
         let _ = spec;
         Ok(())
+    }
+
+    /// Whether uploads take [`HostWeight::Packed`](crate::weight::HostWeight::Packed), read their bytes themselves, as
+    /// they go, and end with `NotFinite` if a value is none: then nobody need look at the bytes before. So does every
+    /// device with memory of its own.
+    fn takes_packed(&self) -> bool {
+        false
     }
 
     /// Bytes that a linear weight takes here.

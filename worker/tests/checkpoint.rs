@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use common::{repository, sharded, tiny};
 use conclave_worker::checkpoint::{Checkpoint, header};
-use conclave_worker::weights::{Part, Progress, WeightSource};
+use conclave_worker::weights::{Form, Part, Progress, WeightSource};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -99,18 +99,22 @@ fn load(directory: &Path) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     for part in parts {
         match part {
-            Part::Expert { layer, expert } => {
-                drop(source.expert(layer, expert).map_err(|error| error.to_string())?)
-            }
+            Part::Expert { layer, expert } => drop(
+                source
+                    .expert(layer, expert, Form::Rows)
+                    .map_err(|error| error.to_string())?,
+            ),
             Part::Replicated => {
                 use conclave_worker::weights::modules;
                 source
-                    .linear(&modules::embedding(&spec))
+                    .linear(&modules::embedding(&spec), Form::Rows)
                     .map_err(|error| error.to_string())?;
                 for layer in 0..spec.layers.len() {
                     let layer = modules::layer(&spec, layer);
                     for linear in [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate] {
-                        source.linear(linear).map_err(|error| error.to_string())?;
+                        source
+                            .linear(linear, Form::Rows)
+                            .map_err(|error| error.to_string())?;
                     }
                     source
                         .vector(&layer.attention_norm)

@@ -38,7 +38,8 @@ fn main() {
         parts.is_none_or(|parts| parts.split(',').any(|part| name.contains(part)))
     };
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 13] = [
+    let checks: [(&str, Check); 14] = [
+        ("loading", ops::loading::check),
         ("head", ops::linear::head),
         ("linear_add", ops::linear::linear_add),
         ("qkv_attention", ops::attention::qkv_attention),

@@ -24,11 +24,13 @@ fn products(report: &mut Report) {
         (320, 3072, 131),
         (1536, 768, 1030),
     ];
+    let (mut cpu, mut gpu) = pair(&limits(1030, 1, 80));
+    for backend in [&mut cpu, &mut gpu] {
+        assert!(backend.set_fp8_activations(true).unwrap());
+    }
     for &(outputs, inputs, tokens) in report.some(&shapes, 3) {
-        let (mut cpu, mut gpu) = pair(&limits(tokens, 1, 80));
         let mut results = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
-            assert!(backend.set_fp8_activations(true).unwrap());
             let random = &mut Random(outputs as u64 + 3);
             let weight = backend
                 .upload_linear(&linear(random, outputs, inputs, Kind::Fp8))

@@ -18,6 +18,15 @@ pub enum KernelError {
     },
     #[error("{0}")]
     Unsupported(String),
+    /// Bytes of a weight could not be read.
+    #[error("a weight cannot be read: {0}")]
+    Read(String),
+    /// [`Reading`](super::Reading) said so.
+    #[error("an upload was stopped")]
+    Stopped,
+    /// Whoever has the weights can say which.
+    #[error("a weight holds NaN or infinity")]
+    NotFinite,
     #[error("{device}: {what}")]
     Device { device: String, what: String },
     /// The epoch is over; the device is well. `peer`: the rank that was waited for.

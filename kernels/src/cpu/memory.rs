@@ -115,6 +115,8 @@ impl Memory {
     }
 }
 
+impl crate::weight::Stored for Memory {}
+
 impl AsRef<[u8]> for Memory {
     fn as_ref(&self) -> &[u8] {
         self.bytes()

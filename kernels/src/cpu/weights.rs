@@ -106,6 +106,12 @@ impl CpuLinear {
                 };
                 (&int4.packed, Some(columns / 2), format)
             }
+            HostWeight::Packed(packed) => {
+                return Err(KernelError::Unsupported(format!(
+                    "INT4 in the order {:?}: the CPU backend takes rows that were repacked",
+                    packed.order
+                )));
+            }
         };
         let expected = row_bytes.and_then(|row| row.checked_mul(rows));
         expect_len("weight bytes", (**bytes).as_ref().len(), expected)?;

@@ -55,12 +55,12 @@ impl Backend for CudaBackend {
     }
 
     fn upload_linear(&mut self, weight: &HostLinear) -> Result<LinearId> {
-        let ids = self.add_linears(std::slice::from_ref(weight))?;
+        let ids = self.add_linears(std::slice::from_ref(weight), &|_| true)?;
         Ok(ids[0])
     }
 
-    fn upload_linears(&mut self, weights: &[HostLinear]) -> Result<Vec<LinearId>> {
-        self.add_linears(weights)
+    fn upload_linears(&mut self, weights: &[HostLinear], reading: Reading<'_>) -> Result<Vec<LinearId>> {
+        self.add_linears(weights, reading)
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<VectorId> {
@@ -68,7 +68,13 @@ impl Backend for CudaBackend {
     }
 
     fn upload_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId> {
-        self.add_experts(experts)
+        let ids = self.add_experts(&[experts], &|_| true)?;
+        Ok(ids[0])
+    }
+
+    fn upload_layers(&mut self, layers: &[Vec<HostExpert>], reading: Reading<'_>) -> Result<Vec<ExpertsId>> {
+        let layers: Vec<&[HostExpert]> = layers.iter().map(Vec::as_slice).collect();
+        self.add_experts(&layers, reading)
     }
 
     fn drop_experts(&mut self, experts: ExpertsId) {
@@ -316,6 +322,10 @@ impl Backend for CudaBackend {
     fn synchronize(&mut self) -> Result<()> {
         self.gpu.device.enter()?;
         self.gpu.stream.wait(&self.gpu.device)
+    }
+
+    fn takes_packed(&self) -> bool {
+        true
     }
 
     fn device_memory(&mut self) -> Result<Option<DeviceMemory>> {

@@ -2,9 +2,9 @@
 
 use super::format::{TILE_ROWS, padded};
 use super::loader::Placed;
-use super::weights::Rows;
+use super::rows::Rows;
 use super::{CudaBackend, Format, Memory, shape};
-use crate::backend::{ExpertsId, HostExpert, KernelError, Result};
+use crate::backend::{ExpertsId, HostExpert, KernelError, Reading, Result};
 use crate::ops::experts::cuda::ExpertsParam;
 
 pub(crate) struct ExpertBlock {
@@ -89,9 +89,28 @@ impl CudaBackend {
         ExpertsId(index as u32)
     }
 
-    pub(super) fn add_experts(&mut self, experts: &[HostExpert]) -> Result<ExpertsId> {
-        const OP: &str = "upload of experts";
+    /// The experts of several layers.
+    pub(super) fn add_experts(
+        &mut self,
+        layers: &[&[HostExpert]],
+        reading: Reading<'_>,
+    ) -> Result<Vec<ExpertsId>> {
         self.gpu.device.enter()?;
+        let (mut blocks, mut placed) = (Vec::with_capacity(layers.len()), Vec::new());
+        for experts in layers {
+            blocks.push(self.place_experts(experts, &mut placed)?);
+        }
+        self.loader.load(&self.gpu, &placed, reading)?;
+        Ok(blocks.into_iter().map(|block| self.keep_experts(block)).collect())
+    }
+
+    /// Memory for a layer's experts, and what is to be written there.
+    fn place_experts<'a>(
+        &mut self,
+        experts: &'a [HostExpert],
+        placed: &mut Vec<Placed<'a>>,
+    ) -> Result<ExpertBlock> {
+        const OP: &str = "upload of experts";
         let mut rows = checked(experts)?;
         let first = rows.first().ok_or_else(|| shape(OP, "experts", 0, "1 or more"))?;
         let (format, inter, hidden) = (first[0].format, first[0].outputs, first[0].inputs);
@@ -119,7 +138,7 @@ impl CudaBackend {
             .for_each(|row| row.bf16_scales = bf16_scales);
         let block = self.expert_memory(experts.len(), hidden, inter, format, bf16_scales)?;
         let param = block.param();
-        let mut placed = Vec::with_capacity(3 * experts.len());
+        placed.reserve(3 * experts.len());
         for (index, [gate, up, down]) in rows.into_iter().enumerate() {
             let at = param.base + index as u64 * param.expert_bytes;
             let mut place = |rows, stream, tiles| placed.push(Placed { rows, tiles, stream });
@@ -127,8 +146,7 @@ impl CudaBackend {
             place(up, at + param.up_offset, block.up_tiles());
             place(down, at + param.down_offset, hidden.div_ceil(TILE_ROWS));
         }
-        self.loader.load(&self.gpu, &placed)?;
-        Ok(self.keep_experts(block))
+        Ok(block)
     }
 
     pub(super) fn expert_block(&self, op: &'static str, id: ExpertsId) -> Result<&ExpertBlock> {

@@ -19,6 +19,7 @@ mod kernels;
 mod loader;
 mod made;
 pub(crate) mod plane;
+mod rows;
 mod sampling;
 pub(crate) mod step;
 pub(crate) mod weights;
@@ -33,7 +34,7 @@ pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
 pub use dummy::WeightKind;
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};
-pub(crate) use loader::as_bytes;
+pub(crate) use rows::as_bytes;
 
 use crate::backend::{Buffer, KernelError, KvDtype, Limits, Result};
 use experts::ExpertBlock;

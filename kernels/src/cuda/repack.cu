@@ -2,13 +2,24 @@
 // Rows past `rows` and inputs past `k` are zeros (INT4: the zero point).
 #include "stream.cuh"
 
+enum Order { ROWS = 0, BY_INPUTS = 1, BY_OUTPUTS = 2 };
+enum ScaleType { SCALE_F32 = 0, SCALE_F16 = 1, SCALE_BF16 = 2 };
+
 struct RepackParams {
-    const uint8_t *data;    // INT4: [rows, k / 2], low nibble first; FP8: [rows, k]; 16 and 32 bit: [rows, k]
-    const float *scales;    // INT4: [rows, k / group]; FP8: [ceil(rows / 128), ceil(k / 128)]
-    const uint8_t *zeros;   // INT4: [rows, k / group], or null: 8
+    const uint8_t *data;    // 4 bits: as `order` says; FP8: [rows, k]; 16 and 32 bit: [rows, k]
+    const uint8_t *scales;  // 4 bits: [rows, k / group], or by group; FP8: F32 [ceil(rows / 128), ceil(k / 128)]
+    const uint8_t *zeros;   // 4 bits: [rows, k / group], or by group, packed; or null: 8
     uint8_t *stream;
+    int *spoilt;            // becomes 1 if a value is not finite
     int rows, k, tiles, stages, group, bf16_scales;
     int row0;               // FP8 scales: row of the whole weight that data's row 0 is
+    // Pieces along the inputs: the first one that data, scales and zeros have, and the stages that they make.
+    int input0, stage0, stages_here;
+    // 4 bits: ROWS: [rows, k / 2], low nibble first. BY_INPUTS (GPTQ): words [k / 8, rows], nibble n is input n of eight.
+    // BY_OUTPUTS (AWQ): words [k, rows / 8], nibble n is output 0, 2, 4, 6, 1, 3, 5, 7 of eight. Their scales and zeros are
+    // [k / group, rows], zeros packed across outputs in the same way, those of GPTQ in order.
+    int order, scale_type;
+    int zeros_less, unused;  // what is added to a stored zero point
 };
 
 // The input of a chunk that (lane column, product, register half, element) holds; see stream.cuh.
@@ -16,44 +27,86 @@ DEVICE int chunk_input(int column, int product, int half, int element) {
     return 32 * (product / 2) + 8 * column + 4 * (product % 2) + 2 * half + element;
 }
 
-template <int F> DEVICE uint32_t nibble(const RepackParams &p, int row, int k) {
-    uint32_t q = 8;
-    if (row < p.rows && k < p.k) {
-        const uint32_t byte = p.data[static_cast<size_t>(row) * (p.k / 2) + k / 2];
-        q = k & 1 ? byte >> 4 : byte & 15;
-    } else if (p.zeros && row < p.rows) {
-        q = 0;  // such inputs are zeros
+// Nibble of an AWQ word that holds output `row`.
+DEVICE int awq_nibble(int row) { return (row % 8) / 2 + 4 * (row % 2); }
+
+DEVICE uint32_t nibble(const RepackParams &p, int row, int k) {
+    if (row >= p.rows || k >= p.k) return p.zeros && row < p.rows ? 0 : 8;  // such inputs are zeros
+    size_t byte;
+    int odd;
+    if (p.order == ROWS) {
+        byte = static_cast<size_t>(row) * (p.k / 2) + k / 2, odd = k & 1;
+    } else if (p.order == BY_INPUTS) {
+        const int i = k - p.input0;
+        byte = (static_cast<size_t>(i / 8) * p.rows + row) * 4 + i % 8 / 2, odd = i & 1;
+    } else {
+        const int n = awq_nibble(row);
+        byte = (static_cast<size_t>(k - p.input0) * (p.rows / 8) + row / 8) * 4 + n / 2, odd = n & 1;
     }
-    return q;
+    return odd ? p.data[byte] >> 4 : p.data[byte] & 15;
+}
+
+// Where a group's scale is, counted in scales.
+DEVICE size_t scale_at(const RepackParams &p, int row, int k) {
+    if (p.order == ROWS) return static_cast<size_t>(row) * (p.k / p.group) + k / p.group;
+    return static_cast<size_t>(k / p.group - p.input0 / p.group) * p.rows + row;
+}
+
+DEVICE float scale_of(const RepackParams &p, size_t at) {
+    if (p.scale_type == SCALE_F32) return reinterpret_cast<const float *>(p.scales)[at];
+    const uint16_t bits = reinterpret_cast<const uint16_t *>(p.scales)[at];
+    return p.scale_type == SCALE_F16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+DEVICE uint8_t zero_of(const RepackParams &p, size_t at) {
+    if (p.order == ROWS) return p.zeros[at];
+    const int row = at % p.rows;
+    const size_t word = at / p.rows * (p.rows / 8) + row / 8;
+    const int n = p.order == BY_INPUTS ? row % 8 : awq_nibble(row);
+    return (p.zeros[word * 4 + n / 2] >> (4 * (n & 1)) & 15) + p.zeros_less;
 }
 
 DEVICE uint16_t scale_bits(float v, int bf16) {
     return bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
 }
 
+// Whether one of two 16-bit values, or of four FP8 codes, is NaN or infinite.
+template <int F> DEVICE bool is_spoilt(uint32_t word) {
+    if constexpr (F == FP8) {
+        const uint32_t full = word & 0x7f7f7f7fu;  // NaN is all of these bits
+        return ((full + 0x01010101u) & 0x80808080u) != 0;
+    } else {
+        constexpr uint32_t EXPONENT = F == F16 ? 0x7c00u : 0x7f80u;
+        return (word & EXPONENT) == EXPONENT || (word >> 16 & EXPONENT) == EXPONENT;
+    }
+}
+
 // One warp a stage.
 template <int F> DEVICE void repack(const RepackParams &p) {
     const size_t index = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
-    if (index >= static_cast<size_t>(p.tiles) * p.stages) return;
-    const int tile = static_cast<int>(index / p.stages), stage = static_cast<int>(index % p.stages);
+    if (index >= static_cast<size_t>(p.tiles) * p.stages_here) return;
+    const int tile = static_cast<int>(index / p.stages_here), stage = p.stage0 + static_cast<int>(index % p.stages_here);
     const int lane = threadIdx.x & 31, t = lane & 3, row = tile * TILE_ROWS + (lane >> 2), k0 = stage * Layout<F>::K;
-    uint8_t *to = p.stream + index * Layout<F>::BYTES;
+    uint8_t *to = p.stream + (static_cast<size_t>(tile) * p.stages + stage) * Layout<F>::BYTES;
+    bool spoilt = false;
     if constexpr (F == INT4_G128 || F == INT4_G32) {
         for (int c = 0; c < 2; c++)
             for (int s = 0; s < 4; s++) {
                 uint32_t word = 0;
                 for (int i = 0; i < 4; i++)
                     for (int e = 0; e < 2; e++)
-                        word |= nibble<F>(p, row + (i & 1) * 8, k0 + c * 64 + chunk_input(t, s, i / 2, e)) << (4 * i + 16 * e);
+                        word |= nibble(p, row + (i & 1) * 8, k0 + c * 64 + chunk_input(t, s, i / 2, e)) << (4 * i + 16 * e);
                 *reinterpret_cast<uint32_t *>(to + c * 512 + lane * 16 + s * 4) = word;
             }
         constexpr int GROUPS = 128 / Layout<F>::GROUP;
         for (int i = lane; i < GROUPS * TILE_ROWS; i += WARP) {
             const int g = i / TILE_ROWS, r = i % TILE_ROWS, k = k0 + g * Layout<F>::GROUP, of = tile * TILE_ROWS + r;
             const bool real = of < p.rows && k < p.k;
-            const size_t at = static_cast<size_t>(of) * (p.k / p.group) + k / p.group;
-            *reinterpret_cast<uint16_t *>(to + 1024 + g * 48 + r * 2) = scale_bits(real ? p.scales[at] : 0.f, p.bf16_scales);
-            to[1024 + g * 48 + 32 + r] = real && p.zeros ? p.zeros[at] : 8;
+            const size_t at = real ? scale_at(p, of, k) : 0;
+            const float scale = real ? scale_of(p, at) : 0.f;
+            spoilt |= !isfinite(scale);
+            *reinterpret_cast<uint16_t *>(to + 1024 + g * 48 + r * 2) = scale_bits(scale, p.bf16_scales);
+            to[1024 + g * 48 + 32 + r] = real && p.zeros ? zero_of(p, at) : 8;
         }
     } else if constexpr (F == FP8) {
         const auto value = [&](int r, int k) -> uint32_t {
@@ -64,12 +117,14 @@ template <int F> DEVICE void repack(const RepackParams &p) {
                 for (int half = 0; half < 2; half++) {
                     const int k = k0 + c * 64 + chunk_input(t, s, half, 0);
                     const uint32_t word = value(row, k) | value(row + 8, k) << 8 | value(row, k + 1) << 16 | value(row + 8, k + 1) << 24;
+                    spoilt |= is_spoilt<F>(word);
                     *reinterpret_cast<uint32_t *>(to + c * 1024 + (s / 2) * 512 + lane * 16 + (s % 2) * 8 + half * 4) = word;
                 }
         if (lane < 4) {
             const int blocks = ceil_div(p.k, 128), of = (p.row0 + tile * TILE_ROWS) / 128;
             const bool real = tile * TILE_ROWS < p.rows && stage < blocks;
-            *reinterpret_cast<float *>(to + 2048 + lane * 4) = real ? p.scales[static_cast<size_t>(of) * blocks + stage] : 0.f;
+            const float scale = real ? reinterpret_cast<const float *>(p.scales)[static_cast<size_t>(of) * blocks + stage] : 0.f;
+            *reinterpret_cast<float *>(to + 2048 + lane * 4) = scale;
         }
     } else {
         for (int s = 0; s < 4; s++)
@@ -78,16 +133,20 @@ template <int F> DEVICE void repack(const RepackParams &p) {
                 uint32_t high = 0, low = 0;
                 if constexpr (F == F32) {
                     const float *data = reinterpret_cast<const float *>(p.data) + static_cast<size_t>(r) * p.k;
-                    split_bf16(r < p.rows && k < p.k ? data[k] : 0.f, r < p.rows && k + 1 < p.k ? data[k + 1] : 0.f, high, low);
+                    const float first = r < p.rows && k < p.k ? data[k] : 0.f, second = r < p.rows && k + 1 < p.k ? data[k + 1] : 0.f;
+                    spoilt |= !isfinite(first) || !isfinite(second);
+                    split_bf16(first, second, high, low);
                     *reinterpret_cast<uint32_t *>(to + 2048 + s * 512 + lane * 16 + i * 4) = low;
                 } else {
                     const uint16_t *data = reinterpret_cast<const uint16_t *>(p.data) + static_cast<size_t>(r) * p.k;
                     if (r < p.rows && k < p.k) high = data[k];
                     if (r < p.rows && k + 1 < p.k) high |= static_cast<uint32_t>(data[k + 1]) << 16;
+                    spoilt |= is_spoilt<F>(high);
                 }
                 *reinterpret_cast<uint32_t *>(to + s * 512 + lane * 16 + i * 4) = high;
             }
     }
+    if (spoilt) *p.spoilt = 1;
 }
 
 #define REPACK(NAME, FORMAT)                                                                                           \

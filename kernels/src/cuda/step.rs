@@ -2,7 +2,7 @@
 //!
 //! Page tables stay on the device; only entries that differ from the step before travel.
 
-use super::loader::as_bytes;
+use super::rows::as_bytes;
 use super::workspace::{Slot, Workspace};
 use super::{Gpu, Launch, Memory, shape};
 use crate::backend::{Batch, KernelError, Limits, Result};

@@ -5,10 +5,11 @@
 //! that names it (`bus.rs`).
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use conclave_kernels::weight::Bytes;
+use conclave_kernels::weight::{Bytes, Stored};
 use memmap2::{Advice, Mmap};
 
 use super::bus::Watch;
@@ -21,6 +22,7 @@ pub struct MappedFile {
     /// Before the map, so that it ends first.
     _watch: Watch,
     map: Mmap,
+    file: File,
 }
 
 impl MappedFile {
@@ -45,6 +47,7 @@ impl MappedFile {
             path: path.to_owned(),
             _watch: Watch::new(path, &map),
             map,
+            file,
         })
     }
 
@@ -143,6 +146,20 @@ impl MappedSlice {
     /// As weights hold them.
     pub fn into_shared(self) -> Bytes {
         Arc::new(self)
+    }
+}
+
+impl Stored for MappedSlice {
+    /// Reads the file: a copy of the page cache's bytes at memory's speed, where each page of a map costs a fault.
+    fn read_at(&self, offset: usize, to: &mut [u8]) -> std::io::Result<()> {
+        let start = self.start + offset;
+        self.file.file.read_exact_at(to, start as u64).map_err(|error| {
+            let (path, end) = (self.file.path.display(), start + to.len());
+            let problem = format!(
+                "{path}: bytes {start} to {end}: {error}; check the disk, and that nothing changes the file"
+            );
+            std::io::Error::new(error.kind(), problem)
+        })
     }
 }
 

@@ -1,16 +1,23 @@
-//! Experts of a device with memory of its own: layer by layer from the checkpoint, while the next layer is read.
+//! Experts of a device with memory of its own: some layers at a time from the checkpoint.
 //!
 //! Must stay true: a layer's old block is freed before its new one is allocated, so that a change of placement needs no
-//! room for both; no more than two layers are in the host's memory.
+//! room for both; the host holds no weights but what is on its way.
 
+use std::iter::Peekable;
 use std::sync::mpsc::sync_channel;
+use std::vec::IntoIter;
 
 use conclave_kernels::backend::HostExpert;
 use conclave_plan::placement::Placement;
 
-use super::{Executor, Result};
+use super::{Executor, Result, spoilt};
 use crate::weights::modules;
-use crate::weights::{Cancelled, Part, Progress, WeightSource, parallel};
+use crate::weights::{Cancelled, Form, Part, Progress, WeightSource, parallel};
+
+/// Bytes of layers that are uploaded together: between two uploads the bus waits for milliseconds.
+const GROUP_BYTES: u64 = 8 << 30;
+/// Threads that find out where a group's bytes are.
+const MOST_THREADS: usize = 4;
 
 /// A layer whose experts change.
 struct Change {
@@ -87,7 +94,7 @@ impl Executor {
                 Some(made) => made,
                 None => {
                     let read = parallel::map(threads, &change.wanted, |_, &expert| {
-                        source.expert(layer as u32, expert)
+                        source.expert(layer as u32, expert, Form::Rows)
                     })?;
                     self.backend.upload_experts(&read)?
                 }
@@ -106,45 +113,79 @@ impl Executor {
         progress: &Progress,
         cancelled: Cancelled<'_>,
     ) -> Result<()> {
-        let bytes = |change: &Change| source.stored_bytes(&change.parts());
+        let bytes = |change: &Change| source.read_bytes(&change.parts());
         progress.expect(changes.iter().map(bytes).sum());
+        let reading = |bytes: usize| {
+            progress.add(bytes as u64);
+            !cancelled()
+        };
         std::thread::scope(|scope| {
-            // One layer waits here, one is being read, one is being uploaded.
-            let (read, layers) = sync_channel::<Result<(Change, Vec<HostExpert>)>>(0);
+            // One group waits here, one is being prepared, one is being uploaded.
+            let (give, groups) = sync_channel::<crate::checkpoint::Result<Group>>(0);
             scope.spawn(move || {
-                for change in changes {
-                    let layer = read_layer(source, &change, threads, progress, cancelled);
-                    let failed = layer.is_err();
+                let mut changes = changes.into_iter().peekable();
+                while changes.peek().is_some() {
+                    let group = Group::prepare(source, &mut changes, threads);
+                    let failed = group.is_err();
                     // The other end is gone after an error of the device.
-                    if read.send(layer.map(|experts| (change, experts))).is_err() || failed {
+                    if give.send(group).is_err() || failed {
                         return;
                     }
                 }
             });
-            for layer in layers {
-                let (change, experts) = layer?;
-                if experts.is_empty() {
-                    continue;
+            for group in groups {
+                let Group { changes, experts } = group?;
+                let uploaded = self.backend.upload_layers(&experts, &reading);
+                let uploaded = uploaded.map_err(|error| {
+                    let parts: Vec<Part> = changes.iter().flat_map(Change::parts).collect();
+                    spoilt(error.into(), source, &parts, threads)
+                })?;
+                for (change, uploaded) in changes.into_iter().zip(uploaded) {
+                    let entry = &mut self.experts.layers[change.layer];
+                    (entry.device, entry.held) = (Some(uploaded), change.wanted);
                 }
-                let uploaded = self.backend.upload_experts(&experts)?;
-                let entry = &mut self.experts.layers[change.layer];
-                (entry.device, entry.held) = (Some(uploaded), change.wanted);
             }
             Ok(())
         })
     }
 }
 
-fn read_layer(
-    source: &WeightSource,
-    change: &Change,
-    threads: usize,
-    progress: &Progress,
-    cancelled: Cancelled<'_>,
-) -> Result<Vec<HostExpert>> {
-    source.read_in_expected(&change.parts(), threads, progress, cancelled)?;
-    let layer = change.layer as u32;
-    Ok(parallel::map(threads, &change.wanted, |_, &expert| {
-        source.expert(layer, expert)
-    })?)
+/// Layers that are uploaded together.
+struct Group {
+    changes: Vec<Change>,
+    experts: Vec<Vec<HostExpert>>,
+}
+
+impl Group {
+    /// Takes layers from `changes` until they are [`GROUP_BYTES`]; layers without experts are left out.
+    fn prepare(
+        source: &WeightSource,
+        changes: &mut Peekable<IntoIter<Change>>,
+        threads: usize,
+    ) -> crate::checkpoint::Result<Group> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < GROUP_BYTES
+            && let Some(change) = changes.next()
+        {
+            bytes += source.read_bytes(&change.parts());
+            if !change.wanted.is_empty() {
+                taken.push(change);
+            }
+        }
+        let wanted: Vec<(u32, u32)> = taken
+            .iter()
+            .flat_map(|change| change.wanted.iter().map(|expert| (change.layer as u32, *expert)))
+            .collect();
+        let mut all = parallel::map(threads.min(MOST_THREADS), &wanted, |_, &(layer, expert)| {
+            source.expert(layer, expert, Form::Packed)
+        })?
+        .into_iter();
+        let experts = taken
+            .iter()
+            .map(|change| all.by_ref().take(change.wanted.len()).collect());
+        Ok(Group {
+            experts: experts.collect(),
+            changes: taken,
+        })
+    }
 }

@@ -9,7 +9,7 @@ use conclave_kernels::backend::{ExpertsId, HostExpert};
 use conclave_plan::placement::Placement;
 
 use super::{Executor, Result};
-use crate::weights::{Cancelled, Part, Progress, WeightSource, parallel};
+use crate::weights::{Cancelled, Form, Part, Progress, WeightSource, parallel};
 
 /// Host side and device side of the experts, by layer.
 pub(super) struct ExpertStore {
@@ -80,7 +80,7 @@ impl Executor {
             .collect();
         source.read_in(&parts, threads, progress, cancelled)?;
         let loaded = parallel::map(threads, &missing, |_, &(layer, expert)| {
-            source.expert(layer, expert)
+            source.expert(layer, expert, Form::Rows)
         })?;
         let mut changed = vec![false; self.experts.layers.len()];
         for ((layer, expert), host) in missing.into_iter().zip(loaded) {

@@ -19,6 +19,7 @@ use conclave_plan::model::ModelSpec;
 
 use crate::checkpoint::CheckpointError;
 use crate::transport::{Capacity, TransportError};
+use crate::weights::{Part, Progress, WeightSource};
 use buffers::Buffers;
 use experts::ExpertStore;
 use resident::Resident;
@@ -38,6 +39,16 @@ pub enum ModelError {
 }
 
 pub type Result<T> = std::result::Result<T, ModelError>;
+
+/// Where the device saw a value that is not finite: the host looks at the bytes again, and says which tensor's it is.
+fn spoilt(error: ModelError, source: &WeightSource, parts: &[Part], threads: usize) -> ModelError {
+    match error {
+        ModelError::Kernel(KernelError::NotFinite) => source
+            .read_in_expected(parts, threads, &Progress::default(), &|| false)
+            .map_or_else(ModelError::from, |()| error),
+        error => error,
+    }
+}
 
 /// The KV cache of a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Everything of the model but its experts, on the device.
 
-use conclave_kernels::backend::{AttentionWeights, Backend, LinearId, VectorId};
+use conclave_kernels::backend::{AttentionWeights, Backend, LinearId, Reading, VectorId};
 
-use super::{Executor, Result};
+use super::{Executor, Result, spoilt};
 use crate::weights::modules::{self, LinearModule, VectorModule};
-use crate::weights::{Part, Progress, WeightSource, parallel};
+use crate::weights::{Form, Part, Progress, WeightSource, parallel};
 
 #[derive(Debug)]
 pub(super) struct Resident {
@@ -38,23 +38,41 @@ impl Executor {
         if self.resident.is_some() {
             return Ok(());
         }
-        source.read_in(&[Part::Replicated], threads, progress, &|| false)?;
+        let parts = [Part::Replicated];
+        if !self.backend.takes_packed() {
+            source.read_in(&parts, threads, progress, &|| false)?;
+            return self.upload_replicated(source, threads, &|_| true);
+        }
+        progress.expect(source.read_bytes(&parts));
+        let reading = |bytes: usize| {
+            progress.add(bytes as u64);
+            true
+        };
+        self.upload_replicated(source, threads, &reading)
+            .map_err(|error| spoilt(error, source, &parts, threads))
+    }
+
+    fn upload_replicated(
+        &mut self,
+        source: &WeightSource,
+        threads: usize,
+        reading: Reading<'_>,
+    ) -> Result<()> {
         let layers = (0..self.spec.layers.len())
             .map(|layer| modules::layer(&self.spec, layer))
             .collect::<Vec<_>>();
         let backend = self.backend.as_mut();
-        let embedding_module = modules::embedding(&self.spec);
-        let embedding = linear(backend, source, &embedding_module)?;
-        let head = match modules::head(&self.spec) {
-            tied if tied == embedding_module => embedding,
-            head => linear(backend, source, &head)?,
-        };
+        let mut modules = vec![modules::embedding(&self.spec), modules::head(&self.spec)];
+        modules.dedup();
+        let ends = modules.len();
+        modules.extend(
+            layers
+                .iter()
+                .flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate].map(Clone::clone)),
+        );
+        let linears = linears(backend, source, &modules, threads, reading)?;
+        let (ends, linears) = linears.split_at(ends);
         let final_norm = upload_vector(backend, source, &modules::final_norm(&self.spec))?;
-        let modules: Vec<LinearModule> = layers
-            .iter()
-            .flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate].map(Clone::clone))
-            .collect();
-        let linears = linears(backend, source, &modules, threads)?;
         let mut resident_layers = Vec::with_capacity(layers.len());
         for (layer, linears) in layers.iter().zip(linears.as_chunks::<5>().0) {
             let [q, k, v, o, gate] = *linears;
@@ -75,8 +93,9 @@ impl Executor {
             });
         }
         self.resident = Some(Resident {
-            embedding,
-            head,
+            embedding: ends[0],
+            // A tied one is the embedding.
+            head: ends[ends.len() - 1],
             final_norm,
             layers: resident_layers,
         });
@@ -84,20 +103,21 @@ impl Executor {
     }
 }
 
-/// One weight: made on the device, or read and uploaded.
-fn linear(backend: &mut dyn Backend, source: &WeightSource, module: &LinearModule) -> Result<LinearId> {
-    match make_linear(backend, source, module)? {
-        Some(made) => Ok(made),
-        None => Ok(backend.upload_linear(&source.linear(module)?)?),
+/// What the backend takes.
+fn form(backend: &dyn Backend) -> Form {
+    match backend.takes_packed() {
+        true => Form::Packed,
+        false => Form::Rows,
     }
 }
 
-/// The same for many: INT4 projections are repacked, all at once, on all threads.
+/// Weights that are made on the device, or read and uploaded, all at once: INT4 projections are repacked on all threads.
 fn linears(
     backend: &mut dyn Backend,
     source: &WeightSource,
     modules: &[LinearModule],
     threads: usize,
+    reading: Reading<'_>,
 ) -> Result<Vec<LinearId>> {
     let mut made = Vec::with_capacity(modules.len());
     for module in modules {
@@ -106,8 +126,11 @@ fn linears(
             None => break,
         }
     }
-    let read = parallel::map(threads, &modules[made.len()..], |_, module| source.linear(module))?;
-    made.extend(backend.upload_linears(&read)?);
+    let form = form(backend);
+    let read = parallel::map(threads, &modules[made.len()..], |_, module| {
+        source.linear(module, form)
+    })?;
+    made.extend(backend.upload_linears(&read, reading)?);
     Ok(made)
 }
 

@@ -1,6 +1,6 @@
 //! Weights in BF16, F16 or F32, and reading any of them as F32.
 
-use conclave_kernels::weight::HostWeight;
+use conclave_kernels::weight::{HostWeight, ScaleType};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -19,6 +19,16 @@ pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<H
         Dtype::F16 => Ok(HostWeight::F16(bytes)),
         Dtype::F32 => Ok(HostWeight::F32(bytes)),
         Dtype::F8_E4M3 => Err(named.error("it is F8_E4M3, and its .weight_scale_inv is not there")),
+        other => Err(named.error(format!("it is {other}, expected BF16, F16 or F32"))),
+    }
+}
+
+/// The type of a tensor of scales.
+pub(super) fn scale_type(named: Named<'_>) -> Result<ScaleType> {
+    match named.tensor.dtype {
+        Dtype::F32 => Ok(ScaleType::F32),
+        Dtype::F16 => Ok(ScaleType::F16),
+        Dtype::BF16 => Ok(ScaleType::Bf16),
         other => Err(named.error(format!("it is {other}, expected BF16, F16 or F32"))),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::weight::{HostInt4, HostWeight};
+use conclave_kernels::weight::{HostInt4, PackedInt4, PackedOrder};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -13,9 +13,19 @@ use super::modules::LinearModule;
 use super::pack_quantized::group_of;
 use super::reader::{Named, required};
 use super::transpose;
-use crate::checkpoint::{Checkpoint, Result};
+use crate::checkpoint::{Checkpoint, Result, Tensor};
 
-pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostWeight> {
+/// What is there, once it is known to fit together.
+struct Tensors<'a> {
+    qweight: &'a Tensor,
+    qzeros: &'a Tensor,
+    scales: (String, &'a Tensor),
+    group: usize,
+    /// What a stored zero point lacks.
+    zeros_less: u8,
+}
+
+fn tensors<'a>(checkpoint: &'a Checkpoint, module: &LinearModule) -> Result<Tensors<'a>> {
     let (out, input) = (module.out_features, module.in_features);
     let (name, tensor) = required(checkpoint, module, "qweight")?;
     let qweight = Named { name: &name, tensor };
@@ -23,38 +33,66 @@ pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<H
     if !out.is_multiple_of(8) || !input.is_multiple_of(8) {
         return Err(qweight.error(format!("[{out}, {input}] is not made of multiples of 8")));
     }
-    let (name, scales) = required(checkpoint, module, "scales")?;
-    let scales = Named {
-        name: &name,
-        tensor: scales,
-    };
-    let groups = scales.tensor.shape.first().copied().unwrap_or(0);
-    let group = group_of(scales, input, groups)?;
-    scales.expect_shape(&[groups, out])?;
-    let (name, zeros) = required(checkpoint, module, "qzeros")?;
+    let scales = required(checkpoint, module, "scales")?;
+    let named = named(&scales);
+    let groups = named.tensor.shape.first().copied().unwrap_or(0);
+    let group = group_of(named, input, groups)?;
+    named.expect_shape(&[groups, out])?;
+    let (name, qzeros) = required(checkpoint, module, "qzeros")?;
     Named {
         name: &name,
-        tensor: zeros,
+        tensor: qzeros,
     }
     .expect(Dtype::I32, &[groups, out / 8])?;
     check_order(checkpoint, module, group)?;
-    let by_group = dense::to_f32(scales)?;
-    let zeros = zeros.bytes().as_chunks::<4>().0;
-    let stored_less = u8::from(!is_version_2(checkpoint));
+    Ok(Tensors {
+        qweight: tensor,
+        qzeros,
+        scales,
+        group,
+        zeros_less: u8::from(!is_version_2(checkpoint)),
+    })
+}
+
+fn named<'a>((name, tensor): &'a (String, &'a Tensor)) -> Named<'a> {
+    Named { name, tensor }
+}
+
+/// As it is stored.
+pub(super) fn packed(checkpoint: &Checkpoint, module: &LinearModule) -> Result<PackedInt4> {
+    let tensors = tensors(checkpoint, module)?;
+    Ok(PackedInt4 {
+        order: PackedOrder::Inputs,
+        words: tensors.qweight.slice().into_shared(),
+        scale_type: dense::scale_type(named(&tensors.scales))?,
+        scales: tensors.scales.1.slice().into_shared(),
+        zeros: Some(tensors.qzeros.slice().into_shared()),
+        zeros_less: tensors.zeros_less,
+        group: tensors.group,
+    })
+}
+
+/// As rows of outputs.
+pub(super) fn rows(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostInt4> {
+    let tensors = tensors(checkpoint, module)?;
+    let (out, input, group) = (module.out_features, module.in_features, tensors.group);
+    let groups = input / group;
+    let by_group = dense::to_f32(named(&tensors.scales))?;
+    let zeros = tensors.qzeros.bytes().as_chunks::<4>().0;
     let zero = |group: usize, output: usize| {
         let word = u32::from_le_bytes(zeros[group * (out / 8) + output / 8]);
-        ((word >> (4 * (output % 8))) & 15) as u8 + stored_less
+        ((word >> (4 * (output % 8))) & 15) as u8 + tensors.zeros_less
     };
     let rows = (0..out).flat_map(|output| (0..groups).map(move |group| (group, output)));
-    Ok(HostWeight::Int4(HostInt4 {
-        packed: Arc::new(transpose::words(tensor.bytes(), input / 8, out)),
+    Ok(HostInt4 {
+        packed: Arc::new(transpose::words(tensors.qweight.bytes(), input / 8, out)),
         scales: rows
             .clone()
             .map(|(group, output)| by_group[group * out + output])
             .collect(),
         zeros: Some(rows.map(|(group, output)| zero(group, output)).collect()),
         group,
-    }))
+    })
 }
 
 /// `g_idx`, if it is there, must count the groups up: any other order is act order.

@@ -29,6 +29,7 @@ use crate::checkpoint::{Checkpoint, Result, Tensor};
 pub use dummy::DummyWeights;
 use modules::{LayerModules, LinearModule, VectorModule};
 pub use read_in::{Cancelled, Progress};
+pub use reader::Form;
 
 /// Where weights come from.
 #[derive(Debug)]
@@ -85,9 +86,9 @@ impl WeightSource {
         }
     }
 
-    pub fn linear(&self, module: &LinearModule) -> Result<HostLinear> {
+    pub fn linear(&self, module: &LinearModule, form: Form) -> Result<HostLinear> {
         match self {
-            WeightSource::Checkpoint(checkpoint) => reader::linear(checkpoint, module),
+            WeightSource::Checkpoint(checkpoint) => reader::linear(checkpoint, module, form),
             WeightSource::Dummy(dummy) => dummy.linear(module),
         }
     }
@@ -99,12 +100,12 @@ impl WeightSource {
         }
     }
 
-    pub fn expert(&self, layer: u32, expert: u32) -> Result<HostExpert> {
+    pub fn expert(&self, layer: u32, expert: u32, form: Form) -> Result<HostExpert> {
         let modules = modules::expert(self.spec(), layer as usize, expert as usize);
         Ok(HostExpert {
-            gate: self.linear(&modules.gate)?,
-            up: self.linear(&modules.up)?,
-            down: self.linear(&modules.down)?,
+            gate: self.linear(&modules.gate, form)?,
+            up: self.linear(&modules.up, form)?,
+            down: self.linear(&modules.down, form)?,
         })
     }
 
@@ -158,6 +159,14 @@ impl WeightSource {
             }
             // There is nothing to read: values are made when they are asked for.
             WeightSource::Dummy(_) => Ok(()),
+        }
+    }
+
+    /// Bytes of files that `parts` are read from.
+    pub fn read_bytes(&self, parts: &[Part]) -> u64 {
+        match self {
+            WeightSource::Checkpoint(_) => self.stored_bytes(parts),
+            WeightSource::Dummy(_) => 0,
         }
     }
 

@@ -4,7 +4,7 @@
 //! The order of nibbles is [`HostInt4`]'s, so the packed bytes stay where they are. The group follows from the
 //! shape of the scales.
 
-use conclave_kernels::weight::{HostInt4, HostWeight};
+use conclave_kernels::weight::{HostInt4, PackedInt4, PackedOrder};
 use safetensors::Dtype;
 
 use super::dense;
@@ -12,7 +12,20 @@ use super::modules::LinearModule;
 use super::reader::{Named, required};
 use crate::checkpoint::{Checkpoint, Result};
 
-pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostWeight> {
+/// As it is stored, with values as [`HostInt4`] has them.
+pub(super) fn rows(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostInt4> {
+    let packed = packed(checkpoint, module)?;
+    let (name, tensor) = required(checkpoint, module, "weight_scale")?;
+    Ok(HostInt4 {
+        packed: packed.words,
+        scales: dense::to_f32(Named { name: &name, tensor })?,
+        zeros: None,
+        group: packed.group,
+    })
+}
+
+/// As it is stored.
+pub(super) fn packed(checkpoint: &Checkpoint, module: &LinearModule) -> Result<PackedInt4> {
     let (out, input) = (module.out_features, module.in_features);
     let (name, tensor) = required(checkpoint, module, "weight_shape")?;
     let shape = Named { name: &name, tensor };
@@ -44,12 +57,15 @@ pub(super) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<H
             )));
         }
     };
-    Ok(HostWeight::Int4(HostInt4 {
-        packed: packed.slice().into_shared(),
-        scales: dense::to_f32(scales)?,
+    Ok(PackedInt4 {
+        order: PackedOrder::Rows,
+        words: packed.slice().into_shared(),
+        scale_type: dense::scale_type(scales)?,
+        scales: tensor.slice().into_shared(),
         zeros: None,
+        zeros_less: 0,
         group,
-    }))
+    })
 }
 
 /// Inputs per group if `groups` of them make `input`; a multiple of 8, so that a word lies in one group.

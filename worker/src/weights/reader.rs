@@ -89,8 +89,17 @@ pub(crate) fn tensors<'a>(
         .filter_map(|name| checkpoint.tensor(&name).map(|tensor| (name, tensor)))
 }
 
+/// What INT4 is read as; other formats are always as they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Rows of outputs, whatever the checkpoint's order.
+    Rows,
+    /// As stored: for a device that repacks by itself.
+    Packed,
+}
+
 /// Reads a linear module.
-pub(crate) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<HostLinear> {
+pub(crate) fn linear(checkpoint: &Checkpoint, module: &LinearModule, form: Form) -> Result<HostLinear> {
     let refused = |problem: String, advice| CheckpointError::Module {
         directory: checkpoint.directory.clone(),
         module: module.name.clone(),
@@ -116,9 +125,16 @@ pub(crate) fn linear(checkpoint: &Checkpoint, module: &LinearModule) -> Result<H
     let data: HostWeight = match present.as_slice() {
         [Format::Dense] => dense::linear(checkpoint, module)?,
         [Format::Fp8Block] => fp8::linear(checkpoint, module)?,
-        [Format::PackQuantized] => pack_quantized::linear(checkpoint, module)?,
-        [Format::Packed] if awq::is_awq(checkpoint, module) => awq::linear(checkpoint, module)?,
-        [Format::Packed] => gptq::linear(checkpoint, module)?,
+        [Format::PackQuantized] => match form {
+            Form::Rows => HostWeight::Int4(pack_quantized::rows(checkpoint, module)?),
+            Form::Packed => HostWeight::Packed(pack_quantized::packed(checkpoint, module)?),
+        },
+        [Format::Packed] => match (form, awq::is_awq(checkpoint, module)) {
+            (Form::Rows, true) => HostWeight::Int4(awq::rows(checkpoint, module)?),
+            (Form::Rows, false) => HostWeight::Int4(gptq::rows(checkpoint, module)?),
+            (Form::Packed, true) => HostWeight::Packed(awq::packed(checkpoint, module)?),
+            (Form::Packed, false) => HostWeight::Packed(gptq::packed(checkpoint, module)?),
+        },
         [] => {
             return Err(refused(
                 "none of its tensors (.weight, .qweight, .weight_packed) is there".into(),

@@ -20,6 +20,7 @@ pub fn qkv_attention(report: &mut Report) {
     ];
     let norms = [QkNorm::WholeProjection, QkNorm::PerHead, QkNorm::None];
     let types = [KvDtype::Bf16, KvDtype::Fp8E4m3, KvDtype::Fp8E5m2];
+    let (mut cpu, mut gpu) = pair(&limits(256, 4, 20));
     for (index, (heads, kv_heads, head_dim, rotary_dim)) in specs.into_iter().enumerate() {
         for (turn, dtype) in types.into_iter().enumerate() {
             let qk_norm = norms[(index + turn) % 3];
@@ -35,8 +36,6 @@ pub fn qkv_attention(report: &mut Report) {
             let first: &[(usize, usize)] = &[(0, 1), (0, 40), (0, 77), (0, 128)];
             let second: &[(usize, usize)] = &[(1, 1), (40, 9), (77, 1), (128, 33)];
             let third: &[(usize, usize)] = &[(2, 1), (49, 1), (78, 150), (161, 7)];
-            let total = 256;
-            let (mut cpu, mut gpu) = pair(&limits(total, 4, 20));
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {
                 let random = &mut Random(heads as u64);

@@ -16,6 +16,7 @@ pub fn route(report: &mut Report) {
         (256, 8, 3072, 130),
         (128, 8, 384, 33),
     ];
+    let (mut cpu, mut gpu) = pair(&limits(130, 1, 16));
     for &(experts, top_k, hidden, tokens) in report.some(&shapes, 3) {
         for (scoring, renormalize, biased) in
             [(Scoring::Sigmoid, true, true), (Scoring::Softmax, false, false)]
@@ -28,7 +29,6 @@ pub fn route(report: &mut Report) {
                 selection_bias: biased,
                 renormalize,
             };
-            let (mut cpu, mut gpu) = pair(&limits(tokens, 1, 16));
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {
                 let random = &mut Random(experts as u64);
@@ -111,10 +111,10 @@ pub fn experts(report: &mut Report) {
         Kind::Int4(128, true),
         Kind::Int4(32, false),
     ];
+    let (mut cpu, mut gpu) = pair(&limits(1100, 1, 80));
     for kind in kinds {
         for &(hidden, inter, count, rows) in report.some(&shapes, 3) {
             let tokens = rows.div_ceil(2);
-            let (mut cpu, mut gpu) = pair(&limits(tokens.max(rows), 1, 80));
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {
                 let random = &mut Random((hidden + rows) as u64);
@@ -149,8 +149,8 @@ pub fn experts(report: &mut Report) {
 }
 
 pub fn combine(report: &mut Report) {
+    let (mut cpu, mut gpu) = pair(&limits(33, 1, 8));
     for (tokens, k, hidden) in [(1, 3, 128), (5, 8, 3072), (33, 4, 252)] {
-        let (mut cpu, mut gpu) = pair(&limits(tokens, 1, 8));
         let mut results = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
             let random = &mut Random(tokens as u64);

@@ -15,10 +15,10 @@ pub fn head(report: &mut Report) {
         (6, 128, 2),
         (1000, 6144, 33),
     ];
+    let (mut cpu, mut gpu) = pair(&limits(35, 2, 16));
     for kind in KINDS {
         for &(vocab, hidden, rows) in report.some(&shapes, 3) {
             let tokens = rows + 2;
-            let (mut cpu, mut gpu) = pair(&limits(tokens, 2, 8));
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {
                 let random = &mut Random(vocab as u64);
@@ -53,9 +53,9 @@ pub fn linear_add(report: &mut Report) {
         (3072, 1536, 1),
         (320, 3072, 131),
     ];
+    let (mut cpu, mut gpu) = pair(&limits(131, 2, 16));
     for kind in KINDS {
         for &(outputs, inputs, tokens) in report.some(&shapes, 4) {
-            let (mut cpu, mut gpu) = pair(&limits(tokens, 2, 16));
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {
                 let random = &mut Random(outputs as u64 + 7);

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod experts;
 pub mod linear;
+pub mod loading;
 pub mod sample;
 
 use crate::host::Kind;

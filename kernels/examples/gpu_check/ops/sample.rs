@@ -8,9 +8,9 @@ use crate::report::Report;
 
 /// Tokens drawn on the device equal those of the CPU, whatever the parameters.
 pub fn sample(report: &mut Report) {
+    let (mut cpu, mut gpu) = pair(&limits(24, 1, 8));
     for &vocab in report.some(&[50, 3072, 200_064], 2) {
         let rows = 24;
-        let (mut cpu, mut gpu) = pair(&limits(rows, 1, 8));
         let mut drawn = Vec::new();
         for backend in [&mut cpu, &mut gpu] {
             let random = &mut Random(vocab as u64);

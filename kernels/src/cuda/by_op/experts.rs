@@ -3,7 +3,7 @@
 use conclave_plan::model::{MoeSpec, Scoring};
 
 use super::super::format::padded;
-use super::super::loader::as_bytes;
+use super::super::rows::as_bytes;
 use super::super::step::FEW_TOKENS;
 use super::super::workspace::Slot;
 use super::super::{CudaBackend, shape};

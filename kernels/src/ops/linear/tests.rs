@@ -56,6 +56,8 @@ const KINDS: [Kind; 10] = [
 /// Bytes that begin one after an allocation's start: no alignment may be assumed.
 struct Unaligned(Vec<u8>);
 
+impl crate::weight::Stored for Unaligned {}
+
 impl AsRef<[u8]> for Unaligned {
     fn as_ref(&self) -> &[u8] {
         &self.0[1..]
