@@ -13,11 +13,10 @@ use conclave_plan::placement::Placement;
 use safetensors::SafeTensors;
 
 use crate::cases::{Holding, compare, placement};
-use crate::common::{linear, tensor_f32};
+use crate::common::{PAGE_TOKENS, upload};
 use crate::made;
 use crate::rank::{Rank, draw, handle, hex, id};
 
-const PAGE_TOKENS: usize = 16;
 const MAX_TOKENS: usize = 2304;
 const DECODED: usize = 24;
 /// The checkpoint with as many experts as eight ranks want.
@@ -46,71 +45,17 @@ impl Model {
         };
         let mut b = CudaBackend::new(limits, ordinal).unwrap();
         b.set_deterministic(deterministic).unwrap();
-        let spec = conclave_plan::config::read(dir, None).unwrap().spec;
-        let data = std::fs::read(dir.join("model.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&data).unwrap();
-        let mut layers = Vec::new();
-        for (l, layer) in spec.layers.iter().enumerate() {
-            let name = |rest: &str| format!("model.layers.{l}.{rest}");
-            let mut matrix = |rest: &str| b.upload_linear(&linear(&file, &name(rest))).unwrap();
-            let (q, k) = (matrix("self_attn.q_proj"), matrix("self_attn.k_proj"));
-            let (v, o) = (matrix("self_attn.v_proj"), matrix("self_attn.o_proj"));
-            let gate = matrix("block_sparse_moe.gate");
-            let mut vector = |rest: &str| b.upload_vector(&tensor_f32(&file, &name(rest))).unwrap();
-            let attention = AttentionWeights {
-                norm: vector("input_layernorm.weight"),
-                q,
-                k,
-                v,
-                o,
-                q_norm: Some(vector("self_attn.q_norm.weight")),
-                k_norm: Some(vector("self_attn.k_norm.weight")),
-            };
-            let moe_norm = vector("post_attention_layernorm.weight");
-            let bias = vector("block_sparse_moe.e_score_correction_bias");
-            let here = |e: usize| {
-                share.is_none_or(|(placement, rank)| placement.layer(l).owners[e].contains(&(rank as u32)))
-            };
-            let part =
-                |e: usize, part: &str| linear(&file, &name(&format!("block_sparse_moe.experts.{e}.{part}")));
-            let experts: Vec<HostExpert> = (0..layer.moe.experts)
-                .filter(|e| here(*e))
-                .map(|e| HostExpert {
-                    gate: part(e, "w1"),
-                    up: part(e, "w3"),
-                    down: part(e, "w2"),
-                })
-                .collect();
-            layers.push(ForwardLayer {
-                attention,
-                kv: b
-                    .alloc_kv(
-                        2 * MAX_TOKENS / PAGE_TOKENS,
-                        PAGE_TOKENS,
-                        layer.attention.kv_heads,
-                        layer.attention.head_dim,
-                        KvDtype::Bf16,
-                    )
-                    .unwrap(),
-                moe_norm,
-                gate,
-                selection_bias: Some(bias),
-                experts: b.upload_experts(&experts).unwrap(),
-            });
-        }
-        let embedding = b.upload_linear(&linear(&file, "model.embed_tokens")).unwrap();
-        let head = b.upload_linear(&linear(&file, "lm_head")).unwrap();
-        let final_norm = b.upload_vector(&tensor_f32(&file, "model.norm.weight")).unwrap();
-        let (vocab, hidden, moe) = (spec.vocab, spec.hidden, spec.layers[0].moe.clone());
-        let logits = b.alloc(MAX_TOKENS * vocab * 4, "logits").unwrap();
-        let count = layers.len();
-        let model = ForwardModel {
-            spec,
-            embedding,
-            final_norm,
-            head,
-            layers,
+        let here = |layer: usize, expert: usize| {
+            share.is_none_or(|(placement, rank)| {
+                placement.layer(layer).owners[expert].contains(&(rank as u32))
+            })
         };
+        let pages = 2 * MAX_TOKENS / PAGE_TOKENS;
+        let model = upload(dir, &mut b, KvDtype::Bf16, pages, here);
+        let (vocab, hidden) = (model.spec.vocab, model.spec.hidden);
+        let moe = model.spec.layers[0].moe.clone();
+        let logits = b.alloc(MAX_TOKENS * vocab * 4, "logits").unwrap();
+        let count = model.layers.len();
         assert!(b.set_forward(model).unwrap());
         Model {
             backend: b,

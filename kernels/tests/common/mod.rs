@@ -9,31 +9,15 @@ use std::sync::Arc;
 
 use conclave_kernels::backend::*;
 use conclave_kernels::weight::{HostInt4, HostLinear, HostWeight};
-use conclave_plan::model::{AttentionSpec, MoeSpec, QkNorm, Scoring};
+use conclave_plan::model::MoeSpec;
 use safetensors::{Dtype, SafeTensors};
 
 pub const PAGE_TOKENS: usize = 16;
 const MAX_TOKENS: usize = 256;
 
-struct Layer {
-    attention: AttentionWeights,
-    moe_norm: VectorId,
-    gate: LinearId,
-    bias: VectorId,
-    experts: ExpertsId,
-    kv: KvId,
-}
-
 pub struct Model {
     backend: Box<dyn Backend>,
-    attention: AttentionSpec,
-    moe: MoeSpec,
-    eps: f32,
-    vocab: usize,
-    embedding: LinearId,
-    layers: Vec<Layer>,
-    norm: VectorId,
-    head: LinearId,
+    model: ForwardModel,
     hidden: Buffer,
     normed: Buffer,
     q: Buffer,
@@ -126,76 +110,72 @@ pub fn linear(file: &SafeTensors<'_>, name: &str) -> HostLinear {
     }
 }
 
+/// A checkpoint on a backend, with those experts (layer, expert) that are wanted here.
+pub fn upload(
+    dir: &Path,
+    b: &mut dyn Backend,
+    kv: KvDtype,
+    pages: usize,
+    here: impl Fn(usize, usize) -> bool,
+) -> ForwardModel {
+    let spec = conclave_plan::config::read(dir, None).unwrap().spec;
+    let data = std::fs::read(dir.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&data).unwrap();
+    let mut layers = Vec::new();
+    for (l, layer) in spec.layers.iter().enumerate() {
+        let name = |rest: &str| format!("model.layers.{l}.{rest}");
+        let mut matrix = |rest: &str| b.upload_linear(&linear(&file, &name(rest))).unwrap();
+        let (q, k) = (matrix("self_attn.q_proj"), matrix("self_attn.k_proj"));
+        let (v, o) = (matrix("self_attn.v_proj"), matrix("self_attn.o_proj"));
+        let gate = matrix("block_sparse_moe.gate");
+        let mut vector = |rest: &str| b.upload_vector(&tensor_f32(&file, &name(rest))).unwrap();
+        let attention = AttentionWeights {
+            norm: vector("input_layernorm.weight"),
+            q,
+            k,
+            v,
+            o,
+            q_norm: Some(vector("self_attn.q_norm.weight")),
+            k_norm: Some(vector("self_attn.k_norm.weight")),
+        };
+        let moe_norm = vector("post_attention_layernorm.weight");
+        let bias = vector("block_sparse_moe.e_score_correction_bias");
+        let part =
+            |e: usize, part: &str| linear(&file, &name(&format!("block_sparse_moe.experts.{e}.{part}")));
+        let experts: Vec<HostExpert> = (0..layer.moe.experts)
+            .filter(|e| here(l, *e))
+            .map(|e| HostExpert {
+                gate: part(e, "w1"),
+                up: part(e, "w3"),
+                down: part(e, "w2"),
+            })
+            .collect();
+        let (heads, dims) = (layer.attention.kv_heads, layer.attention.head_dim);
+        layers.push(ForwardLayer {
+            attention,
+            kv: b.alloc_kv(pages, PAGE_TOKENS, heads, dims, kv).unwrap(),
+            moe_norm,
+            gate,
+            selection_bias: Some(bias),
+            experts: b.upload_experts(&experts).unwrap(),
+        });
+    }
+    ForwardModel {
+        embedding: b.upload_linear(&linear(&file, "model.embed_tokens")).unwrap(),
+        final_norm: b.upload_vector(&tensor_f32(&file, "model.norm.weight")).unwrap(),
+        head: b.upload_linear(&linear(&file, "lm_head")).unwrap(),
+        spec,
+        layers,
+    }
+}
+
 impl Model {
     pub fn load(dir: &Path, mut backend: Box<dyn Backend>, kv: KvDtype) -> Model {
-        let config: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-        let number = |key: &str| config[key].as_u64().unwrap() as usize;
-        let attention = AttentionSpec {
-            heads: number("num_attention_heads"),
-            kv_heads: number("num_key_value_heads"),
-            head_dim: number("head_dim"),
-            rotary_dim: number("rotary_dim"),
-            rope_theta: config["rope_theta"].as_f64().unwrap(),
-            qk_norm: QkNorm::WholeProjection,
-        };
-        let moe = MoeSpec {
-            experts: number("num_local_experts"),
-            top_k: number("num_experts_per_tok"),
-            intermediate: number("intermediate_size"),
-            scoring: Scoring::Sigmoid,
-            selection_bias: true,
-            renormalize: true,
-        };
-        let (width, vocab) = (number("hidden_size"), number("vocab_size"));
-        let data = std::fs::read(dir.join("model.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&data).unwrap();
         let b = &mut backend;
-        let mut layers = Vec::new();
-        for l in 0..number("num_hidden_layers") {
-            let name = |rest: &str| format!("model.layers.{l}.{rest}");
-            let mut matrix = |rest: &str| b.upload_linear(&linear(&file, &name(rest))).unwrap();
-            let (q, k) = (matrix("self_attn.q_proj"), matrix("self_attn.k_proj"));
-            let (v, o) = (matrix("self_attn.v_proj"), matrix("self_attn.o_proj"));
-            let gate = matrix("block_sparse_moe.gate");
-            let mut vector = |rest: &str| b.upload_vector(&tensor_f32(&file, &name(rest))).unwrap();
-            let attention_weights = AttentionWeights {
-                norm: vector("input_layernorm.weight"),
-                q,
-                k,
-                v,
-                o,
-                q_norm: Some(vector("self_attn.q_norm.weight")),
-                k_norm: Some(vector("self_attn.k_norm.weight")),
-            };
-            let moe_norm = vector("post_attention_layernorm.weight");
-            let bias = vector("block_sparse_moe.e_score_correction_bias");
-            let expert =
-                |e: usize, part: &str| linear(&file, &name(&format!("block_sparse_moe.experts.{e}.{part}")));
-            let experts: Vec<HostExpert> = (0..moe.experts)
-                .map(|e| HostExpert {
-                    gate: expert(e, "w1"),
-                    up: expert(e, "w3"),
-                    down: expert(e, "w2"),
-                })
-                .collect();
-            let experts = b.upload_experts(&experts).unwrap();
-            let pages = MAX_TOKENS / PAGE_TOKENS + 3;
-            let kv = b
-                .alloc_kv(pages, PAGE_TOKENS, attention.kv_heads, attention.head_dim, kv)
-                .unwrap();
-            layers.push(Layer {
-                attention: attention_weights,
-                moe_norm,
-                gate,
-                bias,
-                experts,
-                kv,
-            });
-        }
-        let embedding = b.upload_linear(&linear(&file, "model.embed_tokens")).unwrap();
-        let head = b.upload_linear(&linear(&file, "lm_head")).unwrap();
-        let norm = b.upload_vector(&tensor_f32(&file, "model.norm.weight")).unwrap();
+        let pages = MAX_TOKENS / PAGE_TOKENS + 3;
+        let model = upload(dir, b.as_mut(), kv, pages, |_, _| true);
+        let (attention, moe) = (&model.spec.layers[0].attention, &model.spec.layers[0].moe);
+        let (width, vocab) = (model.spec.hidden, model.spec.vocab);
         let mut alloc = |columns: usize| b.alloc(MAX_TOKENS * columns * 4, "test").unwrap();
         Model {
             hidden: alloc(width),
@@ -207,20 +187,17 @@ impl Model {
             router_logits: alloc(moe.experts),
             rows: alloc(width * moe.top_k),
             logits: alloc(vocab),
-            eps: config["rms_norm_eps"].as_f64().unwrap() as f32,
+            model,
             backend,
-            attention,
-            moe,
-            vocab,
-            embedding,
-            layers,
-            norm,
-            head,
         }
     }
 
     pub fn top_k(&self) -> usize {
-        self.moe.top_k
+        self.moe().top_k
+    }
+
+    fn moe(&self) -> &MoeSpec {
+        &self.model.spec.layers[0].moe
     }
 
     /// One run of `ids` from `position` on; the pages are a fixed, shuffled table.
@@ -250,20 +227,21 @@ impl Model {
         rows: &mut Vec<ExpertRow>,
         mut after_route: impl FnMut(&mut dyn Backend, &Buffer),
     ) {
-        let (b, spec, k) = (&mut *self.backend, &self.attention, self.moe.top_k);
+        let (b, model) = (&mut *self.backend, &self.model);
+        let (spec, moe) = (&model.spec.layers[0].attention, &model.spec.layers[0].moe);
+        let (eps, k) = (model.spec.rms_eps, moe.top_k);
         let (hidden, normed, q) = (&self.hidden, &self.normed, &self.q);
         let (ids, weights, logits) = (&self.ids, &self.weights, &self.router_logits);
         b.begin(batch).unwrap();
-        b.embed(self.embedding, hidden).unwrap();
-        for layer in &self.layers {
-            b.qkv(spec, self.eps, &layer.attention, hidden, layer.kv, q)
-                .unwrap();
+        b.embed(model.embedding, hidden).unwrap();
+        for layer in &model.layers {
+            b.qkv(spec, eps, &layer.attention, hidden, layer.kv, q).unwrap();
             b.attention(spec, layer.kv, q, &self.attended).unwrap();
             b.linear_add(layer.attention.o, &self.attended, hidden).unwrap();
-            let (norm, gate, bias) = (layer.moe_norm, layer.gate, Some(layer.bias));
+            let (norm, gate, bias) = (layer.moe_norm, layer.gate, layer.selection_bias);
             b.route(
-                &self.moe,
-                self.eps,
+                moe,
+                eps,
                 norm,
                 gate,
                 bias,
@@ -284,20 +262,20 @@ impl Model {
             b.experts(layer.experts, normed, rows, &self.rows).unwrap();
             b.combine(k, &self.rows, weights, hidden).unwrap();
         }
-        b.head(self.eps, self.norm, self.head, hidden, &self.logits)
+        b.head(eps, model.final_norm, model.head, hidden, &self.logits)
             .unwrap();
     }
 
     /// Runs `ids` from `position` on.
     pub fn step(&mut self, ids: &[u32], position: usize) -> Output {
-        let (tokens, experts) = (ids.len(), self.moe.experts);
+        let (tokens, experts) = (ids.len(), self.moe().experts);
         let mut router = Vec::new();
-        let mut chosen = vec![0; tokens * self.moe.top_k * 4];
+        let mut chosen = vec![0; tokens * self.moe().top_k * 4];
         let batch = self.batch(ids, position);
         self.run(&batch, &mut chosen, &mut Vec::new(), |backend, logits| {
             router.push(download(backend, logits, tokens * experts));
         });
-        let logits = download(&mut *self.backend, &self.logits, tokens * self.vocab);
+        let logits = download(&mut *self.backend, &self.logits, tokens * self.model.spec.vocab);
         Output { logits, router }
     }
 
@@ -325,7 +303,7 @@ impl Model {
         };
         let sampled = self
             .backend
-            .sample(&self.logits, self.vocab, row, &[row_to_sample])
+            .sample(&self.logits, self.model.spec.vocab, row, &[row_to_sample])
             .unwrap();
         sampled[0].token
     }
