@@ -1,8 +1,14 @@
 //! The progress bar of loading: bytes, bytes per second. Drawn on a terminal only; a worker's log has the exact figures.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
-use crate::commands::worker::LoadLine;
+/// How far loading is; as JSON, a line of a worker's standard output under `serve`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadLine {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+}
 
 /// A bar for each time that something is loaded: at the start, and when the group has changed.
 #[derive(Default)]

@@ -9,21 +9,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use conclave_worker::weights::Progress;
-use serde::{Deserialize, Serialize};
 use tokio::time::interval;
 
-use crate::load_bar::LoadBar;
+use crate::load_bar::{LoadBar, LoadLine};
 use crate::settings::WorkerSettings;
 use crate::{model_path, parent, parts, signals};
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-
-/// One line of a child's standard output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadLine {
-    pub bytes_done: u64,
-    pub bytes_total: u64,
-}
 
 pub async fn run(settings: &WorkerSettings) -> Result<()> {
     let shutdown = signals::shutdown()?;

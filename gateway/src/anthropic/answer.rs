@@ -7,6 +7,16 @@ use sha2::{Digest, Sha256};
 
 use crate::generate::{Block, Kind, Tokens};
 
+/// What the answer needs to know of the request.
+pub(super) struct Job {
+    /// The answer's id.
+    pub(super) id: String,
+    pub(super) request_id: String,
+    pub(super) stop_sequences: Vec<String>,
+    /// The client said that it wants no thinking blocks.
+    pub(super) hides_thinking: bool,
+}
+
 #[derive(Serialize)]
 pub(super) struct Message<'a> {
     pub(super) id: &'a str,

@@ -9,7 +9,7 @@ use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::tokenize_request::Input;
 use serde::Serialize;
 
-use super::answer::{self, BlockOut, Message, Usage};
+use super::answer::{self, BlockOut, Job, Message, Usage};
 use super::conversation;
 use super::errors;
 use super::request::Request;
@@ -43,16 +43,6 @@ fn id_of(request: &HttpRequest) -> String {
         .extensions()
         .get::<RequestContext>()
         .map_or_else(String::new, |context| context.id.clone())
-}
-
-/// What the answer needs to know of the request.
-pub(super) struct Job {
-    /// The answer's id.
-    pub(super) id: String,
-    pub(super) request_id: String,
-    pub(super) stop_sequences: Vec<String>,
-    /// The client said that it wants no thinking blocks.
-    pub(super) hides_thinking: bool,
 }
 
 async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {

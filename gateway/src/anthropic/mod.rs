@@ -25,7 +25,7 @@ pub(crate) fn try_body(bytes: &[u8]) -> crate::http::error::ApiResult<()> {
 /// For fuzzing: a stream of these events.
 #[cfg(test)]
 pub(crate) fn events(events: crate::generate::CallEvents) -> axum::response::Response {
-    let job = messages::Job {
+    let job = answer::Job {
         id: String::from("x"),
         request_id: String::from("x"),
         stop_sequences: Vec::new(),

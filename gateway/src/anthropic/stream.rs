@@ -5,9 +5,8 @@
 use axum::response::Response;
 use serde::Serialize;
 
-use super::answer::{self, BlockOut, Message, Usage};
+use super::answer::{self, BlockOut, Job, Message, Usage};
 use super::errors;
-use super::messages::Job;
 use crate::config::Limits;
 use crate::generate::{self, Blocks, CallEvents, Change, Kind, Next, Tokens};
 use crate::http::error::{ApiError, ApiResult};

@@ -11,12 +11,12 @@ use http::StatusCode;
 
 use super::conversation;
 use super::echo::Echo;
-use super::items;
+use super::keep::Keep;
 use super::object::Frame;
 use super::request::Request;
 use super::store::{TURNS_MAX, Turn};
 use super::stream;
-use crate::generate::{self, Block};
+use crate::generate;
 use crate::http::auth::Caller;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
@@ -30,33 +30,6 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: HttpRequest) ->
     answer(app, request)
         .await
         .unwrap_or_else(IntoResponse::into_response)
-}
-
-/// What becomes of a response once it is made. Without a place to keep it, nothing.
-pub(super) struct Keep {
-    place: Option<(Arc<App>, Caller)>,
-    earlier: Option<Arc<Turn>>,
-    /// The request's own messages, without instructions: those hold for one response only.
-    input: Vec<v1::ChatMessage>,
-}
-
-impl Keep {
-    pub(super) fn store(self, id: &str, blocks: &[Block], json: Bytes) {
-        if let Some((app, caller)) = self.place {
-            let messages = [self.input, items::messages(blocks)].concat();
-            app.responses
-                .put(id.to_owned(), caller, self.earlier, messages, json);
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn nothing() -> Self {
-        Self {
-            place: None,
-            earlier: None,
-            input: Vec::new(),
-        }
-    }
 }
 
 async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {

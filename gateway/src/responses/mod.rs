@@ -10,6 +10,7 @@ mod create;
 mod echo;
 mod input;
 mod items;
+mod keep;
 mod object;
 mod request;
 mod store;
@@ -43,6 +44,6 @@ pub(crate) fn events(events: crate::generate::CallEvents) -> axum::response::Res
         &crate::config::Limits::default(),
         events,
         frame,
-        create::Keep::nothing(),
+        keep::Keep::nothing(),
     )
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use conclave_proto::v1;
 use serde::Serialize;
 
-use super::create::Keep;
 use super::items::{self, ItemOut, Part, Progress};
+use super::keep::Keep;
 use super::object::{Frame, ResponseOut};
 use crate::config::Limits;
 use crate::generate::{self, Blocks, CallEvents, Change, Kind, Next, Tokens};

@@ -19,8 +19,7 @@ use tokio::time::timeout;
 
 use super::arguments;
 use super::places::Places;
-use crate::commands::worker::LoadLine;
-use crate::load_bar::LoadBar;
+use crate::load_bar::{LoadBar, LoadLine};
 use crate::model_path::FoundModel;
 use crate::settings::ServeSettings;
 
