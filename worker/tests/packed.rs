@@ -1,6 +1,8 @@
 //! INT4 as checkpoints store it, which GPUs repack by themselves, says the same as the rows that CPUs compute on; and what is
 //! read from the file is what is mapped.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use common::{repository, tiny};
