@@ -57,9 +57,36 @@ template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
     row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
 }
 
-// Which rows of all ranks are for experts here, grouped by expert. By one block.
-DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &heads, uint32_t *tokens_of) {
-    constexpr int AHEAD = 4, ROW_WORDS = 1024 / 32;
+// Slots of all messages, used or not, and who holds their experts: on their way before anyone knows how many there are. A
+// thread has the same slot of several rows.
+constexpr int SLOTS_AHEAD = 4;
+struct SlotsAhead {
+    int slot, sender[SLOTS_AHEAD], token[SLOTS_AHEAD];  // sender: -1 beyond the last
+    uint32_t id[SLOTS_AHEAD];
+    float weight[SLOTS_AHEAD];
+    uint4 held[SLOTS_AHEAD];
+};
+DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
+    const ExchangeParams &p = d.exchange;
+    const unsigned width = FEW_THREADS / p.k, first = threadIdx.x / p.k, carried = d.messages.carried;
+    s.slot = threadIdx.x - first * p.k;
+#pragma unroll
+    for (int a = 0; a < SLOTS_AHEAD; a++) {
+        const unsigned row = (turn * SLOTS_AHEAD + a) * width + first;
+        s.sender[a] = -1;
+        if (first >= width || row >= p.ranks * carried) continue;
+        s.sender[a] = row / carried, s.token[a] = row - s.sender[a] * carried;
+        const Message from = message_of(d.messages, s.sender[a], 0, p.k);
+        s.id[a] = from.ids[s.token[a] * p.k + s.slot], s.weight[a] = from.weights[s.token[a] * p.k + s.slot];
+    }
+#pragma unroll
+    for (int a = 0; a < SLOTS_AHEAD; a++)
+        if (s.sender[a] >= 0) s.held[a] = owners_of(p, d.layer, s.id[a]);
+}
+
+// Which rows of all ranks are for experts here, grouped by expert. By one block; `slots`: the first.
+DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &heads, SlotsAhead &slots, uint32_t *tokens_of) {
+    constexpr int ROW_WORDS = 1024 / 32;
     const ExchangeParams &p = d.exchange;
     __shared__ uint32_t several[ROW_WORDS];
     uint16_t *id_of = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
@@ -69,8 +96,6 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         p.loads[(exchange & 1) * MAX_RANKS + threadIdx.x] = heads.loads[threadIdx.x];
     }
     if (threadIdx.x == 0) p.state->open = exchange;
-    int total = 0;
-    for (int r = 0; r < p.ranks; r++) total += heads.rows[r];
     __syncthreads();
     const auto keep = [&](int sender, int token, int slot, int rank, uint32_t local, float weight) {
         const int row = sender * p.few_tokens + token, at = row * p.k + slot;
@@ -79,35 +104,21 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         if (sender == p.rank) p.owner[token * p.k + slot] = rank < 0 ? 0 : rank;
         if (local != ABSENT) mark_row(tokens_of, d.group.words, local, row);
     };
-    for (int first = threadIdx.x; first < total * p.k; first += AHEAD * FEW_THREADS) {
-        int sender[AHEAD], place[AHEAD];
-        uint32_t id[AHEAD];
-        float weight[AHEAD];
-        uint4 held[AHEAD];
+    const int turns = ceil_div(p.ranks * d.messages.carried, FEW_THREADS / p.k * SLOTS_AHEAD);
+    for (int turn = 0; turn < turns; turn++) {
+        if (turn > 0) read_slots(d, turn, slots);
 #pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const int i = first + a * FEW_THREADS;
-            sender[a] = -1;
-            if (i >= total * p.k) continue;
-            int token = i / p.k, r = 0;
-            while (token >= heads.rows[r]) token -= heads.rows[r++];
-            const Message from = message_of(d.messages, r, 0, p.k);
-            sender[a] = r, place[a] = token * p.k + i % p.k;
-            id[a] = from.ids[place[a]], weight[a] = from.weights[place[a]];
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++)
-            if (sender[a] >= 0) held[a] = owners_of(p, d.layer, id[a]);
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            if (sender[a] < 0) continue;
-            const int token = place[a] / p.k, row = sender[a] * p.few_tokens + token;
-            if (held[a].y != ABSENT) {
+        for (int a = 0; a < SLOTS_AHEAD; a++) {
+            const int sender = slots.sender[a], token = slots.token[a];
+            if (sender < 0 || token >= heads.rows[sender]) continue;
+            const uint4 held = slots.held[a];
+            if (held.y != ABSENT) {
+                const int row = sender * p.few_tokens + token;
                 atomicOr(&several[row / 32], 1u << (row % 32));
                 continue;
             }
-            const int rank = held[a].x == ABSENT ? -1 : static_cast<int>(held[a].x >> 16);
-            keep(sender[a], token, place[a] % p.k, rank, rank == p.rank ? held[a].x & 0xffffu : ABSENT, weight[a]);
+            const int rank = held.x == ABSENT ? -1 : static_cast<int>(held.x >> 16);
+            keep(sender, token, slots.slot, rank, rank == p.rank ? held.x & 0xffffu : ABSENT, slots.weight[a]);
         }
     }
     __syncthreads();
@@ -138,13 +149,15 @@ template <bool EXACT> DEVICE void arrive_few(const ArriveFew &d) {
     wait_for_inputs();
     allow_next_kernel();
     const uint64_t exchange = p.state->begun + 1;
+    SlotsAhead slots;
+    if (blockIdx.x == 0) read_slots(d, 0, slots);
     if (!read_heads(p, d.messages, min(d.messages.carried, p.few_tokens), exchange, heads, blockIdx.x == 0)) {
         if (blockIdx.x > 0) return;
         if (threadIdx.x == 0) *d.group.groups.count = 0, p.state->open = exchange;
         if (threadIdx.x < p.ranks) p.counts[threadIdx.x] = 0;
         return;
     }
-    if (blockIdx.x == 0) return group_messages(d, exchange, heads, tokens_of);
+    if (blockIdx.x == 0) return group_messages(d, exchange, heads, slots, tokens_of);
     const int units = p.hidden / V::COUNT;
     for (int n = blockIdx.x - 1; n < p.ranks * d.messages.carried; n += gridDim.x - 1) {
         const int sender = n % p.ranks, token = n / p.ranks;
@@ -172,15 +185,22 @@ template <bool EXACT> DEVICE void return_few(const ReturnFew &c) {
     allow_next_kernel();
     const uint64_t exchange = p.state->open;
     if (threadIdx.x < p.ranks) counts[threadIdx.x] = p.counts[threadIdx.x];
+    const auto read_slots = [&](int n) {
+        const int row = n % p.ranks * p.few_tokens + n / p.ranks;
+        if (threadIdx.x < p.k) ids[threadIdx.x] = p.ids[row * p.k + threadIdx.x], weights[threadIdx.x] = p.weights[row * p.k + threadIdx.x];
+    };
+    read_slots(blockIdx.x);  // there are no more blocks than rows
     if (__syncthreads_or(failed(p))) return;
     if (blockIdx.x == 0) stamp_results(p, c.messages, exchange);
     const int units = p.hidden / V::COUNT;
     for (int n = blockIdx.x; n < p.ranks * c.messages.carried; n += gridDim.x) {
         const int owner = n % p.ranks, token = n / p.ranks, row = owner * p.few_tokens + token;
         if (token >= counts[owner]) continue;
-        __syncthreads();
-        if (threadIdx.x < p.k) ids[threadIdx.x] = p.ids[row * p.k + threadIdx.x], weights[threadIdx.x] = p.weights[row * p.k + threadIdx.x];
-        __syncthreads();
+        if (n != blockIdx.x) {
+            __syncthreads();
+            read_slots(n);
+            __syncthreads();
+        }
         unsigned present = 0;
         for (int j = 0; j < p.k; j++) present |= (ids[j] != ABSENT) << j;
         if (!present) continue;

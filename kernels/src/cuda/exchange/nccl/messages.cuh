@@ -52,10 +52,11 @@ struct Heads {
     uint32_t loads[MAX_RANKS];
 };
 DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uint64_t exchange, Heads &heads, bool reports) {
-    bool good = !failed(p);
     const int rank = threadIdx.x;
+    Unit head{};
+    if (rank < p.ranks) head = read_head(m.there + rank * m.there_stride);  // beside the word of failure
+    bool good = !failed(p);
     if (good && rank < p.ranks) {
-        const Unit head = read_head(m.there + rank * m.there_stride);
         const bool came = header_stamp(head) == exchange;
         good = came && head.a <= static_cast<uint32_t>(most);
         if (!good && reports) fail(p, came ? COUNT : ABORTED, rank, exchange);
@@ -66,10 +67,12 @@ DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uin
 
 // All results came; false: some rank's did not.
 DEVICE bool results_came(const ExchangeParams &p, const Messages &m, uint64_t exchange, bool reports) {
-    bool good = !failed(p);
     const int rank = threadIdx.x;
+    Unit head{};
+    if (rank < p.ranks) head = read_head(m.back + rank * m.back_stride);
+    bool good = !failed(p);
     if (good && rank < p.ranks) {
-        good = header_stamp(read_head(m.back + rank * m.back_stride)) == exchange;
+        good = header_stamp(head) == exchange;
         if (!good && reports) fail(p, ABORTED, rank, exchange);
     }
     return __syncthreads_and(good);
