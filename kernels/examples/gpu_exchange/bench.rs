@@ -49,6 +49,7 @@ pub fn bench(rank: &mut Rank) -> usize {
         (Family::Few, true, "few f32"),
         (Family::Few, false, "few bf16"),
         (Family::Many, false, "many bf16"),
+        (Family::Halves, false, "halves bf16"),
         (Family::Many, false, "many fp8"),
     ] {
         let wire = match wire_name {
@@ -56,12 +57,16 @@ pub fn bench(rank: &mut Rank) -> usize {
             _ => conclave_kernels::cuda::exchange::Wire::Bf16,
         };
         let shape = ExchangeShape { exact, wire, ..base };
-        if !wire_name.contains(&rank.options.only) {
+        // Over ipc they are not recorded.
+        if !wire_name.contains(&rank.options.only) || family == Family::Halves && !rank.options.nccl {
             continue;
         }
         rank.connect(shape, &placement, timeout);
         for count in [1, 8, 32, 128, 512, 4096] {
-            if family == Family::Few && count > shape.few_tokens || family == Family::Many && count < 128 {
+            if family == Family::Few && count > shape.few_tokens
+                || family == Family::Many && count < 128
+                || family == Family::Halves && count < 4096
+            {
                 continue;
             }
             let tokens = Tokens::new(rank.rank as u64 + 9, count, SIZES, Routing::Uniform, rank.ranks);
@@ -118,7 +123,7 @@ pub fn bench(rank: &mut Rank) -> usize {
             if rank.options.trace {
                 trace(rank, family);
             }
-            if family == Family::Many && count == 4096 {
+            if family != Family::Halves && !exact {
                 rank.meet();
                 rank.station.profile(family).unwrap();
                 rank.meet();

@@ -92,7 +92,7 @@ impl Rank {
 
     /// Whether there is such a way between these ranks.
     pub fn offers(&self, family: Family) -> bool {
-        family != Family::Halves || self.ranks > 1 && self.ranks <= self.options.gpus && !self.options.nccl
+        family != Family::Halves || self.ranks > 1 && self.ranks <= self.options.gpus
     }
 
     pub fn gather(&mut self, line: &str) -> Vec<String> {

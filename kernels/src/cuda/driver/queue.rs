@@ -22,6 +22,21 @@ impl Stream {
         Ok(Stream { raw })
     }
 
+    /// One whose blocks the device takes before those of other streams.
+    pub(crate) fn first(device: &Device) -> Result<Stream> {
+        let (mut raw, mut greatest) = (std::ptr::null_mut(), 0);
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: pointers to locals; null is allowed for what is not asked for.
+        device.check("priorities", unsafe {
+            sys::cuCtxGetStreamPriorityRange(std::ptr::null_mut(), &mut greatest)
+        })?;
+        // SAFETY: pointer to a local.
+        device.check("stream", unsafe {
+            sys::cuStreamCreateWithPriority(&mut raw, flags, greatest)
+        })?;
+        Ok(Stream { raw })
+    }
+
     pub(crate) fn wait(&self, device: &Device) -> Result<()> {
         // SAFETY: the stream lives.
         device.check("a kernel or copy failed", unsafe {

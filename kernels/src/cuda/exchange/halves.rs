@@ -39,7 +39,7 @@ struct Channel {
 }
 
 /// A channel has no few-token family.
-fn channel_shape(shape: &ExchangeShape) -> ExchangeShape {
+pub(super) fn channel_shape(shape: &ExchangeShape) -> ExchangeShape {
     ExchangeShape {
         few_tokens: 1,
         exact: false,

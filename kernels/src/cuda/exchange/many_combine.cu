@@ -2,6 +2,7 @@
 // carries the results, `return` sends, `settle` (one block) waits, `add` adds: only the one-block kernel waits, so peers that
 // share the device always get on. Bytes: each result once, 2 bytes a value.
 #include "many.cuh"
+#include "sum_slots.cuh"
 
 struct CombineMany {
     ExchangeParams exchange;
@@ -12,56 +13,10 @@ struct CombineMany {
     int senders;                   // blocks that send, where others add
 };
 
-// What a row's slots here are: lane j < k has slot j's sorted row or ABSENT, and its weight.
-struct RowSlots {
-    uint32_t sorted;
-    float weight;
-    unsigned present;
-};
-
 DEVICE RowSlots slots_of(const CombineMany &c, size_t row, int lane) {
     const ExchangeParams &p = c.exchange;
-    RowSlots slots{ABSENT, 0.f, 0};
-    if (lane < p.k) {
-        slots.sorted = c.row_of_slot[row * p.k + lane];
-        slots.weight = reinterpret_cast<const float *>(p.area[p.rank] + p.at.many_weights)[row * p.k + lane];
-    }
-    slots.present = __ballot_sync(ALL_LANES, slots.sorted != ABSENT);
-    return slots;
-}
-
-// The weighted sum of eight values of those slots, in the order of slots; by whole warps, `u` beyond `units` adds nothing.
-DEVICE uint4 sum_slots(const CombineMany &c, const RowSlots &slots, int u, int units) {
-    constexpr int AHEAD = 4;
-    float sum[8] = {};
-    for (unsigned rest = slots.present; rest;) {
-        uint4 v[AHEAD];
-        float w[AHEAD];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const int slot = rest ? __ffs(rest) - 1 : 0;
-            const size_t from = static_cast<size_t>(__shfl_sync(ALL_LANES, slots.sorted, slot)) * c.exchange.hidden;
-            w[a] = __shfl_sync(ALL_LANES, slots.weight, slot);
-            v[a] = make_uint4(0, 0, 0, 0);
-            if (rest && u < units) v[a] = __ldg(reinterpret_cast<const uint4 *>(c.sorted + from + u * 8));
-            rest &= rest - 1;
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const uint32_t words[4] = {v[a].x, v[a].y, v[a].z, v[a].w};
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                sum[2 * e] = fmaf(w[a], bf16_low(words[e]), sum[2 * e]);
-                sum[2 * e + 1] = fmaf(w[a], bf16_high(words[e]), sum[2 * e + 1]);
-            }
-        }
-    }
-    return make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
-}
-
-DEVICE void add_eight(float (&sum)[8], const uint4 &v) {
-    sum[0] += bf16_low(v.x), sum[1] += bf16_high(v.x), sum[2] += bf16_low(v.y), sum[3] += bf16_high(v.y);
-    sum[4] += bf16_low(v.z), sum[5] += bf16_high(v.z), sum[6] += bf16_low(v.w), sum[7] += bf16_high(v.w);
+    const float *weights = reinterpret_cast<const float *>(p.area[p.rank] + p.at.many_weights);
+    return slots_of(c.row_of_slot + row * p.k, weights + row * p.k, p.k, lane);
 }
 
 // The sum of one row to its owner, by ROW_WARPS warps; `part`: the lane among theirs.
@@ -73,7 +28,7 @@ DEVICE void return_row(const CombineMany &c, int owner, int token, int part, con
 #pragma unroll 1
     for (int first = 0; first < units; first += ROW_WARPS * WARP) {
         const int u = first + part;
-        const uint4 sum = sum_slots(c, slots, u, units);
+        const uint4 sum = sum_slots(slots, c.sorted, p.hidden, u);
         if (u < units) *reinterpret_cast<uint4 *>(to + u * 16) = sum;
     }
 }
@@ -154,7 +109,7 @@ template <bool OWN> DEVICE void add_row(const CombineMany &c, int token, int par
         };
         if (OWN) {
             add_ranks(all & (here - 1));
-            if (all & here) add_eight(sum, sum_slots(c, slots, u, units));
+            if (all & here) add_eight(sum, sum_slots(slots, c.sorted, p.hidden, u));
             add_ranks(all & ~(here - 1) & ~here);
         } else {
             add_ranks(all);

@@ -167,8 +167,9 @@ impl std::fmt::Debug for Communicator {
 }
 
 impl Drop for Communicator {
+    /// What the library's thread still frees while the process ends, it frees in ruins: it is waited for.
     fn drop(&mut self) {
-        self.end();
+        self.abort();
     }
 }
 

@@ -10,22 +10,21 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::messages::{
-    ArriveFew, ArriveMany, HEAD, PackFew, PackMany, Places, ReturnFew, ReturnMany, Sizes, SumFew, SumMany,
-};
+use super::epoch::{Live, Step, Tally, of_the_epoch};
+use super::many::Beside;
+use super::messages::{Sizes, second_shape};
 use super::watch::Watch;
-use super::{ABORT_WAIT, Communicator, Nccl, UniqueId, Until, launch};
-use crate::backend::{KernelError, Result};
+use super::{ABORT_WAIT, Communicator, Nccl, UniqueId, Until};
+use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
 use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
-    Exchange, ExchangeShape, Fault, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, StepSizes, Tokens,
-    Wire,
+    Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows, StepSizes,
+    Tokens,
 };
-use crate::cuda::format::padded;
-use crate::cuda::{Gpu, Memory, as_bytes, shape};
+use crate::cuda::{Gpu, Memory, shape};
 use crate::ops::route::cuda::PackBeside;
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
@@ -36,37 +35,17 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) struct NcclExchange {
     /// Messages and results.
     messages: Memory,
-    /// Which slots of many tokens are for experts here: U32 `[ranks][many_tokens, top_k]`.
+    /// Which slots of many tokens are for experts here, of pieces of even number, then of odd.
     local: Memory,
     /// Tokens of each rank in the step, as they tell each other: U64.
     tally: Memory,
     control: Control,
+    beside: Beside,
     live: Option<Box<Live>>,
-    /// What an epoch before needed.
-    kept: Option<Kept>,
+    /// What an epoch before needed, the second for its second pieces.
+    kept: [Option<Kept>; 2],
     /// Its communicator, whose end has begun.
     former: Option<Arc<Communicator>>,
-}
-
-/// An epoch.
-struct Live {
-    connected: Connected,
-    places: Places,
-    communicator: Arc<Communicator>,
-    watch: Watch,
-    timeout: Duration,
-    step: Cell<Step>,
-    /// Tokens of each rank in a step of many tokens.
-    counts: RefCell<Vec<usize>>,
-}
-
-/// What is fixed for a step.
-#[derive(Clone, Copy)]
-struct Step {
-    /// Tokens that each pair of ranks carries in an exchange of few.
-    few: usize,
-    /// Tokens of a piece of many.
-    each: usize,
 }
 
 impl NcclExchange {
@@ -78,8 +57,9 @@ impl NcclExchange {
             local: gpu.alloc(most.1.max(4), "slots of the exchange")?,
             tally: gpu.alloc(MAX_RANKS * 8, "an exchange")?,
             control: Control::new(&gpu.device)?,
+            beside: Beside::new(gpu)?,
             live: None,
-            kept: None,
+            kept: [None, None],
             former: None,
         })
     }
@@ -128,8 +108,22 @@ impl NcclExchange {
         let joined = Communicator::connect(nccl, &gpu.device, id, place, false, until);
         let communicator = Arc::new(joined.map_err(|error| of_the_epoch(place, error))?);
         let host = (self.control.address(), false, 1);
-        let connected = Connected::new(gpu, epoch, [0; MAX_RANKS], host, self.kept.take())?;
-        let places = Sizes::new(&sizes).at(self.messages.address);
+        let [kept, kept_second] = &mut self.kept;
+        let connected = Connected::new(gpu, epoch, [0; MAX_RANKS], host, kept.take())?;
+        let first = Sizes::new(&sizes);
+        let places = first.at(self.messages.address);
+        let second = match second_shape(&sizes) {
+            None => None,
+            Some(shape) => {
+                let epoch = Epoch {
+                    shape,
+                    ..epoch.clone()
+                };
+                let connected = Connected::new(gpu, &epoch, [0; MAX_RANKS], host, kept_second.take())?;
+                let behind = self.messages.address + first.bytes() as u64;
+                Some((connected, Sizes::new(&shape).at(behind)))
+            }
+        };
         // No stamp of memory that was something else before may be taken for one.
         self.messages.clear(&gpu.device, &gpu.stream, bytes.0)?;
         gpu.stream.wait(&gpu.device)?;
@@ -139,6 +133,7 @@ impl NcclExchange {
             watch: Watch::new(self.control.clone(), JOIN_WITHIN)?,
             connected,
             places,
+            second,
             communicator,
             timeout: epoch.timeout,
             step: Cell::new(Step {
@@ -148,7 +143,7 @@ impl NcclExchange {
             counts: RefCell::new(vec![sizes.many_tokens; sizes.ranks]),
         };
         // The first operation connects the pairs; it must not happen while a step is recorded.
-        self.agree(gpu, &live, 0, until)?;
+        live.agree(gpu, &self.tally(), 0, until)?;
         live.watch.set_timeout(epoch.timeout);
         self.live = Some(Box::new(live));
         Ok(())
@@ -163,12 +158,13 @@ impl NcclExchange {
         self.control.set_communicator(None);
         let Live {
             connected,
+            second,
             communicator,
             ..
         } = *live;
         self.former = Some(communicator);
         let deadline = Instant::now() + LEAVE_WITHIN;
-        while !gpu.stream.is_idle(&gpu.device)? {
+        while !gpu.stream.is_idle(&gpu.device)? || !self.beside.is_idle(gpu)? {
             if Instant::now() > deadline {
                 return Err(gpu.device.error(format!(
                     "the exchange was ended, but its kernels were still running {} s later",
@@ -177,7 +173,8 @@ impl NcclExchange {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        self.kept = Some(connected.places);
+        let second = second.map(|(connected, _)| connected.places);
+        self.kept = [Some(connected.places), second];
         Ok(())
     }
 
@@ -196,122 +193,28 @@ impl NcclExchange {
         let live = self.live()?;
         live.watch.set_timeout(timeout);
         let nanoseconds = timeout.as_nanos().try_into().unwrap_or(u64::MAX);
+        if let Some((second, _)) = &live.second {
+            second.places.set_timeout(gpu, nanoseconds)?;
+        }
         live.connected.places.set_timeout(gpu, nanoseconds)
     }
 
-    /// Sends every other rank what `to` says, and takes in what `from` says: address and bytes.
-    fn carry(
-        &self,
-        gpu: &Gpu,
-        live: &Live,
-        to: impl Fn(u32) -> (u64, usize),
-        from: impl Fn(u32) -> (u64, usize),
-    ) -> Result<()> {
-        let Communicator { rank, ranks, .. } = *live.communicator;
-        if ranks == 1 {
-            return Ok(());
-        }
-        let grouped = live.communicator.group(self.until(live), |group| {
-            // From the next rank on, so that not all begin with the same one.
-            for distance in 1..ranks {
-                let (next, last) = ((rank + distance) % ranks, (rank + ranks - distance) % ranks);
-                let ((sent, bytes), (place, room)) = (to(next), from(last));
-                // SAFETY: both inside the messages' memory, which the stream's kernels alone touch; it lives as long.
-                unsafe {
-                    group.send(sent, bytes, next, &gpu.stream)?;
-                    group.recv(place, room, last, &gpu.stream)?;
-                }
-            }
-            Ok(())
-        });
-        grouped.map_err(|error| of_the_epoch((rank, ranks), error))
-    }
-
-    fn until<'a>(&self, live: &Live) -> Until<'a> {
-        Until {
-            deadline: Instant::now() + live.timeout,
-            cancelled: &|| false,
-        }
-    }
-
-    /// Every rank's `tokens`.
-    fn agree(&self, gpu: &Gpu, live: &Live, tokens: usize, until: Until<'_>) -> Result<Vec<u64>> {
-        let Communicator { rank, ranks, .. } = *live.communicator;
-        let at = |rank: u32| self.tally.address + u64::from(rank) * 8;
-        gpu.write(&self.tally, rank as usize * 8, as_bytes(&[tokens as u64]))?;
-        if ranks > 1 {
-            let grouped = live.communicator.group(until, |group| {
-                for peer in (0..ranks).filter(|peer| *peer != rank) {
-                    // SAFETY: one word of the tally each; the stream is waited for below.
-                    unsafe {
-                        group.send(at(rank), 8, peer, &gpu.stream)?;
-                        group.recv(at(peer), 8, peer, &gpu.stream)?;
-                    }
-                }
-                Ok(())
-            });
-            grouped.map_err(|error| of_the_epoch((rank, ranks), error))?;
-        }
-        let mark = live.watch.mark(gpu)?;
-        while self.control.done() < mark {
-            if self.control.is_aborted() {
-                return Err(Self::ended(live));
-            }
-            if (until.cancelled)() || Instant::now() > until.deadline {
-                self.control.expire();
-                return Err(Self::ended(live));
-            }
-            std::thread::sleep(Duration::from_micros(20));
-        }
-        let mut words = vec![0u64; ranks as usize];
-        let mut bytes = vec![0; words.len() * 8];
-        gpu.read(&self.tally, 0, &mut bytes)?;
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        Ok(words)
-    }
-
-    /// Why a wait of the host for all ranks ended early.
-    fn ended(live: &Live) -> KernelError {
-        let Communicator { rank, ranks, .. } = *live.communicator;
-        KernelError::Exchange {
-            peer: other((rank, ranks)),
-            what: "not all ranks met in time before a step".into(),
+    fn tally(&self) -> Tally<'_> {
+        Tally {
+            words: &self.tally,
+            control: &self.control,
         }
     }
 }
 
-/// Who is to blame when the library does not say: with one peer it was that, else nobody knows.
-fn other((rank, ranks): (u32, u32)) -> u32 {
-    if ranks == 2 { 1 - rank } else { u32::MAX }
-}
-
-/// The library's errors end the epoch; the device is well, or its next call says otherwise.
-fn of_the_epoch(place: (u32, u32), error: KernelError) -> KernelError {
-    match error {
-        KernelError::Device { what, .. } => KernelError::Exchange {
-            peer: other(place),
-            what,
-        },
-        error => error,
-    }
-}
-
-impl Live {
-    /// Tokens of `rank` in the piece.
-    fn tokens_of(&self, rank: u32, piece: usize) -> usize {
-        let each = self.step.get().each;
-        let counts = self.counts.borrow();
-        let total = counts.get(rank as usize).copied().unwrap_or(0);
-        total.saturating_sub(piece * each).min(each)
-    }
-
-    /// Of all ranks together.
-    fn rows(&self, piece: usize) -> usize {
-        (0..self.communicator.ranks)
-            .map(|rank| self.tokens_of(rank, piece))
-            .sum()
+impl Drop for NcclExchange {
+    /// Waits, bounded, for the library: what its thread still frees while the process ends, it frees in ruins.
+    fn drop(&mut self) {
+        self.control.set_communicator(None);
+        if let Some(live) = self.live.take() {
+            live.communicator.abort();
+        }
+        self.settle();
     }
 }
 
@@ -336,29 +239,7 @@ impl Exchange for NcclExchange {
     }
 
     fn begin(&self, gpu: &Gpu, sizes: &StepSizes) -> Result<()> {
-        let live = self.live()?;
-        let sized = &live.connected.shape;
-        let few = sizes.largest.max(1).next_power_of_two().min(sized.few_tokens);
-        let each = sizes.many.unwrap_or(sized.many_tokens);
-        live.step.set(Step { few, each });
-        if sizes.many.is_none() {
-            return Ok(());
-        }
-        let counts = self.agree(gpu, live, sizes.tokens, self.until(live))?;
-        let mut kept = live.counts.borrow_mut();
-        for ((peer, count), kept) in (0u32..).zip(counts).zip(kept.iter_mut()) {
-            if count > sizes.largest as u64 {
-                return Err(KernelError::Exchange {
-                    peer,
-                    what: format!(
-                        "rank {peer} has {count} tokens, the largest has {}",
-                        sizes.largest
-                    ),
-                });
-            }
-            *kept = count as usize;
-        }
-        Ok(())
+        self.live()?.begin(gpu, &self.tally(), sizes)
     }
 
     fn recorded(&self) -> usize {
@@ -370,149 +251,30 @@ impl Exchange for NcclExchange {
     }
 
     fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
-        let live = self.live()?;
-        let (shape, few) = (&live.connected.shape, live.step.get().few);
-        live.fits(tokens, few)?;
-        let message = live.places.message(live.communicator.rank);
-        let (ids, weights) = live.places.sizes.few_slots(few);
-        Ok(Some(PackBeside {
-            normed,
-            rows: message + HEAD as u64,
-            ids: message + ids as u64,
-            weights: message + weights as u64,
-            head: message,
-            load: live.connected.places.rows.address,
-            begun: live.connected.places.state.address,
-            row_bytes: live.places.sizes.few_row as i32,
-            hidden: shape.hidden as i32,
-            exact: i32::from(shape.exact),
-        }))
+        self.live()?.pack(tokens, normed).map(Some)
     }
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        let live = self.live()?;
-        let (connected, few, rank) = (&live.connected, live.step.get().few, live.communicator.rank);
-        live.fits(tokens, few)?;
-        let (exact, messages) = (connected.shape.exact, live.places.few(few));
-        let pack = PackFew {
-            exchange: connected.params,
-            messages,
-            tokens: connected.tokens(tokens, few)?,
-            normed,
-            rows: connected.places.rows.address,
-        };
-        if !tokens.packed {
-            launch::pack_few(gpu, exact, &pack)?;
-        }
-        let bytes = live.places.sizes.few_bytes(few);
-        let message = |rank| (live.places.message(rank), bytes);
-        self.carry(gpu, live, |_| message(rank), message)?;
-        let arrive = ArriveFew {
-            exchange: connected.params,
-            messages,
-            x: connected.places.x.address,
-            group: connected.group_rows(),
-            layer: tokens.layer as i32,
-        };
-        launch::arrive_few(gpu, exact, &arrive)?;
-        Ok(connected.few_rows())
+        self.live()?.dispatch_few(gpu, tokens, normed)
     }
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
-        let live = self.live()?;
-        let (connected, few) = (&live.connected, live.step.get().few);
-        let (exact, messages) = (connected.shape.exact, live.places.few(few));
-        live.fits(tokens, few)?;
-        let back = ReturnFew {
-            exchange: connected.params,
-            messages,
-            y: results.y,
-        };
-        launch::return_few(gpu, exact, &back)?;
-        let bytes = live.places.sizes.few_back_bytes(few);
-        let to = |rank| (live.places.results_for(rank), bytes);
-        self.carry(gpu, live, to, |rank| (live.places.results_of(rank), bytes))?;
-        let sum = SumFew {
-            exchange: connected.params,
-            messages,
-            tokens: connected.tokens(tokens, few)?,
-            norm: results.norm,
-        };
-        launch::sum_few(gpu, exact, &sum)
+        self.live()?.combine_few(gpu, tokens, results)
     }
 
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows> {
-        let live = self.live()?;
-        let (connected, piece, rank) = (&live.connected, tokens.piece, live.communicator.rank);
-        let (shape, sizes) = (&connected.shape, &live.places.sizes);
-        live.fits(tokens, live.tokens_of(rank, piece))?;
-        let messages = live.places.many();
-        let pack = PackMany {
-            exchange: connected.params,
-            messages,
-            tokens: connected.tokens(tokens, shape.many_tokens)?,
-            plane,
-            rows: connected.places.rows.address,
-            plane_blocks: blocks as i32,
-            padded: padded(shape.hidden) as i32,
-            fp8: i32::from(shape.wire == Wire::Fp8),
-        };
-        launch::pack_many(gpu, &pack)?;
-        let own = (live.places.message(rank), sizes.many_bytes(tokens.count));
-        let from = |rank| {
-            let rows = live.tokens_of(rank, piece);
-            (live.places.message(rank), sizes.many_bytes(rows))
-        };
-        self.carry(gpu, live, |_| own, from)?;
-        let arrive = ArriveMany {
-            exchange: connected.params,
-            messages,
-            local: self.local.address,
-            layer: tokens.layer as i32,
-        };
-        launch::arrive_many(gpu, live.rows(piece), &arrive)?;
-        Ok(ManyRows {
-            rows: live.places.there + HEAD as u64,
-            row_bytes: sizes.many_row,
-            region_bytes: sizes.there_stride,
-            wire: shape.wire,
-            ids: self.local.address,
-            counts: connected.places.counts.address,
-            total: connected.places.rows.address,
-        })
+        self.live()?
+            .dispatch_many(gpu, &self.local, tokens, (plane, blocks))
     }
 
     fn combine_many(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
-        let live = self.live()?;
-        let (connected, piece) = (&live.connected, tokens.piece);
-        let (messages, sizes) = (live.places.many(), &live.places.sizes);
-        let back = ReturnMany {
-            exchange: connected.params,
-            messages,
-            sorted: results.sorted,
-            row_of_slot: results.row_of_slot,
-        };
-        launch::return_many(gpu, live.rows(piece), &back)?;
-        let to = |rank| {
-            let rows = live.tokens_of(rank, piece);
-            (live.places.results_for(rank), sizes.many_back_bytes(rows))
-        };
-        let own = sizes.many_back_bytes(tokens.count);
-        self.carry(gpu, live, to, |rank| (live.places.results_of(rank), own))?;
-        let sum = SumMany {
-            exchange: connected.params,
-            messages,
-            tokens: connected.tokens(tokens, connected.shape.many_tokens)?,
-            sorted: results.sorted,
-            row_of_slot: results.row_of_slot,
-            hidden: results.hidden,
-        };
-        launch::sum_many(gpu, &sum)?;
-        // A long step is watched layer by layer.
-        if gpu.stream.is_capturing(&gpu.device)? {
-            return Ok(());
-        }
-        live.watch.mark(gpu).map(|_| ())
+        self.live()?
+            .combine_many(gpu, (&self.beside, &self.local), tokens, results)
+    }
+
+    fn halves(&self) -> Option<&dyn Halves> {
+        let second = &self.live.as_ref()?.second;
+        second.is_some().then_some(self as &dyn Halves)
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -520,16 +282,24 @@ impl Exchange for NcclExchange {
     }
 }
 
-impl Live {
-    fn fits(&self, tokens: &Tokens, most: usize) -> Result<()> {
-        match tokens.count {
-            count if count <= most => Ok(()),
-            count => Err(shape(
-                "exchange",
-                "tokens",
-                count,
-                format!("at most {most}, as the step began"),
-            )),
-        }
+impl Halves for NcclExchange {
+    fn start_dispatch(&self, gpu: &Gpu, tokens: &Tokens, plane: (u64, usize)) -> Result<()> {
+        self.live()?
+            .start_dispatch_of(gpu, (&self.beside, &self.local), tokens, plane)
+    }
+
+    fn finish_dispatch(&self, gpu: &Gpu, tokens: &Tokens) -> Result<ManyRows> {
+        self.live()?
+            .finish_dispatch_of(gpu, (&self.beside, &self.local), tokens)
+    }
+
+    fn start_combine(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
+        self.live()?
+            .start_combine_of(gpu, (&self.beside, &self.local), (tokens, results))
+    }
+
+    fn finish_combine(&self, gpu: &Gpu, tokens: &Tokens, results: &ManyResults) -> Result<()> {
+        self.live()?
+            .finish_combine_of(gpu, (&self.beside, &self.local), (tokens, results))
     }
 }

@@ -8,10 +8,13 @@ use crate::ops::rmsnorm::cuda::pairs;
 const PACK_THREADS: u32 = 256;
 const FEW_THREADS: u32 = 512;
 const MANY_THREADS: u32 = 256;
+const MOST_THREADS: u32 = 1024;
 /// Most blocks of few rows; more rows are taken in turns.
 const FEW_BLOCKS: usize = 264;
 /// Blocks of the bulk kernels per multiprocessor.
 const MANY_PER_MULTIPROCESSOR: u32 = 4;
+/// Turns of a warp, so that all end at about the same time.
+const ROUNDS: usize = 4;
 
 fn launch(blocks: u32, threads: u32, shared: usize) -> Launch {
     Launch {
@@ -84,8 +87,23 @@ pub(super) fn sum_few(gpu: &Gpu, exact: bool, params: &SumFew) -> Result<()> {
     )
 }
 
+/// Units of 16 bytes of a row that a warp moves at once.
+const PACK_AHEAD: usize = 4;
+
+/// How many warps share a row of `units` units, so that `rows` rows occupy the device evenly.
+fn parts(gpu: &Gpu, rows: usize, units: usize) -> usize {
+    let warps = (MANY_PER_MULTIPROCESSOR * gpu.blocks() * MANY_THREADS / 32) as usize;
+    (ROUNDS * warps / rows.max(1)).clamp(1, units.div_ceil(32).max(1))
+}
+
 pub(super) fn pack_many(gpu: &Gpu, params: &PackMany) -> Result<()> {
-    gpu.launch("nccl_pack_many", warps(gpu, params.tokens.count as usize), params)
+    let rows = params.tokens.count as usize;
+    let parts = parts(gpu, rows, (params.padded as usize / 8).div_ceil(PACK_AHEAD));
+    let params = PackMany {
+        parts: parts as i32,
+        ..*params
+    };
+    gpu.launch("nccl_pack_many", warps(gpu, rows * parts), &params)
 }
 
 /// `rows`: of all ranks' messages.
@@ -93,10 +111,29 @@ pub(super) fn arrive_many(gpu: &Gpu, rows: usize, params: &ArriveMany) -> Result
     gpu.launch("nccl_arrive_many", warps(gpu, rows), params)
 }
 
-pub(super) fn return_many(gpu: &Gpu, rows: usize, params: &ReturnMany) -> Result<()> {
-    gpu.launch("nccl_return_many", warps(gpu, rows), params)
+/// `rows`: for which there are results; `beside`: so many multiprocessors are left to what runs beside it.
+pub(super) fn return_many(gpu: &Gpu, rows: usize, beside: Option<u32>, params: &ReturnMany) -> Result<()> {
+    let parts = parts(gpu, rows, params.exchange.hidden as usize / 8);
+    let launch = match beside {
+        None => warps(gpu, rows * parts),
+        // A block a multiprocessor.
+        Some(left) => launch(gpu.blocks().saturating_sub(left).max(1), MOST_THREADS, 0),
+    };
+    let params = ReturnMany {
+        parts: parts as i32,
+        ..*params
+    };
+    gpu.launch("nccl_return_many", launch, &params)
 }
 
-pub(super) fn sum_many(gpu: &Gpu, params: &SumMany) -> Result<()> {
-    gpu.launch("nccl_sum_many", warps(gpu, params.tokens.count as usize), params)
+/// `whole`: this rank's own results lie where the others' do.
+pub(super) fn sum_many(gpu: &Gpu, whole: bool, params: &SumMany) -> Result<()> {
+    let name = if whole { "nccl_add_many" } else { "nccl_sum_many" };
+    let rows = params.tokens.count as usize;
+    let parts = parts(gpu, rows, params.exchange.hidden as usize / 8);
+    let params = SumMany {
+        parts: parts as i32,
+        ..*params
+    };
+    gpu.launch(name, warps(gpu, rows * parts), &params)
 }

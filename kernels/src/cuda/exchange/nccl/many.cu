@@ -3,9 +3,12 @@
 // Bytes: each row once out of the plane and once into the message; results as in ../many.cu.
 #include "../../plane.cuh"
 #include "../fp8_rows.cuh"
+#include "../sum_slots.cuh"
 #include "messages.cuh"
 
 constexpr int MANY_THREADS = 256, MANY_WARPS = MANY_THREADS / WARP;
+// Of a block that has a multiprocessor to itself.
+constexpr int MOST_THREADS = 1024;
 
 struct PackMany {
     ExchangeParams exchange;
@@ -14,6 +17,7 @@ struct PackMany {
     const uint8_t *plane;
     const int *rows;  // this rank's expert rows of the exchange before: the load that the others see
     int plane_blocks, padded, fp8;
+    int parts;  // warps of a row
 };
 
 struct ArriveMany {
@@ -28,6 +32,8 @@ struct ReturnMany {
     Messages messages;
     const __nv_bfloat16 *sorted;  // [sorted rows, hidden]
     const uint32_t *row_of_slot;  // [ranks][many_tokens, k]
+    int parts;                    // warps of a row
+    int own;                      // for this rank's rows, otherwise for all others'
 };
 
 struct SumMany {
@@ -37,9 +43,10 @@ struct SumMany {
     const __nv_bfloat16 *sorted;  // as in ReturnMany
     const uint32_t *row_of_slot;
     float *hidden;  // [count, hidden]
+    int parts;      // warps of a row
 };
 
-// A warp a token.
+// `parts` warps a token, as in all that move rows: few tokens are spread over the device.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const __grid_constant__ PackMany d) {
     constexpr int AHEAD = 4;
     const ExchangeParams &p = d.exchange;
@@ -49,8 +56,9 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
     if (__syncthreads_or(failed(p))) return;
     const Message own = message_of(d.messages, p.rank, d.tokens.count, p.k);
     if (blockIdx.x == 0 && threadIdx.x == 0) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
-    for (int token = blockIdx.x * MANY_WARPS + warp; token < d.tokens.count; token += gridDim.x * MANY_WARPS) {
-        if (lane < p.k) {
+    for (int n = blockIdx.x * MANY_WARPS + warp; n < d.tokens.count * d.parts; n += gridDim.x * MANY_WARPS) {
+        const int token = n / d.parts, part = n % d.parts;
+        if (part == 0 && lane < p.k) {
             own.ids[token * p.k + lane] = d.tokens.ids[token * p.k + lane];
             own.weights[token * p.k + lane] = d.tokens.weights[token * p.k + lane];
         }
@@ -58,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
         const uint8_t *from = d.plane + static_cast<size_t>(token / PLANE_ROWS) * PLANE_BLOCK + r * 128;
         uint8_t *row = own.rows + static_cast<size_t>(token) * d.messages.row_bytes;
 #pragma unroll 1
-        for (int first = 0; first < units; first += AHEAD * WARP) {  // units: a multiple of 16, so half warps are whole
+        for (int first = part * AHEAD * WARP; first < units; first += d.parts * AHEAD * WARP) {  // units: a multiple of 16, so half warps are whole
             uint4 v[AHEAD];
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
@@ -115,82 +123,40 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_arrive_many(cons
     }
 }
 
-// The slots of a row that are for experts here: lane j < k has slot j's sorted row and weight; all lanes which there are.
-struct Slots {
-    uint32_t sorted;
-    float weight;
-    unsigned present;
-};
-DEVICE Slots slots_of(const ExchangeParams &p, const Messages &m, const uint32_t *row_of_slot, int owner, int rows, int token, int lane) {
-    const Message from = message_of(m, owner, rows, p.k);
+DEVICE RowSlots slots_of(const ExchangeParams &p, const Messages &m, const uint32_t *row_of_slot, int owner, int rows, int token, int lane) {
     const size_t row = static_cast<size_t>(owner) * p.many_tokens + token;
-    Slots s{ABSENT, 0.f, 0};
-    if (lane < p.k) s.sorted = row_of_slot[row * p.k + lane], s.weight = from.weights[token * p.k + lane];
-    s.present = __ballot_sync(ALL_LANES, s.sorted != ABSENT);
-    return s;
+    return slots_of(row_of_slot + row * p.k, message_of(m, owner, rows, p.k).weights + token * p.k, p.k, lane);
 }
 
-// Their weighted sum, of unit `u`'s eight values, as it travels: rounded to BF16. By a whole warp.
-DEVICE uint4 sum_slots(const Slots &s, const __nv_bfloat16 *sorted, int hidden, int u) {
-    constexpr int AHEAD = 4;
-    float sum[8] = {};
-    for (unsigned rest = s.present; rest;) {
-        uint4 v[AHEAD];
-        float w[AHEAD];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const int slot = rest ? __ffs(rest) - 1 : 0;
-            const size_t at = static_cast<size_t>(__shfl_sync(ALL_LANES, s.sorted, slot)) * hidden;
-            w[a] = __shfl_sync(ALL_LANES, s.weight, slot);
-            v[a] = make_uint4(0, 0, 0, 0);
-            if (rest && u * 8 < hidden) v[a] = *reinterpret_cast<const uint4 *>(sorted + at + u * 8);
-            rest &= rest - 1;
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const uint32_t words[4] = {v[a].x, v[a].y, v[a].z, v[a].w};
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                sum[2 * e] = fmaf(w[a], bf16_low(words[e]), sum[2 * e]);
-                sum[2 * e + 1] = fmaf(w[a], bf16_high(words[e]), sum[2 * e + 1]);
-            }
-        }
-    }
-    return make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
-}
-
-// The weighted sum of each row's slots here, for the row's owner; this rank's own rows are left to `nccl_sum_many`.
-extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_return_many(const __grid_constant__ ReturnMany c) {
+// The weighted sum of each row's slots here, for the row's owner.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(const __grid_constant__ ReturnMany c) {
     const ExchangeParams &p = c.exchange;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, others = p.ranks - 1;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, owners = c.own ? 1 : p.ranks - 1;
+    const int warps = blockDim.x / WARP;
     __shared__ int counts[MAX_RANKS];
     wait_for_inputs();
     allow_next_kernel();
     if (threadIdx.x < p.ranks) counts[threadIdx.x] = p.counts[threadIdx.x];
     if (__syncthreads_or(failed(p))) return;
-    if (blockIdx.x == 0) stamp_results(p, c.messages, p.state->open);
+    if (blockIdx.x == 0 && !c.own) stamp_results(p, c.messages, p.state->open);
     int most = 0;
-    for (int r = 0; r < p.ranks; r++) most = max(most, r == p.rank ? 0 : counts[r]);
-    for (int n = blockIdx.x * MANY_WARPS + warp; n < most * others; n += gridDim.x * MANY_WARPS) {
-        const int token = n / others, owner = n % others + (n % others >= p.rank);
+    for (int r = 0; r < p.ranks; r++) most = max(most, (r == p.rank) == (c.own != 0) ? counts[r] : 0);
+    for (int n = blockIdx.x * warps + warp; n < most * owners * c.parts; n += gridDim.x * warps) {
+        const int row = n / c.parts, part = n % c.parts, token = row / owners;
+        const int owner = c.own ? p.rank : row % owners + (row % owners >= p.rank);
         if (token >= counts[owner]) continue;
-        const Slots slots = slots_of(p, c.messages, c.row_of_slot, owner, counts[owner], token, lane);
+        const RowSlots slots = slots_of(p, c.messages, c.row_of_slot, owner, counts[owner], token, lane);
         if (!slots.present) continue;
         uint8_t *to = result_for(c.messages, owner, p.rank, token);
-        for (int u = lane; u < ceil_div(units, WARP) * WARP; u += WARP) {
+        for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
             const uint4 sum = sum_slots(slots, c.sorted, p.hidden, u);
             if (u < units) *reinterpret_cast<uint4 *>(to + u * 16) = sum;
         }
     }
 }
 
-DEVICE void add_bf16(float (&sum)[8], const uint4 &v) {
-    sum[0] += bf16_low(v.x), sum[1] += bf16_high(v.x), sum[2] += bf16_low(v.y), sum[3] += bf16_high(v.y);
-    sum[4] += bf16_low(v.z), sum[5] += bf16_high(v.z), sum[6] += bf16_low(v.w), sum[7] += bf16_high(v.w);
-}
-
-// hidden += what came back and what was computed here, in the order of ranks.
-extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_sum_many(const __grid_constant__ SumMany c) {
+// hidden += what came back, in the order of ranks. `OWN`: this rank's share is still to be summed; as rounded as if it had come.
+template <bool OWN> DEVICE void sum_many(const SumMany &c) {
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
     wait_for_inputs();
@@ -199,29 +165,31 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_sum_many(const _
     const bool good = results_came(p, c.messages, exchange, blockIdx.x == 0);
     if (blockIdx.x == 0 && threadIdx.x == 0) p.state->begun = exchange;
     if (!good) return;
-    for (int token = blockIdx.x * MANY_WARPS + warp; token < c.tokens.count; token += gridDim.x * MANY_WARPS) {
+    for (int n = blockIdx.x * MANY_WARPS + warp; n < c.tokens.count * c.parts; n += gridDim.x * MANY_WARPS) {
+        const int token = n / c.parts, part = n % c.parts;
         const uint64_t mask = or_lanes(lane < p.k ? 1ull << p.owner[token * p.k + lane] : 0);
-        const Slots slots = slots_of(p, c.messages, c.row_of_slot, p.rank, c.tokens.count, token, lane);
+        RowSlots slots{ABSENT, 0.f, 0};
+        if (OWN) slots = slots_of(p, c.messages, c.row_of_slot, p.rank, c.tokens.count, token, lane);
         float *to = c.hidden + static_cast<size_t>(token) * p.hidden;
-        for (int u = lane; u < ceil_div(units, WARP) * WARP; u += WARP) {
+        for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
             const bool in = u < units;
             float4 low = make_float4(0.f, 0.f, 0.f, 0.f), high = low;
             if (in) low = *reinterpret_cast<const float4 *>(to + u * 8), high = *reinterpret_cast<const float4 *>(to + u * 8 + 4);
-            // The first other rank's part is on its way while this rank's is summed.
-            const uint64_t others = mask & ~(1ull << p.rank);
-            const int first = others ? __ffsll(others) - 1 : -1;
+            // The first part that came is on its way while this rank's is summed.
+            const uint64_t came = OWN ? mask & ~(1ull << p.rank) : mask;
+            const int first = came ? __ffsll(came) - 1 : -1;
             uint4 early = make_uint4(0, 0, 0, 0);
             if (in && first >= 0) early = *reinterpret_cast<const uint4 *>(result_of(c.messages, first, token) + u * 16);
             const uint4 own = sum_slots(slots, c.sorted, p.hidden, u);
             float sum[8] = {};
             for (uint64_t rest = mask; rest; rest &= rest - 1) {
                 const int rank = __ffsll(rest) - 1;
-                if (rank == p.rank)
-                    add_bf16(sum, own);
-                else if (rank == first)
-                    add_bf16(sum, early);
+                if (rank == first)
+                    add_eight(sum, early);
+                else if (OWN && rank == p.rank)
+                    add_eight(sum, own);
                 else if (in)
-                    add_bf16(sum, *reinterpret_cast<const uint4 *>(result_of(c.messages, rank, token) + u * 16));
+                    add_eight(sum, *reinterpret_cast<const uint4 *>(result_of(c.messages, rank, token) + u * 16));
             }
             if (!in) continue;
             low.x += sum[0], low.y += sum[1], low.z += sum[2], low.w += sum[3];
@@ -231,3 +199,5 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_sum_many(const _
         }
     }
 }
+extern "C" __global__ void __launch_bounds__(MANY_THREADS, 3) nccl_sum_many(const __grid_constant__ SumMany c) { sum_many<true>(c); }
+extern "C" __global__ void __launch_bounds__(MANY_THREADS, 4) nccl_add_many(const __grid_constant__ SumMany c) { sum_many<false>(c); }

@@ -2,6 +2,7 @@
 //! read them (`messages.cuh`).
 
 use crate::cuda::exchange::ExchangeShape;
+use crate::cuda::exchange::halves::channel_shape;
 use crate::cuda::exchange::layout::{ExchangeParams, ExchangeTokens, GroupRows};
 use crate::ops::rmsnorm::cuda::NormRows;
 
@@ -89,10 +90,21 @@ impl Sizes {
     }
 }
 
+/// The shape of the pieces of odd number, for which there is memory of its own; `None`: no two are under way at once.
+pub(super) fn second_shape(shape: &ExchangeShape) -> Option<ExchangeShape> {
+    (shape.ranks > 1 && shape.many_tokens > 0).then(|| channel_shape(shape))
+}
+
 impl ExchangeShape {
-    /// Bytes of the messages that NCCL carries, and of the list of their slots.
+    /// Bytes of the messages that NCCL carries, and of the lists of their slots.
     pub fn message_bytes(&self) -> (usize, usize) {
-        (Sizes::new(self).bytes(), self.many_rows() * self.top_k * 4)
+        let second = second_shape(self);
+        let bytes = second.map_or(0, |second| Sizes::new(&second).bytes());
+        let lists = 1 + usize::from(second.is_some());
+        (
+            Sizes::new(self).bytes() + bytes,
+            lists * self.many_rows() * self.top_k * 4,
+        )
     }
 }
 
@@ -211,6 +223,7 @@ pub(super) struct PackMany {
     pub(super) plane_blocks: i32,
     pub(super) padded: i32,
     pub(super) fp8: i32,
+    pub(super) parts: i32,
 }
 
 /// Mirrors `ArriveMany`.
@@ -231,6 +244,8 @@ pub(super) struct ReturnMany {
     pub(super) messages: Messages,
     pub(super) sorted: u64,
     pub(super) row_of_slot: u64,
+    pub(super) parts: i32,
+    pub(super) own: i32,
 }
 
 /// Mirrors `SumMany`.
@@ -243,6 +258,7 @@ pub(super) struct SumMany {
     pub(super) sorted: u64,
     pub(super) row_of_slot: u64,
     pub(super) hidden: u64,
+    pub(super) parts: i32,
 }
 
 #[cfg(test)]
@@ -276,6 +292,11 @@ mod tests {
             assert!(places.results_for(last) + sizes.back_stride as u64 <= places.results_of(0));
             let end = places.results_of(last) + sizes.back_stride as u64;
             assert_eq!(end, (1 << 20) + sizes.bytes() as u64);
+            // Of two pieces under way each has messages of its own.
+            let second = second_shape(&shape);
+            assert_eq!(second.is_some(), ranks > 1 && !deterministic);
+            let both = sizes.bytes() + second.map_or(0, |second| Sizes::new(&second).bytes());
+            assert_eq!(shape.message_bytes().0, both);
         }
     }
 }

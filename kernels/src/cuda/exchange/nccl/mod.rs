@@ -1,9 +1,12 @@
 //! NCCL: the exchange for any number of GPUs on any number of hosts, one rank a GPU.
 
 mod communicator;
+mod epoch;
 mod exchange;
+mod few;
 mod launch;
 mod library;
+mod many;
 pub mod measure;
 mod messages;
 pub(crate) mod topology;

@@ -1,0 +1,200 @@
+//! An epoch over NCCL: who is in it, what a step fixes, and what the library carries between its ranks.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::messages::Places;
+use super::watch::Watch;
+use super::{Communicator, Until};
+use crate::backend::{KernelError, Result};
+use crate::cuda::exchange::connected::Connected;
+use crate::cuda::exchange::control::Control;
+use crate::cuda::exchange::{StepSizes, Tokens};
+use crate::cuda::{Gpu, Memory, Stream, as_bytes, shape};
+
+pub(super) struct Live {
+    pub(super) connected: Connected,
+    pub(super) places: Places,
+    /// Of a second piece that is under way at once; few tokens have none.
+    pub(super) second: Option<(Connected, Places)>,
+    pub(super) communicator: Arc<Communicator>,
+    pub(super) watch: Watch,
+    pub(super) timeout: Duration,
+    pub(super) step: Cell<Step>,
+    /// Tokens of each rank in a step of many tokens.
+    pub(super) counts: RefCell<Vec<usize>>,
+}
+
+/// What is fixed for a step.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    /// Tokens that each pair of ranks carries in an exchange of few.
+    pub(super) few: usize,
+    /// Tokens of a piece of many.
+    pub(super) each: usize,
+}
+
+impl Live {
+    pub(super) fn begin(&self, gpu: &Gpu, tally: &Tally<'_>, sizes: &StepSizes) -> Result<()> {
+        let sized = &self.connected.shape;
+        let few = sizes.largest.max(1).next_power_of_two().min(sized.few_tokens);
+        let each = sizes.many.unwrap_or(sized.many_tokens);
+        self.step.set(Step { few, each });
+        if sizes.many.is_none() {
+            return Ok(());
+        }
+        let counts = self.agree(gpu, tally, sizes.tokens, self.until())?;
+        let mut kept = self.counts.borrow_mut();
+        for ((peer, count), kept) in (0u32..).zip(counts).zip(kept.iter_mut()) {
+            if count > sizes.largest as u64 {
+                return Err(KernelError::Exchange {
+                    peer,
+                    what: format!(
+                        "rank {peer} has {count} tokens, the largest has {}",
+                        sizes.largest
+                    ),
+                });
+            }
+            *kept = count as usize;
+        }
+        Ok(())
+    }
+
+    /// Tokens of `rank` in the piece.
+    pub(super) fn tokens_of(&self, rank: u32, piece: usize) -> usize {
+        let each = self.step.get().each;
+        let counts = self.counts.borrow();
+        let total = counts.get(rank as usize).copied().unwrap_or(0);
+        total.saturating_sub(piece * each).min(each)
+    }
+
+    /// Of all ranks together.
+    pub(super) fn rows(&self, piece: usize) -> usize {
+        (0..self.communicator.ranks)
+            .map(|rank| self.tokens_of(rank, piece))
+            .sum()
+    }
+
+    pub(super) fn fits(&self, tokens: &Tokens, most: usize) -> Result<()> {
+        match tokens.count {
+            count if count <= most => Ok(()),
+            count => Err(shape(
+                "exchange",
+                "tokens",
+                count,
+                format!("at most {most}, as the step began"),
+            )),
+        }
+    }
+
+    /// Sends every other rank what `to` says, and takes in what `from` says, on `stream`: address and bytes.
+    pub(super) fn carry(
+        &self,
+        stream: &Stream,
+        to: impl Fn(u32) -> (u64, usize),
+        from: impl Fn(u32) -> (u64, usize),
+    ) -> Result<()> {
+        let Communicator { rank, ranks, .. } = *self.communicator;
+        if ranks == 1 {
+            return Ok(());
+        }
+        let grouped = self.communicator.group(self.until(), |group| {
+            // From the next rank on, so that not all begin with the same one.
+            for distance in 1..ranks {
+                let (next, last) = ((rank + distance) % ranks, (rank + ranks - distance) % ranks);
+                let ((sent, bytes), (place, room)) = (to(next), from(last));
+                // SAFETY: both inside the messages' memory, which the stream's kernels alone touch; it lives as long.
+                unsafe {
+                    group.send(sent, bytes, next, stream)?;
+                    group.recv(place, room, last, stream)?;
+                }
+            }
+            Ok(())
+        });
+        grouped.map_err(|error| of_the_epoch((rank, ranks), error))
+    }
+
+    fn until(&self) -> Until<'static> {
+        Until {
+            deadline: Instant::now() + self.timeout,
+            cancelled: &|| false,
+        }
+    }
+
+    /// Every rank's `tokens`.
+    pub(super) fn agree(
+        &self,
+        gpu: &Gpu,
+        tally: &Tally<'_>,
+        tokens: usize,
+        until: Until<'_>,
+    ) -> Result<Vec<u64>> {
+        let Communicator { rank, ranks, .. } = *self.communicator;
+        let at = |rank: u32| tally.words.address + u64::from(rank) * 8;
+        gpu.write(tally.words, rank as usize * 8, as_bytes(&[tokens as u64]))?;
+        if ranks > 1 {
+            let grouped = self.communicator.group(until, |group| {
+                for peer in (0..ranks).filter(|peer| *peer != rank) {
+                    // SAFETY: one word of the tally each; the stream is waited for below.
+                    unsafe {
+                        group.send(at(rank), 8, peer, &gpu.stream)?;
+                        group.recv(at(peer), 8, peer, &gpu.stream)?;
+                    }
+                }
+                Ok(())
+            });
+            grouped.map_err(|error| of_the_epoch((rank, ranks), error))?;
+        }
+        let mark = self.watch.mark(gpu)?;
+        while tally.control.done() < mark {
+            if tally.control.is_aborted() {
+                return Err(self.ended());
+            }
+            if (until.cancelled)() || Instant::now() > until.deadline {
+                tally.control.expire();
+                return Err(self.ended());
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        let mut words = vec![0u64; ranks as usize];
+        let mut bytes = vec![0; words.len() * 8];
+        gpu.read(tally.words, 0, &mut bytes)?;
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Ok(words)
+    }
+
+    /// Why a wait of the host for all ranks ended early.
+    fn ended(&self) -> KernelError {
+        let Communicator { rank, ranks, .. } = *self.communicator;
+        KernelError::Exchange {
+            peer: other((rank, ranks)),
+            what: "not all ranks met in time before a step".into(),
+        }
+    }
+}
+
+/// Who is to blame when the library does not say: with one peer it was that, else nobody knows.
+fn other((rank, ranks): (u32, u32)) -> u32 {
+    if ranks == 2 { 1 - rank } else { u32::MAX }
+}
+
+/// The library's errors end the epoch; the device is well, or its next call says otherwise.
+pub(super) fn of_the_epoch(place: (u32, u32), error: KernelError) -> KernelError {
+    match error {
+        KernelError::Device { what, .. } => KernelError::Exchange {
+            peer: other(place),
+            what,
+        },
+        error => error,
+    }
+}
+
+/// Where the ranks tell each other how many tokens they have, and how the host learns that they did.
+pub(super) struct Tally<'a> {
+    /// U64 `[ranks]`.
+    pub(super) words: &'a Memory,
+    pub(super) control: &'a Control,
+}
