@@ -10,7 +10,7 @@ use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
 const THREADS: u32 = 544;
 const WARPS: usize = 16;
 /// Bytes of `OneShared` at most, behind the rings.
-const SHARED: usize = 59_392;
+const SHARED: usize = 53_248;
 /// Bytes of an op's whole input in shared memory, and of the gate's part.
 const IMAGE: usize = 24_576;
 const GATE_IMAGE: usize = 2048;
@@ -155,7 +155,8 @@ impl OneShape {
             && self.expert_count / 16 * GATE_PARTS <= blocks
             && self.top_k <= 2 * HALF_SLOTS
             && self.rotary <= HEAD_DIM
-            && self.rotary.is_multiple_of(2)
+            // Pairs of neighbours lie in one half of a rotation.
+            && self.rotary.is_multiple_of(4)
             && self.compiled()
     }
 

@@ -70,48 +70,44 @@ DEVICE float norm_factor(const float *scratch, int width, float eps) {
 }
 
 // The output projection's input: heads' weighted sums over their splits; a warp a head.
-template <int F> DEVICE void image_from_splits(const OneShared &shared, uint8_t *image, int begin, int end, unsigned epoch) {
+template <int F> DEVICE void image_from_splits(OneShared &shared, int begin, int end, uint32_t turn) {
     const OneParams &p = shared.p;
-    const int lane = threadIdx.x & 31, splits = shared.splits, per_kv = p.q_width / p.kv_width;
-    const uint32_t turn = epoch & 1;
+    const int thread = thread_here(), lane = thread & 31, block = thread / WARP, splits = shared.splits;
+    if (block >= (end - begin) / IMAGE_BLOCK) return;
+    const int row = shared.split_row[block];
+    const auto sums = [&] {
+        const uint2 v = lane < splits ? peek_pair(p.partial_sums + row + lane * HEADS_HELD) : make_uint2(turn, turn);
+        return make_uint2(v.x ^ turn, v.y ^ turn);
+    };
+    uint2 found = sums();
+    float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+    float share = 0.f;
 #pragma unroll 1
-    for (int block = threadIdx.x / WARP; block < (end - begin) / IMAGE_BLOCK; block += GEMV_WARPS) {
-        const int head = begin / HEAD_DIM + block;
-        const int split0 = head / per_kv * p.split_stride, row = split0 * HEADS_HELD + head % per_kv;
-        const auto sums = [&] {
-            const uint2 v = lane < splits ? peek_pair(p.partial_sums + row + lane * HEADS_HELD) : make_uint2(turn, turn);
-            return make_uint2(v.x ^ turn, v.y ^ turn);
-        };
-        uint2 found = sums();
-        float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-        float share = 0.f;
-#pragma unroll 1
-        for (int s0 = 0; s0 < splits; s0 += 5) {
-            float4 part[5];
-            receive(part, p.partial, turn, 1, [&](int s) { return (row + min(s0 + s, splits - 1) * HEADS_HELD) * HEAD_DIM + lane * 4; });
-            if (s0 == 0) {
-                while ((found.x | found.y) & 1) {
-                    found = sums();
-                }
-                __syncwarp();
-                const float top = lane < splits ? __uint_as_float(found.x) : -INFINITY, sum = __uint_as_float(found.y);
-                const float weight = exp2_fast(top - warp_max(top));
-                share = __fdividef(weight, warp_sum(weight * sum));
+    for (int s0 = 0; s0 < splits; s0 += 5) {
+        float4 part[5];
+        receive(part, p.partial, turn, 1, [&](int s) { return (row + min(s0 + s, splits - 1) * HEADS_HELD) * HEAD_DIM + lane * 4; });
+        if (s0 == 0) {
+            while ((found.x | found.y) & 1) {
+                found = sums();
             }
             __syncwarp();
-#pragma unroll
-            for (int s = 0; s < 5; s++) {
-                const float weight = s0 + s < splits ? __shfl_sync(ALL_LANES, share, (s0 + s) & 31) : 0.f;
-                v.x += weight * part[s].x, v.y += weight * part[s].y, v.z += weight * part[s].z, v.w += weight * part[s].w;
-            }
+            const float top = lane < splits ? __uint_as_float(found.x) : -INFINITY, sum = __uint_as_float(found.y);
+            const float weight = exp2_fast(top - warp_max(top));
+            share = __fdividef(weight, warp_sum(weight * sum));
         }
-        store_image<F>(image, end - begin, block, v);
+        __syncwarp();
+#pragma unroll
+        for (int s = 0; s < 5; s++) {
+            const float weight = s0 + s < splits ? __shfl_sync(ALL_LANES, share, (s0 + s) & 31) : 0.f;
+            v.x += weight * part[s].x, v.y += weight * part[s].y, v.z += weight * part[s].z, v.w += weight * part[s].w;
+        }
     }
+    store_image<F>(shared.image, end - begin, block, v);
 }
 
-// Images of `rows` rows of `k` values: a warp a block of 128, the loads of up to three blocks at a time.
-template <int F> DEVICE void images_of_rows(const float *from, int rows, int k, uint8_t *image, int bytes, uint32_t turn) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = k / IMAGE_BLOCK, all = rows * blocks;
+// Images of rows of `inter` values, `all` blocks of 128 together: a warp a block, the loads of up to three at a time.
+template <int F> DEVICE void images_of_rows(OneShared &shared, const float *from, int all, int bytes, uint32_t turn) {
+    const int thread = thread_here(), warp = thread / WARP, lane = thread & 31, k = shared.p.inter;
 #pragma unroll 1
     for (int first = warp; first < all; first += 3 * GEMV_WARPS) {
         float4 v[3];
@@ -120,16 +116,29 @@ template <int F> DEVICE void images_of_rows(const float *from, int rows, int k, 
 #pragma unroll
         for (int i = 0; i < 3; i++) {
             const int task = first + i * GEMV_WARPS;
-            if (task < all) store_image<F>(image + task / blocks * bytes, k, task % blocks, v[i]);
+            if (task >= all) break;
+            const int slot = shared.slot[task];
+            store_image<F>(shared.image + slot * bytes, k, task - slot * (k / IMAGE_BLOCK), v[i]);
         }
     }
 }
 
-// A value of the residual stream.
-DEVICE float residual(const float *x, int arrays, int width, int at) {
+// Values of the residual stream, asked for long before they are added: `count` (16 or 32) neighbours of up to three arrays, by
+// one warp, to `to`.
+DEVICE void ask_residual(uint32_t to, const float *x, int arrays, int width, int at, int count) {
+    const int lane = threadIdx.x & 31, quads = count / 4, a = lane / quads, quad = lane % quads * 4;
+    if (a < arrays)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (a * 32 + quad) * 4), "l"(x + a * width + at + quad) : "memory");
+}
+
+// This lane's value, summed over the arrays.
+DEVICE float asked_residual(const float (&from)[MAX_PARTS][32], int arrays, int at) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
     float sum = 0.f;
-#pragma unroll 1
-    for (int a = 0; a < arrays; a++) sum += __uint_as_float(peek(x + a * width + at) & ~1u);
+#pragma unroll
+    for (int a = 0; a < MAX_PARTS; a++)
+        if (a < arrays) sum += __uint_as_float(__float_as_uint(from[a][at]) & ~1u);
     return sum;
 }
 
@@ -141,10 +150,13 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
         const int position = __ldcg(p.position), kv_heads = p.kv_width / HEAD_DIM;
         const int tiles = position / TILE_TOKENS + 1;
         const int splits = min(ceil_div(tiles, GEMV_WARPS), p.split_stride);
-        const int head = blockIdx.x % kv_heads, split = blockIdx.x / kv_heads, each = ceil_div(tiles, splits);
+        // The last blocks first: they have fewer units of q, k and v, so room in their rings for keys.
+        const int share = gridDim.x - 1 - blockIdx.x;
+        const int head = share % kv_heads, split = share / kv_heads, each = ceil_div(tiles, splits);
         const int tile0 = split < splits ? min(tiles, split * each) : 0, tile1 = split < splits ? min(tiles, tile0 + each) : 0;
         const uint32_t *table = p.tables + static_cast<size_t>(__ldcg(p.token_run)) * p.table_stride;
         if (threadIdx.x == 0) {
+            shared.opened = 0, shared.per_kv = p.q_width / p.kv_width;
             shared.position = position, shared.tiles = tiles, shared.splits = splits, shared.head = head, shared.split = split;
             shared.tile0 = tile0, shared.tile1 = tile1, shared.epoch = __ldcg(&p.state->layers);
         }
@@ -152,6 +164,13 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
         for (int tile = tile0 + threadIdx.x; tile < min(tile1, tile0 + MAX_TILES); tile += GEMV_THREADS)
             shared.tile[tile - tile0] = find_tile<KV>(p, table, head, tile);
         write_program<DENSE, EXPERT, KV>(p, shared);
+        write_plans<DENSE, EXPERT>(p, shared);
+        if (threadIdx.x < GEMV_WARPS) {
+            int begin, end;
+            slice_inputs(p.q_width, p.parts, blockIdx.x % p.parts, begin, end);
+            const int query = begin / HEAD_DIM + threadIdx.x, per_kv = p.q_width / p.kv_width;
+            shared.split_row[threadIdx.x] = query / per_kv * p.split_stride * HEADS_HELD + query % per_kv;
+        }
         if (threadIdx.x < p.rotary / 2) {
             const double turn = position * p.turns[threadIdx.x];
             float sine, cosine;
@@ -168,19 +187,20 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
 
 template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, uint8_t *rings) {
     const OneParams &p = shared.p;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, grid = gridDim.x, block = blockIdx.x;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, block = blockIdx.x;
     OneStream stream;
     stream.start(shared, rings);
     wait_for_inputs();
     const bool traced = p.trace && threadIdx.x == 0;
-    long long mark = 0;
     const auto note = [&](int op, int what) {
         if (!traced) return;
+        // A meeting only holds up what depends on something behind it.
+        if (*const_cast<const volatile int *>(&shared.entries) < 0) __trap();
         const long long now = clock64();
-        shared.trace[op][what] += now - mark;
-        mark = now;
+        shared.trace[op][what] += now - shared.noted;
+        shared.noted = now;
     };
-    if (traced) mark = clock64();
+    if (traced) shared.noted = clock64();
 #pragma unroll 1
     for (int layer = 0; layer < p.layers; layer++) {
         const OneLayer &l = shared.layers[layer & 1];
@@ -192,8 +212,11 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
 #pragma unroll 1
         for (int op = QKV; op < OPS; op++) {
             const uint32_t image = shared_address(shared.image);
-            uint32_t x = image, tails = 0;
-            int first = 0, count = 0, unit = block, units = 0, step = grid, part = 0, slot0 = 0, slots = 0;
+            const OnePlan &plan = shared.plan[op];
+            const ushort2 run = shared.run[op][warp];
+            const int first = run.x, count = run.y, step = plan.step, units = plan.units, part = plan.part;
+            int unit = plan.unit;
+            uint32_t x = image, tails = p.width * 2;
             OneNorm norm;
             if (op == QKV) {
                 norm.load_weights(l.norm, p.width);
@@ -201,63 +224,58 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 norm.receive_sum<2>(before, arrays, p.width, turn ^ 1, layer ? 1 : 0, shared.scratch);
                 note(op, 0);
                 norm.store<DENSE>(shared.image, 0, p.width);
-                split_stages(p.width / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
-                units = (p.q_width + 2 * p.kv_width) / 32, tails = p.width * 2;
             } else if (op == ATTENTION) {
-                if (layer + 1 < p.layers) copy_layer(p, shared, layer + 1);
                 attend<KV>(shared, l, stream, epoch, [&] { note(op, 1); });
                 note(op, 2);
                 continue;
             } else if (op == OUTPUT) {
-                const int used = grid / p.parts * p.parts;
-                int begin, end;
-                part = block % p.parts;
-                slice_inputs(p.q_width, p.parts, part, begin, end);
-                split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
+                tails = (plan.end - plan.begin) * 2;
                 listen_together(p, ATTENTION, epoch);
                 note(op, 0);
-                if (block < used) {
-                    image_from_splits<DENSE>(shared, shared.image, begin, end, epoch);
-                    units = p.width / 32 * p.parts, step = used, tails = (end - begin) * 2;
-                }
+                if (units) image_from_splits<DENSE>(shared, plan.begin, plan.end, turn);
             } else if (op == GATE) {
-                int begin, end;
-                slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
                 norm.load_weights(l.moe_norm, p.width);
                 listen_together(p, OUTPUT, epoch);
                 norm.receive_sum<MAX_PARTS>(p.attended, p.parts, p.width, turn, 1, shared.scratch);
                 note(op, 0);
-                norm.store<BF16>(shared.gate_image, begin, end);
-                split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
+                norm.store<BF16>(shared.gate_image, plan.begin, plan.end);
                 x = shared_address(shared.gate_image);
-                units = p.experts / TILE_ROWS * GATE_PARTS;
             } else if (op == GATE_UP) {
-                split_stages(p.width / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
-                gate_up_units(p, unit, units);
-                step = 1, tails = p.width * 2;
+                if (shared.chooses) {
+                    const float bias = l.bias && threadIdx.x < p.experts ? l.bias[threadIdx.x] : 0.f;
+                    listen_together(p, GATE, epoch);
+                    choose(shared, bias, turn);
+                }
             } else {
-                const int used = grid / 2, bytes = image_bytes<INT4<EXPERT>>(p.inter), in_half = warp / EXPERT_RUNS;
-                listen_together(p, GATE_UP, epoch);
+                const int bytes = image_bytes<INT4<EXPERT>>(p.inter);
+                tails = p.inter * 2, x = image + warp / EXPERT_RUNS * bytes;
+                if (threadIdx.x == LISTENER) {
+                    listen(p, GATE_UP, epoch);
+                    *const_cast<volatile int *>(&shared.opened) = layer + 1;
+                }
+                meet();
                 note(op, 0);
-                half_slots(p.k, slot0, slots);
-                if (block / 2 < used && slots > 0)
-                    images_of_rows<EXPERT>(p.acted + static_cast<size_t>(slot0) * p.inter, slots, p.inter, shared.image, bytes, turn);
-                if (in_half < slots) split_stages(p.inter / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
-                unit = block / 2, step = used, units = block / 2 < used ? p.width / TILE_ROWS : 0;
-                x = image + in_half * bytes, tails = p.inter * 2;
+                if (units && plan.slots > 0)
+                    images_of_rows<EXPERT>(shared, p.acted + static_cast<size_t>(plan.first_slot) * p.inter, plan.slots * (p.inter / 128), bytes, turn);
             }
             meet();
             note(op, 1);
+            if (op == GATE_UP) {
+                if (layer + 1 < p.layers) copy_layer(p, shared, layer + 1);
+                if (warp == 0 && shared.chooses) weigh_experts(shared);
+            }
 
+            bool announced = false;
             // A few units one after the other, then a warp finishes each.
 #pragma unroll 1
             while (unit < units) {
                 const int mine = unit + warp * step, tile = lane / TILE_ROWS, row = lane % TILE_ROWS;
                 const bool finishes = warp < MAX_UNITS && mine < units;
                 // The residual, on its way during the products; it was there for the norms.
-                float sum = 0.f;
-                if (finishes && op == OUTPUT && part == 0) sum = residual(before, arrays, p.width, mine / p.parts * 32 + lane);
-                if (finishes && op == DOWN && !(block & 1)) sum = residual(p.attended, p.parts, p.width, mine * TILE_ROWS + row);
+                const bool adds = finishes && part == 0 && (op == OUTPUT || op == DOWN);
+                const uint32_t residual = shared_address(shared.residual[warp % MAX_UNITS]);
+                if (adds && op == OUTPUT) ask_residual(residual, before, arrays, p.width, mine * 32, 32);
+                if (adds && op == DOWN) ask_residual(residual, p.attended, p.parts, p.width, mine * TILE_ROWS, TILE_ROWS);
 #pragma unroll 1
                 for (int held = 0; held < MAX_UNITS && unit < units; held++, unit += step) {
                     float acc[1][4] = {};
@@ -277,9 +295,11 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                     store_sums(shared.partial[held], warp, lane, acc);
                 }
                 meet();
+                if (threadIdx.x == 0 && unit >= units) announce(p, op), announced = true;
                 note(op, 2);
                 if (finishes) {
                     const float *partial = shared.partial[warp];
+                    float sum = adds ? asked_residual(shared.residual[warp], op == OUTPUT ? arrays : p.parts, op == OUTPUT ? lane : row) : 0.f;
                     const float factor = op != OUTPUT && op != DOWN ? norm_factor(shared.scratch, p.width, p.eps) : 1.f;
                     if (op == QKV) {
                         const float v = factor * sum_runs<DENSE_RUNS>(partial, tile, row);
@@ -288,27 +308,26 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                         if (lane == 0) publish(p.squares + mine, squares, turn);
                     } else if (op == OUTPUT) {
                         sum += sum_runs<DENSE_RUNS>(partial, tile, row);
-                        publish(p.attended + part * p.width + mine / p.parts * 32 + lane, sum, turn);
+                        publish(p.attended + part * p.width + mine * 32 + lane, sum, turn);
                     } else if (op == GATE) {
                         if (lane < TILE_ROWS)
                             publish(p.logits + mine % GATE_PARTS * p.experts + mine / GATE_PARTS * TILE_ROWS + row,
                                     factor * sum_runs<GEMV_WARPS>(partial, 0, row), turn);
                     } else if (op == GATE_UP) {
-                        const int per_expert = p.inter / 32;
                         const float gate = factor * sum_runs<EXPERT_RUNS>(partial, tile, row);
                         const float up = factor * sum_runs<EXPERT_RUNS>(partial, 2 + tile, row);
-                        publish(p.acted + mine / per_expert * p.inter + mine % per_expert * 32 + lane, __fdividef(gate, 1.f + __expf(-gate)) * up, turn);
+                        publish(p.acted + mine * 32 + lane, __fdividef(gate, 1.f + __expf(-gate)) * up, turn);
                     } else if (lane < TILE_ROWS) {
 #pragma unroll 1
-                        for (int j = 0; j < slots; j++) sum += shared.weights[slot0 + j] * sum_runs<EXPERT_RUNS>(partial, j, row);
-                        const int at = (block & 1) * p.width + mine * TILE_ROWS + row;
+                        for (int j = 0; j < plan.slots; j++) sum += shared.weights[plan.first_slot + j] * sum_runs<EXPERT_RUNS>(partial, j, row);
+                        const int at = part * p.width + mine * TILE_ROWS + row;
                         publish(p.after + at, sum, turn);
                         if (layer + 1 == p.layers) p.result[at] = sum;
                     }
                 }
                 if (unit < units) meet();  // the sums' places are free again
             }
-            if (threadIdx.x == 0) announce(p, op);
+            if (threadIdx.x == 0 && !announced) announce(p, op);
             // The experts' input, while the choice is made.
             if (op == GATE) norm.store<EXPERT>(shared.image, 0, p.width);
             note(op, 3);
@@ -330,11 +349,12 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
     if (threadIdx.x < GEMV_THREADS)
         compute<DENSE, EXPERT, KV>(shared, rings);
     else
-        feed<KV>(shared, rings);
+        feed<DENSE, EXPERT, KV>(shared, rings);
 }
 
+
 #define ONE(NAME, DENSE, EXPERT, KV_NAME, KV)                                                                          \
-    extern "C" __global__ void __launch_bounds__(ONE_THREADS, 1)                                                      \
+    extern "C" __global__ void __launch_bounds__(ONE_THREADS, 1)                                                  \
         decode_one_##NAME##_##KV_NAME(const __grid_constant__ OneParams p) { decode_one<DENSE, EXPERT, KV>(p); }
 
 ONE(int4_g128_int4_g128, INT4_G128, INT4_G128, bf16, KV_BF16)

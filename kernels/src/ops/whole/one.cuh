@@ -12,8 +12,6 @@ constexpr int HEAD_DIM = 128, HEADS_HELD = 8, ONE_TOP_K = 8, HALF_SLOTS = 4, EXP
 // Tiles of a block's share of the context: the host knows the longest context.
 constexpr int MAX_TILES = 1024;
 constexpr int MAX_ENTRIES = 32, MAX_PARTS = 3;
-// Floats from one head's values to the next in shared memory: the lanes of a warp meet all banks.
-constexpr int MERGED_STRIDE = HEAD_DIM + 4;
 // Units whose sums wait for each other: a warp each to finish them.
 constexpr int MAX_UNITS = 4;
 // The second-level cache's policy for data that is read once (as `createpolicy` makes it).
@@ -88,37 +86,68 @@ struct alignas(8) OneEntry {
 enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES };
 constexpr int ENTRY_SLOT = 16;
 
+// What a block does in an op, the same in every layer.
+struct alignas(16) OnePlan {
+    int unit, units, step;  // its units: from `unit` below `units`, one every `step`
+    int part;               // of the output projection's inputs, or the half of the slots
+    int begin, end;         // inputs
+    int first_slot, slots;  // of `down`
+};
+
+// The thread's index, not known to be the same in every layer: what follows from it is made where it is needed and does not
+// occupy a register for the whole step.
+DEVICE int thread_here() {
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
 struct OneShared {
     union {
-        uint8_t image[24576];                                    // the op's input
-        float merged[GEMV_WARPS / 2][HEADS_HELD][MERGED_STRIDE];  // attention: results of half of the warps
-        float query[HEADS_HELD][HEAD_DIM];
+        uint8_t image[24576];                  // the op's input
+        struct {                               // attention: of up to 16 tiles
+            uint4 likely[GEMV_WARPS][WARP];    // probabilities against the tile's own maximum, as operands
+            float4 rest[HEAD_DIM / 16][WARP];  // what the upper warps' tiles add
+        } round;
     };
     uint8_t gate_image[2048];
     float partial[MAX_UNITS][GEMV_WARPS * TILE_ROWS];  // of units: [warp][row]
-    uint4 operands[HEAD_DIM / 16][WARP];       // the query as operands of the products with the keys
-    float2 turn[HEAD_DIM / 2];                 // cosine and sine of the pair at the token's position
-    float key[HEAD_DIM], value[HEAD_DIM];
-    float maximum[GEMV_WARPS / 2][HEADS_HELD], sum[GEMV_WARPS / 2][HEADS_HELD];
-    uint32_t tile[MAX_TILES];      // where the block's tiles lie in a layer's keys, in units of 16 bytes
+    float residual[MAX_UNITS][MAX_PARTS][32];          // of the units' outputs, as a sum
+    uint4 operands[HEAD_DIM / 16][WARP];               // the query as operands of the products with the keys
+    alignas(16) float2 turn[HEAD_DIM / 2];             // cosine and sine of the pair at the token's position
+    alignas(16) float key[HEAD_DIM], value[HEAD_DIM];
+    float maximum[GEMV_WARPS][HEADS_HELD], sum[GEMV_WARPS][HEADS_HELD];
+    uint32_t values[GEMV_WARPS];     // where the warps' tiles of values are in their rings
+    uint32_t tile[MAX_TILES];        // where the block's tiles lie in a layer's keys, in units of 16 bytes
     OneEntry program[GEMV_WARPS][MAX_ENTRIES];
+    OnePlan plan[OPS];
+    ushort2 run[OPS][GEMV_WARPS];    // of a warp's tiles: first stage, and how many
+    uint8_t slot[96];                // of a block of 128 of `down`'s inputs, counted over the half's slots
     OneLayer layers[2];              // by the layer's last bit
     OneParams p;
     uint64_t full[GEMV_WARPS][COPIES], empty[GEMV_WARPS][COPIES];
     uint16_t held[GEMV_WARPS][COPIES];  // bytes of the ring that a copy holds
-    const uint8_t *feeding[8];          // the streams of the layer that is being asked for
+    const uint8_t *feeding[2][8];       // the streams of the layers that are being asked for, by the last bit
     unsigned long long trace[OPS][TRACED];
+    long long noted;                    // when the trace was written last
     alignas(16) float scratch[GEMV_WARPS];
+    alignas(16) uint32_t best[ONE_TOP_K * MAX_EXPERTS / WARP];  // keys of the choice: the best of each 32 experts
+    int best_id[ONE_TOP_K * MAX_EXPERTS / WARP];
+    float scores[MAX_EXPERTS];
     float weights[ONE_TOP_K];       // of the chosen experts
     int ids[ONE_TOP_K];
     unsigned epoch;                 // layers computed before this step
-    int entries;                    // of a layer's program
+    int entries, first_down;        // of a layer's program, and where `down` begins in it
+    int opened;                     // layers of this step whose gate and up are done everywhere
+    int chooses;                    // whether the block reads experts at all
     int position;
     int tiles, splits;              // of one head's context: tiles of 16 tokens, and over how many blocks
     int head, split, tile0, tile1;  // this block's
+    int per_kv;                     // query heads of a kv head
+    int split_row[GEMV_WARPS];      // where the splits of a warp's head begin, for the output projection
 };
 
-static_assert(sizeof(OneShared) <= 59392, "`cuda.rs` asks for so much behind the rings");
+static_assert(sizeof(OneShared) <= 53248, "`cuda.rs` asks for so much behind the rings");
 
 // The inputs [begin, end) of one part, in whole blocks of 128.
 DEVICE void slice_inputs(int inputs, int parts, int part, int &begin, int &end) {
@@ -212,5 +241,46 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
         entry.offset += static_cast<uint32_t>(p.down_offset / 16);
     }
     if (lane < entries) shared.program[warp][lane] = entry;
-    if (threadIdx.x == 0) shared.entries = entries;
+    if (threadIdx.x == 0)
+        shared.entries = entries, shared.first_down = entries - counts[DOWN], shared.chooses = counts[GATE_UP] + counts[DOWN] > 0;
+}
+
+// The ops' plans; by thread: an op, and an op and a warp.
+template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, OneShared &shared) {
+    const int grid = gridDim.x, block = blockIdx.x;
+    if (threadIdx.x < OPS) {
+        const int op = threadIdx.x, used = grid / p.parts * p.parts;
+        OnePlan plan{};
+        plan.step = grid, plan.unit = block, plan.end = p.width;
+        if (op == QKV) plan.units = (p.q_width + 2 * p.kv_width) / 32;
+        if (op == OUTPUT) {
+            plan.part = block % p.parts, plan.unit = block / p.parts, plan.step = used / p.parts;
+            plan.units = block < used ? p.width / 32 : 0;
+            slice_inputs(p.q_width, p.parts, plan.part, plan.begin, plan.end);
+        }
+        if (op == GATE) {
+            plan.units = p.experts / TILE_ROWS * GATE_PARTS;
+            slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, plan.begin, plan.end);
+        }
+        if (op == GATE_UP) gate_up_units(p, plan.unit, plan.units), plan.step = 1;
+        if (op == DOWN) {
+            plan.part = block & 1, plan.unit = block / 2, plan.step = grid / 2;
+            plan.units = block / 2 < grid / 2 ? p.width / TILE_ROWS : 0;
+            half_slots(p.k, plan.first_slot, plan.slots);
+        }
+        shared.plan[op] = plan;
+    }
+    if (threadIdx.x < OPS * GEMV_WARPS) {
+        const int op = threadIdx.x / GEMV_WARPS, warp = threadIdx.x % GEMV_WARPS;
+        int begin = 0, end = p.width, first = 0, count = 0, slot0, slots;
+        if (op == OUTPUT) slice_inputs(p.q_width, p.parts, block % p.parts, begin, end);
+        if (op == GATE) slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
+        half_slots(p.k, slot0, slots);
+        if (op == QKV || op == OUTPUT) split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
+        if (op == GATE) split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
+        if (op == GATE_UP) split_stages(p.width / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        if (op == DOWN && warp / EXPERT_RUNS < slots) split_stages(p.inter / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        shared.run[op][warp] = make_ushort2(first, count);
+    }
+    if (threadIdx.x < sizeof(shared.slot)) shared.slot[threadIdx.x] = threadIdx.x / (p.inter / 128);
 }

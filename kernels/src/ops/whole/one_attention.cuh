@@ -22,113 +22,106 @@ DEVICE void copy_layer(const OneParams &p, OneShared &shared, int layer) {
     }
 }
 
-// The pair of dims that thread `j` of 64 normalises and rotates: the two of a rotation, or two neighbours behind them.
-DEVICE void pair_of(int j, int rotary, int &a, int &b) {
-    const int half = rotary / 2;
-    a = j < half ? j : rotary + 2 * (j - half);
-    b = j < half ? j + half : a + 1;
-}
+// Two pairs of neighbouring values that a lane normalises and rotates: v = factor * (own * x + other * x of the rotation's
+// other half). Pairs lie in one half of a rotation: the host sees to it.
+struct Rotated {
+    int at[2], with[2];
+    float2 own[2], other[2];
 
-DEVICE float2 turned(const OneShared &shared, int j, float a, float b) {
-    if (j >= shared.p.rotary / 2) return make_float2(a, b);
-    const float2 turn = shared.turn[j];
-    return make_float2(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
-}
-
-// The norms' weights of the thread's values.
-struct QueryWeights {
-    float qa, qb, ka, kb;
-
-    __device__ __forceinline__ void load(const OneShared &shared, const OneLayer &l) {
-        const OneParams &p = shared.p;
-        const int per_kv = p.q_width / p.kv_width, h = threadIdx.x / 64;
-        int a, b;
-        pair_of(threadIdx.x % 64, p.rotary, a, b);
-        qa = qb = ka = kb = 1.f;
-        if (!l.q_norm) return;
-        const float *q = l.q_norm + (shared.head * per_kv + h) * HEAD_DIM, *k = l.k_norm + shared.head * HEAD_DIM;
-        if (h < per_kv) qa = __ldg(q + a), qb = __ldg(q + b);
-        if (h == 0) ka = __ldg(k + a), kb = __ldg(k + b);
+    // `weight`: the norm's, or null.
+    __device__ __forceinline__ void prepare(const OneShared &shared, int first, int second, const float *weight, bool turns) {
+        const int rotary = turns ? shared.p.rotary : 0, half = rotary / 2;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int d = i ? second : first;
+            const bool lower = d < half, inside = d < rotary;
+            at[i] = d, with[i] = lower ? d + half : inside ? d - half : d;
+            float4 turn = make_float4(1.f, 0.f, 1.f, 0.f);
+            if (inside) turn = *reinterpret_cast<const float4 *>(&shared.turn[lower ? d : d - half]);
+            own[i] = make_float2(turn.x, turn.z), other[i] = lower ? make_float2(-turn.y, -turn.w) : make_float2(turn.y, turn.w);
+            if (!weight) continue;
+            const float2 mine = __ldg(reinterpret_cast<const float2 *>(weight + d)), its = __ldg(reinterpret_cast<const float2 *>(weight + with[i]));
+            own[i].x *= mine.x, own[i].y *= mine.y, other[i].x *= its.x, other[i].y *= its.y;
+        }
     }
 };
 
-// Query (as operands), and the token's own key and value where the block's share ends with it.
+// Query (as operands) by eight warps, and the token's own key and value, where the block's share ends with it, by one each.
 template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l, unsigned epoch, bool newest) {
     const OneParams &p = shared.p;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x / WARP, per_kv = p.q_width / p.kv_width;
-    const int h = threadIdx.x / 64, j = threadIdx.x % 64, head0 = shared.head * per_kv;
-    int a, b;
-    pair_of(j, p.rotary, a, b);
-    QueryWeights weights;
-    weights.load(shared, l);
-    listen_together(p, QKV, epoch);
-    const uint32_t turn = epoch & 1;
-    // Queries a, b; keys a, b; the value of the thread; and the sums of squares of four units at a time, those of the queries,
-    // then of the keys, the whole by each warp. As in `receive`, what a thread does not need is read twice.
-    const int of_q = p.q_width / 128, all = of_q + p.kv_width / 128;
-    const float *q0 = p.projection + (head0 + (h < per_kv ? h : 0)) * HEAD_DIM;
-    const float *k = p.projection + p.q_width + shared.head * HEAD_DIM;
-    const float *k0 = newest && threadIdx.x < 64 ? k : q0;
-    const float *v0 = newest && threadIdx.x < HEAD_DIM ? k + p.kv_width + threadIdx.x : q0;
-    uint32_t got[5];
-    uint4 squares[2];
-    while (true) {
-        got[0] = peek(q0 + a), got[1] = peek(q0 + b), got[2] = peek(k0 + a), got[3] = peek(k0 + b), got[4] = peek(v0);
-#pragma unroll
-        for (int i = 0; i < 2; i++) squares[i] = peek_quad(p.squares + (lane + i * WARP < all ? lane + i * WARP : 0) * 4);
-        uint32_t wrong = 0;
-#pragma unroll
-        for (int i = 0; i < 5; i++) wrong |= got[i] ^= turn;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            squares[i] = turned_quad(squares[i], turn);
-            wrong |= squares[i].x | squares[i].y | squares[i].z | squares[i].w;
-        }
-        if (!(wrong & 1)) break;
+    const int thread = thread_here(), lane = thread & 31, warp = thread / WARP, per_kv = shared.per_kv, head = lane >> 2;
+    constexpr int KEY_WARP = HEAD_DIM / 16, VALUE_WARP = KEY_WARP + 1;
+    const bool query = warp < KEY_WARP, takes_part = query || (newest && warp <= VALUE_WARP);
+    Rotated rotated;
+    const float *from = p.projection;
+    if (takes_part) {
+        const int q_head = shared.head * per_kv + min(head, per_kv - 1);
+        const float *weight = nullptr;
+        if (l.q_norm && warp != VALUE_WARP) weight = query ? l.q_norm + q_head * HEAD_DIM : l.k_norm + shared.head * HEAD_DIM;
+        from += query ? q_head * HEAD_DIM : p.q_width + shared.head * HEAD_DIM + (warp == VALUE_WARP ? p.kv_width : 0);
+        rotated.prepare(shared, query ? query_dim<KV>(warp, 0, lane & 3) : 4 * lane, query ? query_dim<KV>(warp, 1, lane & 3) : 4 * lane + 2, weight,
+                        warp != VALUE_WARP);
     }
-    float q_squares = 1.f, k_squares = 1.f;
-    if (l.q_norm) {
-        q_squares = k_squares = 0.f;
-        const auto add = [&](int quad, float4 v) {
-            const float sum = (v.x + v.y) + (v.z + v.w);
-            (quad < of_q ? q_squares : k_squares) += sum;
-        };
-        if (lane < all) add(lane, as_floats(squares[0]));
-        if (lane + WARP < all) add(lane + WARP, as_floats(squares[1]));
-#pragma unroll 1
-        for (int quad = lane + 2 * WARP; quad < all; quad += WARP) {
-            float4 v[1];
-            receive(v, p.squares, turn, 1, [&](int) { return quad * 4; });
-            add(quad, v[0]);
+    listen_together(p, QKV, epoch);
+    if (takes_part) {
+        // The values, and the sums of squares of four units at a time: those of the queries, then of the keys.
+        const uint32_t turn = epoch & 1;
+        const int of_q = p.q_width / 128, all = of_q + p.kv_width / 128;
+        uint2 x[2], y[2];
+        uint4 squares[2];
+        while (true) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) x[i] = peek_pair(from + rotated.at[i]), y[i] = peek_pair(from + rotated.with[i]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) squares[i] = peek_quad(p.squares + (lane + i * WARP < all ? lane + i * WARP : 0) * 4);
+            uint32_t wrong = 0;
+#pragma unroll
+            for (int i = 0; i < 2; i++) wrong |= (x[i].x ^= turn) | (x[i].y ^= turn) | (y[i].x ^= turn) | (y[i].y ^= turn);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                squares[i] = turned_quad(squares[i], turn);
+                wrong |= squares[i].x | squares[i].y | squares[i].z | squares[i].w;
+            }
+            if (!(wrong & 1)) break;
         }
         __syncwarp();
-        q_squares = rsqrtf(__fdividef(warp_sum(q_squares), p.q_width) + p.eps);
-        k_squares = rsqrtf(__fdividef(warp_sum(k_squares), p.kv_width) + p.eps);
-    }
-    const float qa = h < per_kv ? __uint_as_float(got[0]) : 0.f, qb = h < per_kv ? __uint_as_float(got[1]) : 0.f, ka = __uint_as_float(got[2]), kb = __uint_as_float(got[3]);
-    const float fresh = __uint_as_float(got[4]);
-    const float2 q = turned(shared, j, qa * q_squares * weights.qa * p.scale, qb * q_squares * weights.qb * p.scale);
-    shared.query[h][a] = q.x, shared.query[h][b] = q.y;
-    if (newest && threadIdx.x < 64) {
-        const float2 key = turned(shared, j, ka * k_squares * weights.ka, kb * k_squares * weights.kb);
-        shared.key[a] = key.x, shared.key[b] = key.y;
-    }
-    if (newest && threadIdx.x < HEAD_DIM) shared.value[threadIdx.x] = fresh;
-    meet();
-    if (warp < HEAD_DIM / 16) {
-        uint32_t part[4];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float2 v = *reinterpret_cast<const float2 *>(shared.query[lane >> 2] + query_dim<KV>(warp, half, lane & 3));
-            split_kv<KV>(v.x, v.y, part[2 * half], part[2 * half + 1]);
+        float factor = 1.f;
+        if (l.q_norm && warp != VALUE_WARP) {
+            float sum = 0.f;
+            const auto add = [&](int quad, float4 v) {
+                if (quad < all && (quad < of_q) == query) sum += (v.x + v.y) + (v.z + v.w);
+            };
+            add(lane, as_floats(squares[0])), add(lane + WARP, as_floats(squares[1]));
+#pragma unroll 1
+            for (int quad = lane + 2 * WARP; quad < all; quad += WARP) {
+                float4 v[1];
+                receive(v, p.squares, turn, 1, [&](int) { return quad * 4; });
+                add(quad, v[0]);
+            }
+            __syncwarp();
+            factor = rsqrtf(__fdividef(warp_sum(sum), query ? p.q_width : p.kv_width) + p.eps);
         }
-        shared.operands[warp][lane] = make_uint4(part[0], part[1], part[2], part[3]);
-    } else if (newest && threadIdx.x >= GEMV_THREADS - HEAD_DIM / 2) {
-        const int d = (threadIdx.x - (GEMV_THREADS - HEAD_DIM / 2)) * 2, tile = shared.tiles - 1;
-        const int row = shared.position % TILE_TOKENS;
-        const size_t place = static_cast<size_t>(shared.tile[tile - shared.tile0]) * 16;
-        store_pair<KV, HEAD_DIM>(l.stream[STREAM_KEYS] + place, row, d, shared.key[d], shared.key[d + 1]);
-        store_pair<KV, HEAD_DIM>(l.stream[STREAM_VALUES] + place, row, d, shared.value[d], shared.value[d + 1]);
+        if (query) factor = head < per_kv ? factor * p.scale : 0.f;
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            v[2 * i] = factor * (rotated.own[i].x * __uint_as_float(x[i].x) + rotated.other[i].x * __uint_as_float(y[i].x));
+            v[2 * i + 1] = factor * (rotated.own[i].y * __uint_as_float(x[i].y) + rotated.other[i].y * __uint_as_float(y[i].y));
+        }
+        if (query) {
+            uint32_t part[4];
+            split_kv<KV>(v[0], v[1], part[0], part[1]);
+            split_kv<KV>(v[2], v[3], part[2], part[3]);
+            shared.operands[warp][lane] = make_uint4(part[0], part[1], part[2], part[3]);
+        } else {
+            const bool is_key = warp == KEY_WARP;
+            *reinterpret_cast<float4 *>((is_key ? shared.key : shared.value) + 4 * lane) = make_float4(v[0], v[1], v[2], v[3]);
+            const size_t place = static_cast<size_t>(shared.tile[shared.tiles - 1 - shared.tile0]) * 16;
+            uint8_t *tile = l.stream[is_key ? STREAM_KEYS : STREAM_VALUES] + place;
+            const int row = shared.position % TILE_TOKENS;
+            store_pair<KV, HEAD_DIM>(tile, row, 4 * lane, v[0], v[1]);
+            store_pair<KV, HEAD_DIM>(tile, row, 4 * lane + 2, v[2], v[3]);
+        }
     }
     meet();
 }
@@ -142,9 +135,9 @@ template <int KV, int CHUNK> DEVICE void patch_row(uint32_t slot, const float *f
 
 // Rows behind the newest one hold anything and must not spoil the sum.
 DEVICE void clear_rows(uint32_t slot, int first, int lane) {
-    uint32_t *tile = static_cast<uint32_t *>(__cvta_shared_to_generic(slot));
+    uint4 *tile = static_cast<uint4 *>(__cvta_shared_to_generic(slot));
 #pragma unroll 1
-    for (int i = first * 32 + lane; i < TILE_TOKENS * 32; i += WARP) tile[i] = 0;
+    for (int i = first * 8 + lane; i < TILE_TOKENS * 8; i += WARP) tile[i] = make_uint4(0, 0, 0, 0);
 }
 
 // Scores of a tile's 16 tokens (rows) and 8 heads (columns), of the query's two parts.
@@ -218,10 +211,91 @@ DEVICE void leave_nothing(const OneShared &shared, uint32_t turn) {
     if (threadIdx.x < 2 * HEADS_HELD) publish(&p.partial_sums[first].x + threadIdx.x, 0.f, turn);
 }
 
-// `prepared` is called between the query and the products. Ends with a meeting: others write where it read.
+// acc = 16 dims (rows) from `unit` on times the heads' probabilities. BF16: a lane has the dims row and row + 8; FP8: 2 row
+// and 2 row + 1.
+template <int KV> DEVICE void weigh_unit(uint32_t tile, int unit, int lane, const uint4 &p, float (&acc)[4]) {
+    constexpr int ROW = HEAD_DIM * KV_BYTES<KV>;
+    const int matrix = lane / 8, row = lane % 8;
+    uint32_t b[4];
+    if constexpr (KV == KV_BF16) {
+        load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, (2 * unit + matrix / 2) * 16));
+        const uint32_t v[4] = {b[0], b[2], b[1], b[3]};
+        mma_kv<KV>(acc, v, p.x, p.y);
+        mma_kv<KV>(acc, v, p.z, p.w);
+    } else {
+        load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, unit * 16));
+        const auto pair = [](uint32_t v) { return fp8_pair_to_f16<KV>(static_cast<uint16_t>(v)); };
+        const uint32_t v[4] = {pair(__byte_perm(b[0], 0, 0x20)), pair(__byte_perm(b[0], 0, 0x31)), pair(__byte_perm(b[1], 0, 0x20)),
+                               pair(__byte_perm(b[1], 0, 0x31))};
+        mma_kv<KV>(acc, v, p.x, p.y);
+        mma_kv<KV>(acc, v, p.z, p.w);
+    }
+}
+
+// A warp's tile: leaves probabilities, maximum and sum of its tokens, and where the values are. Returns whether something was
+// written into the values, so that a fence must stand before the next copy to their place.
+template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, int tile, int lane, int warp) {
+    constexpr int SLOTS = HEAD_DIM * KV_BYTES<KV> / 128, CHUNK = HEAD_DIM / SLOTS;
+    const int row = lane >> 2, t = lane & 3;
+    const int valid = shared.position + 1 - tile * TILE_TOKENS;  // rows of the tile, 16 or more: all
+    const bool last = tile == shared.tiles - 1;  // its newest row comes from here
+    uint32_t place = stream.front(KEY_BYTES<KV>);  // chunks of 128 bytes a token lie one behind the other
+    if (last) {
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++)
+            patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.key + i * CHUNK, valid - 1, lane);
+        __syncwarp();
+    }
+    float high[4] = {}, low[4] = {};
+    score_tile<KV>(place, lane, shared.operands, high, low);
+    // The place must be free before the values are waited for: their copy may need it.
+    if (last) fence_async_proxy();
+    stream.pop(KEY_BYTES<KV>);
+    float s[4], sum[2], maximum[2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        s[i] = high[i] + low[i];
+        if (row + i / 2 * 8 >= valid) s[i] = -INFINITY;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float top = fmaxf(s[h], s[2 + h]);
+#pragma unroll
+        for (int offset = 4; offset < WARP; offset *= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, offset));
+        maximum[h] = top;
+        s[h] = exp2_fast(s[h] - top), s[2 + h] = exp2_fast(s[2 + h] - top);
+        sum[h] = s[h] + s[2 + h];
+    }
+    uint32_t part[4];  // probabilities of tokens 0 to 7, 8 to 15: high parts, low parts
+    split_kv<KV>(s[0], s[1], part[0], part[2]);
+    split_kv<KV>(s[2], s[3], part[1], part[3]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(part[i]));
+    shared.round.likely[warp][lane] = make_uint4(part[0], part[1], part[2], part[3]);
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int offset = 4; offset < WARP; offset *= 2) sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], offset);
+    if (row == 0) {
+        *reinterpret_cast<float2 *>(&shared.maximum[warp][2 * t]) = make_float2(maximum[0], maximum[1]);
+        *reinterpret_cast<float2 *>(&shared.sum[warp][2 * t]) = make_float2(sum[0], sum[1]);
+    }
+    place = stream.front(KEY_BYTES<KV>);
+    if (lane == 0) shared.values[warp] = place;
+    if (last) {
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++) {
+            patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.value + i * CHUNK, valid - 1, lane);
+            clear_rows(place + i * (KEY_BYTES<KV> / SLOTS), valid, lane);
+        }
+    }
+    return last;
+}
+
+// Sixteen tiles at a time: a warp scores one of them, then weighs 16 dims of the values of eight. `prepared` is called between
+// the query and the products.
 template <int KV, class Prepared>
 DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsigned epoch, const Prepared &prepared) {
-    constexpr int SLOTS = HEAD_DIM * KV_BYTES<KV> / 128, CHUNK = HEAD_DIM / SLOTS;
     const OneParams &p = shared.p;
     const uint32_t turn = epoch & 1;
     if (shared.split >= shared.splits) {
@@ -229,135 +303,78 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
         if (threadIdx.x == 0) announce(p, ATTENTION);
         return;
     }
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3;
-    const int position = shared.position, held = p.q_width / p.kv_width;
-    prepare_query<KV>(shared, l, epoch, shared.tile1 == shared.tiles && shared.tile0 < shared.tile1);
+    const int thread = thread_here(), warp = thread / WARP, lane = thread & 31, row = lane >> 2, t = lane & 3;
+    constexpr int UNITS = HEAD_DIM / 16;
+    const int unit = warp % UNITS, half = warp / UNITS, tile0 = shared.tile0, tile1 = shared.tile1;
+    prepare_query<KV>(shared, l, epoch, tile1 == shared.tiles && tile0 < tile1);
     prepared();
 
     // Tokens, then dims, are the rows of the products, heads their columns: 8, in two parts that add up. A lane has the heads
     // 2t and 2t + 1.
-    float out[HEAD_DIM / 16][4] = {};
-    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float acc[4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
 #pragma unroll 1
-    for (int tile = shared.tile0 + warp; tile < shared.tile1; tile += GEMV_WARPS) {
-        const int valid = position + 1 - tile * TILE_TOKENS;  // rows of the tile, 16 or more: all
-        const bool last = tile == shared.tiles - 1;  // its newest row comes from here
-        uint32_t place = stream.front(KEY_BYTES<KV>);  // chunks of 128 bytes a token lie one behind the other
-        if (last) {
-#pragma unroll
-            for (int i = 0; i < SLOTS; i++)
-                patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.key + i * CHUNK, valid - 1, lane);
-            fence_async_proxy();
-            __syncwarp();
-        }
-        float high[4] = {}, low[4] = {};
-        score_tile<KV>(place, lane, shared.operands, high, low);
-        stream.pop(KEY_BYTES<KV>);
-        float s[4], keep[2];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            s[i] = high[i] + low[i];
-            if (row + i / 2 * 8 >= valid) s[i] = -INFINITY;
-        }
+    for (int base = tile0; base < tile1; base += GEMV_WARPS) {
+        const int count = min(GEMV_WARPS, tile1 - base);
+        bool written = false;
+        if (warp < count)
+            written = score_one<KV>(shared, stream, base + warp, lane, warp);
+        else if (lane < HEADS_HELD)
+            shared.maximum[warp][lane] = -INFINITY, shared.sum[warp][lane] = 0.f;
+        meet();
+        const float2 m0 = *reinterpret_cast<const float2 *>(&shared.maximum[row][2 * t]);
+        const float2 m1 = *reinterpret_cast<const float2 *>(&shared.maximum[row + 8][2 * t]);
+        const float2 s0 = *reinterpret_cast<const float2 *>(&shared.sum[row][2 * t]);
+        const float2 s1 = *reinterpret_cast<const float2 *>(&shared.sum[row + 8][2 * t]);
+        float best[2] = {fmaxf(m0.x, m1.x), fmaxf(m0.y, m1.y)}, keep[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float top = fmaxf(maximum[h], fmaxf(s[h], s[2 + h]));
 #pragma unroll
-            for (int offset = 4; offset < WARP; offset *= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, offset));
-            keep[h] = exp2_fast(maximum[h] - top);
-            maximum[h] = top;
-            s[h] = exp2_fast(s[h] - top), s[2 + h] = exp2_fast(s[2 + h] - top);
-            sum[h] = sum[h] * keep[h] + (s[h] + s[2 + h]);
+            for (int offset = 4; offset < WARP; offset *= 2) best[h] = fmaxf(best[h], __shfl_xor_sync(ALL_LANES, best[h], offset));
+            best[h] = fmaxf(best[h], top[h]);
+            keep[h] = exp2_fast(top[h] - best[h]);
+            top[h] = best[h];
         }
-        if (tile >= shared.tile0 + GEMV_WARPS) {
-#pragma unroll
-            for (int n = 0; n < HEAD_DIM / 16; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) out[n][e] *= keep[e % 2];
+        // Of the tiles `row` and `row` + 8: by how much their maxima are below the common one.
+        const float2 f0 = make_float2(exp2_fast(m0.x - best[0]), exp2_fast(m0.y - best[1]));
+        const float2 f1 = make_float2(exp2_fast(m1.x - best[0]), exp2_fast(m1.y - best[1]));
+        total[0] = total[0] * keep[0] + (f0.x * s0.x + f1.x * s1.x);
+        total[1] = total[1] * keep[1] + (f0.y * s0.y + f1.y * s1.y);
+        const float fx = half ? f1.x : f0.x, fy = half ? f1.y : f0.y;
+        acc[0] *= keep[0], acc[1] *= keep[1], acc[2] *= keep[0], acc[3] *= keep[1];
+        const int mine = min(count - half * UNITS, UNITS);
+#pragma unroll 2
+        for (int j = 0; j < mine; j++) {
+            const int other = half * UNITS + j;
+            float part[4] = {};
+            weigh_unit<KV>(shared.values[other], unit, lane, shared.round.likely[other][lane], part);
+            const float x = __shfl_sync(ALL_LANES, fx, j * 4 + t), y = __shfl_sync(ALL_LANES, fy, j * 4 + t);
+            acc[0] += x * part[0], acc[1] += y * part[1], acc[2] += x * part[2], acc[3] += y * part[3];
         }
-        uint32_t part[4];  // probabilities of tokens 0 to 7, 8 to 15: high parts, low parts
-        split_kv<KV>(s[0], s[1], part[0], part[2]);
-        split_kv<KV>(s[2], s[3], part[1], part[3]);
-#pragma unroll
-        for (int i = 0; i < 4; i++) asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(part[i]));
-        place = stream.front(KEY_BYTES<KV>);
-        if (last) {
-#pragma unroll
-            for (int i = 0; i < SLOTS; i++) {
-                patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.value + i * CHUNK, valid - 1, lane);
-                clear_rows(place + i * (KEY_BYTES<KV> / SLOTS), valid, lane);
-            }
-            fence_async_proxy();
-            __syncwarp();
-        }
-        weigh_tile<KV>(place, lane, part, out);
-        stream.pop(KEY_BYTES<KV>);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-        for (int offset = 4; offset < WARP; offset *= 2) sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], offset);
-
-    // The upper warps' results join the lower ones', these the block's, always in this order.
-    constexpr int HALF = GEMV_WARPS / 2;
-    const int at = warp % HALF;
-    float *mine = &shared.merged[at][2 * t][0];
-    const auto dim = [&](int n, int half) { return n * 16 + (KV == KV_BF16 ? row + 8 * half : 2 * row + half); };
-    const auto offset = [&](int n, int e) { return e % 2 * MERGED_STRIDE + dim(n, e / 2); };
-    const bool needed = 2 * t < held;
-    if (warp >= HALF) {
-        if (row == 0) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) shared.maximum[at][2 * t + h] = maximum[h], shared.sum[at][2 * t + h] = sum[h];
-        }
-        if (needed) {
-#pragma unroll
-            for (int n = 0; n < HEAD_DIM / 16; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) mine[offset(n, e)] = out[n][e];
-        }
-    }
-    meet();
-    if (warp < HALF) {
-        float my_share[2], other_share[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float other = shared.maximum[at][2 * t + h], top = fmaxf(maximum[h], other);
-            my_share[h] = maximum[h] == -INFINITY ? 0.f : exp2_fast(maximum[h] - top);
-            other_share[h] = other == -INFINITY ? 0.f : exp2_fast(other - top);
-            sum[h] = my_share[h] * sum[h] + other_share[h] * shared.sum[at][2 * t + h];
-            maximum[h] = top;
-        }
-        __syncwarp();
-        if (row == 0) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) shared.maximum[at][2 * t + h] = maximum[h], shared.sum[at][2 * t + h] = sum[h];
-        }
-        if (needed) {
-#pragma unroll
-            for (int n = 0; n < HEAD_DIM / 16; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) mine[offset(n, e)] = my_share[e % 2] * out[n][e] + other_share[e % 2] * mine[offset(n, e)];
-        }
-    }
-    meet();
-    const size_t first = (static_cast<size_t>(shared.head) * p.split_stride + shared.split) * HEADS_HELD;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < held * HEAD_DIM; i += GEMV_THREADS) {
-        const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        float top = -INFINITY, total = 0.f, v = 0.f;
-#pragma unroll
-        for (int w = 0; w < HALF; w++) top = fmaxf(top, shared.maximum[w][h]);
-#pragma unroll
-        for (int w = 0; w < HALF; w++) {
-            const float weight = shared.maximum[w][h] == -INFINITY ? 0.f : exp2_fast(shared.maximum[w][h] - top);
-            total += weight * shared.sum[w][h];
-            v += weight * shared.merged[w][h][d];
-        }
-        publish(p.partial + (first + h) * HEAD_DIM + d, v, turn);
-        // Finite: an infinity has no turn.
-        if (d < 2) publish(&p.partial_sums[first + h].x + d, d ? total : fmaxf(top, -1e38f), turn);
+        if (half && base + GEMV_WARPS >= tile1) shared.round.rest[unit][lane] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+        meet();
+        if (written) fence_async_proxy();
+        if (warp < count) stream.pop(KEY_BYTES<KV>);
     }
     if (threadIdx.x == 0) announce(p, ATTENTION);
-    meet();
+    if (half == 0) {
+        const float4 rest = shared.round.rest[unit][lane];
+        acc[0] += rest.x, acc[1] += rest.y, acc[2] += rest.z, acc[3] += rest.w;
+        const size_t first = (static_cast<size_t>(shared.head) * p.split_stride + shared.split) * HEADS_HELD;
+        const int held = shared.per_kv;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int h = 2 * t + e % 2, d = unit * 16 + (KV == KV_BF16 ? row + e / 2 * 8 : 2 * row + e / 2);
+            if (h < held) publish(p.partial + (first + h) * HEAD_DIM + d, acc[e], turn);
+        }
+        if (unit == 0) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+#pragma unroll
+                for (int offset = 4; offset < WARP; offset *= 2) total[h] += __shfl_xor_sync(ALL_LANES, total[h], offset);
+                // Finite: an infinity has no turn.
+                if (row < 2 && 2 * t + h < held)
+                    publish(&p.partial_sums[first + 2 * t + h].x + row, row ? total[h] : fmaxf(top[h], -1e38f), turn);
+            }
+        }
+    }
 }

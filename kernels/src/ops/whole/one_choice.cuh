@@ -1,60 +1,63 @@
-// The choice of experts of `one.cu`, by one warp of every block.
+// The choice of experts of `one.cu`, by the computing warps of every block that reads experts.
 #pragma once
 #include "one_values.cuh"
 
-// From the gate's logits, once they are there: `ids` and `weights`, best first, the lower expert first among equals. Always
-// different experts, even of NaN. A lane has eight neighbouring experts.
-DEVICE void choose(OneShared &shared, const float *bias, int layer) {
-    static_assert(EXPERTS_PER_LANE == 8 && ONE_TOP_K <= WARP, "two quads a lane");
+// Computing warps and the feeding one: the former go on at once.
+DEVICE void experts_are_chosen() { asm volatile("bar.arrive 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
+DEVICE void wait_for_choice() { asm volatile("bar.sync 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
+
+// From the gate's logits, once all blocks have announced them: `ids`, best first, the lower expert first among equals. Always
+// different experts, even of NaN. A thread has an expert and finds its rank in the warp; the best of each warp then meet.
+// `bias`: of the thread's expert.
+DEVICE void choose(OneShared &shared, float bias, uint32_t turn) {
+    static_assert(ONE_TOP_K == 8 && MAX_EXPERTS / WARP == 8 && GEMV_THREADS == 64 * 8, "a thread a candidate and eight others");
     const OneParams &p = shared.p;
-    const int lane = threadIdx.x & 31, first = lane * EXPERTS_PER_LANE, experts = p.experts;
-    const uint32_t turn = (shared.epoch + layer + 1) & 1;
-    const bool inside = first < experts;
-    float add[EXPERTS_PER_LANE];
+    const int e = thread_here(), lane = e & 31, warp = e / WARP;
+    if (warp < MAX_EXPERTS / WARP) {
+        uint32_t key = 0;  // larger is better; 0: no such expert
+        const bool inside = e < p.experts;
+        uint32_t part[GATE_PARTS];
+        while (true) {
 #pragma unroll
-    for (int i = 0; i < EXPERTS_PER_LANE; i++) add[i] = bias && inside ? __ldg(bias + first + i) : 0.f;
-    if (lane == 0) listen(p, GATE, shared.epoch + layer + 1);
-    __syncwarp();
-    float4 part[2 * GATE_PARTS];
-    receive(part, p.logits, turn, 1, [&](int i) { return i / 2 * experts + (inside ? first : 0) + i % 2 * 4; });
-    float score[EXPERTS_PER_LANE];
+            for (int i = 0; i < GATE_PARTS; i++) part[i] = peek(p.logits + i * p.experts + (inside ? e : 0));
+            uint32_t wrong = 0;
 #pragma unroll
-    for (int i = 0; i < EXPERTS_PER_LANE; i++) score[i] = 0.f;
-#pragma unroll
-    for (int i = 0; i < 2 * GATE_PARTS; i++) {
-        float *z = score + i % 2 * 4;
-        z[0] += part[i].x, z[1] += part[i].y, z[2] += part[i].z, z[3] += part[i].w;
-    }
-    uint32_t key[EXPERTS_PER_LANE];  // larger is better; 0: not there, or taken
-#pragma unroll
-    for (int i = 0; i < EXPERTS_PER_LANE; i++) {
-        score[i] = __fdividef(1.f, 1.f + expf(-score[i]));
-        key[i] = inside ? ordered(score[i] + add[i]) + 1 : 0;
-    }
-    float mine = 0.f, total = 0.f;
-    const int k = p.k;
-#pragma unroll 1
-    for (int j = 0; j < k; j++) {
-        uint32_t best = 0;
-#pragma unroll
-        for (int i = 0; i < EXPERTS_PER_LANE; i++) best = max(best, key[i]);
-        const uint32_t top = __reduce_max_sync(ALL_LANES, best);
-        const int winner = __ffs(__ballot_sync(ALL_LANES, best == top)) - 1;
-        float s = 0.f;
-        int which = 0;
-#pragma unroll
-        for (int i = EXPERTS_PER_LANE - 1; i >= 0; i--)
-            if (key[i] == best) which = i, s = score[i];
-        if (lane == winner) {
-            shared.ids[j] = first + which;
-#pragma unroll
-            for (int i = 0; i < EXPERTS_PER_LANE; i++)
-                if (i == which) key[i] = 0;
+            for (int i = 0; i < GATE_PARTS; i++) wrong |= part[i] ^= turn;
+            if (!(wrong & 1)) break;
         }
-        s = __shfl_sync(ALL_LANES, s, winner);
-        if (lane == j) mine = s;
-        total += s;
+        float z = 0.f;
+#pragma unroll
+        for (int i = 0; i < GATE_PARTS; i++) z += __uint_as_float(part[i]);
+        const float score = __fdividef(1.f, 1.f + expf(-z));
+        if (inside) key = ordered(score + bias) + 1;
+        shared.scores[e] = score;
+        __syncwarp();
+        int better = -1;  // the last round meets itself
+#pragma unroll 4
+        for (int d = 1; d <= WARP; d++) {
+            const uint32_t other = __shfl_sync(ALL_LANES, key, (lane + d) & 31);
+            better += other >= key + (lane + d < WARP ? 1 : 0);
+        }
+        if (better < ONE_TOP_K) shared.best[warp * ONE_TOP_K + better] = key, shared.best_id[warp * ONE_TOP_K + better] = e;
     }
-    if (lane < k) shared.weights[lane] = p.renormalize ? mine / total : mine;
-    __syncwarp();
+    meet();
+    const int mine = e / 8, list = e % 8;
+    const uint32_t key = shared.best[mine];
+    const uint4 first = *reinterpret_cast<const uint4 *>(&shared.best[list * 8]);
+    const uint4 second = *reinterpret_cast<const uint4 *>(&shared.best[list * 8 + 4]);
+    const uint32_t other[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+    int better = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) better += other[i] >= key + (list * 8 + i < mine ? 0 : 1);
+#pragma unroll
+    for (int offset = 1; offset < 8; offset *= 2) better += __shfl_xor_sync(ALL_LANES, better, offset);
+    if (list == 0 && better < p.k) shared.ids[better] = shared.best_id[mine];
+    experts_are_chosen();
+}
+
+// The chosen experts' weights, by one warp, after a meeting.
+DEVICE void weigh_experts(OneShared &shared) {
+    const int lane = threadIdx.x & 31, k = shared.p.k;
+    const float mine = lane < k ? shared.scores[shared.ids[lane]] : 0.f, total = warp_sum(mine);
+    if (lane < k) shared.weights[lane] = shared.p.renormalize ? mine / total : mine;
 }

@@ -39,17 +39,25 @@ template <int N> DEVICE void multiply_together(uint32_t stage, uint32_t x, uint3
     constexpr int BYTES = Layout<INT4_G128>::BYTES;
     static_assert(N <= 4, "a pair of columns a stage");
     const int row = lane >> 2, t = min(lane & 3, N - 1);
-    ByteOperands<1> ops;
-    ops.load(x, IMAGE_BLOCK_BYTES<true>, lane);
+    // As `ByteOperands`, half of it at a time; the stages' chains of products take turns.
+    const int column = lane >> 2, low = column & 1;
+    const uint32_t input = x + (column >> 1) * IMAGE_BLOCK_BYTES<true> + low * 128 + (((lane & 3) * 32) ^ (low * 16));
     int part[N][4] = {};
 #pragma unroll
-    for (int s = 0; s < N; s++) {
-        const uint4 first = load_shared16(stage + s * BYTES + lane * 16), second = load_shared16(stage + s * BYTES + 512 + lane * 16);
-        const uint32_t word[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+    for (int half = 0; half < 2; half++) {
+        uint4 word[N];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t a[4] = {word[2 * i] & 0x0f0f0f0fu, word[2 * i], word[2 * i + 1] & 0x0f0f0f0fu, word[2 * i + 1]};
-            mma_bytes(part[s], a, ops.b[0][2 * i], ops.b[0][2 * i + 1]);
+        for (int s = 0; s < N; s++) word[s] = load_shared16(stage + s * BYTES + half * 512 + lane * 16);
+        const uint4 b = load_shared16(half ? input ^ 16 : input);
+#pragma unroll
+        for (int s = 0; s < N; s++) {
+            const uint32_t a[4] = {word[s].x & 0x0f0f0f0fu, word[s].x, word[s].y & 0x0f0f0f0fu, word[s].y};
+            mma_bytes(part[s], a, b.x, b.y);
+        }
+#pragma unroll
+        for (int s = 0; s < N; s++) {
+            const uint32_t a[4] = {word[s].z & 0x0f0f0f0fu, word[s].z, word[s].w & 0x0f0f0f0fu, word[s].w};
+            mma_bytes(part[s], a, b.z, b.w);
         }
     }
     const int2 scaled = load_shared8(tail + t * IMAGE_TAIL_BYTES);

@@ -1,22 +1,18 @@
 // The computing warps' weights: a ring of bulk copies for each, in the order of the ops and across layers. One warp asks for
-// all of them, lane w for warp w; only the experts' weights wait, for the choice, which this warp makes as well.
+// all of them, lane w for warp w; only the experts' weights wait, for the choice.
+//
+// It never stands still for one of them: each round every lane looks whether it can go on, and as many ask as `IN_FLIGHT` allows.
+// More on their way would not come sooner, but values that blocks leave for each other would queue behind them, and blocks that
+// are ahead would take bandwidth from those that all others wait for.
 #pragma once
 #include "one_choice.cuh"
 
-DEVICE void wait_phase(uint64_t *barrier, uint32_t parity) {
-    uint32_t done;
-    do {
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, done;\n"
-            "}\n"
-            : "=r"(done)
-            : "r"(shared_address(barrier)), "r"(parity)
-            : "memory");
-    } while (!done);
-}
+// Bytes of a block on their way at most: of gate and up; of down, until gate and up are done everywhere; of the rest. Only INT4 is
+// read faster than values travel.
+constexpr int UNLIMITED = 1 << 20;
+template <int F> constexpr int IN_FLIGHT_GATE_UP = INT4<F> ? 26 * 4096 : UNLIMITED;
+template <int F> constexpr int IN_FLIGHT_DOWN = INT4<F> ? 10 * 4096 : UNLIMITED;
+template <int F> constexpr int IN_FLIGHT_DENSE = INT4<F> ? 16 * 4096 : UNLIMITED;
 
 // Where copies lie: one behind the other, at the ring's start where the rest of it is too short.
 DEVICE int copy_place(int place, int bytes) { return place + bytes > WARP_RING ? 0 : place; }
@@ -58,74 +54,143 @@ struct OneStream {
     }
 };
 
+DEVICE bool phase_done(uint64_t *barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+    return done;
+}
+
 // The other end, of lane's warp.
 struct OneFeeder {
-    OneShared *shared;
+    OneShared &shared;
     uint32_t ring;
-    int warp, place, copy, oldest, free, held;
-    uint32_t parity;  // of the oldest copy's barrier `empty`
+    int warp;
+    // What to ask for next.
+    int layer = 0, at = 0;       // entry of the layer's program
+    int piece, pieces;           // keys and values of the block's tiles in turns, while `piece` < `pieces`
+    const uint8_t *from = nullptr;
+    int left = 0, most = 0;      // bytes of the entry, and of one copy
+    int limit = 0;
+    bool of_down = false;
+    bool waits = false;          // for the choice of `layer`, or at the layer's end for all lanes
+    // The ring: copies are held from `oldest` on, those from `arriving` on have not arrived.
+    int place = 0, copy = 0, oldest = 0, arriving = 0, free = WARP_RING, held = 0, flying = 0, flying_bytes = 0;
+    uint32_t empty_parity = 0, full_parity = 0;
 
-    // Asks for `bytes` from `from` as soon as there is room.
-    __device__ __forceinline__ void ask(const uint8_t *from, int bytes) {
-        const int at = copy_place(place, bytes), needed = bytes + (at < place ? WARP_RING - place : 0);
-        while (free < needed || held == COPIES) {
-            wait_phase(&shared->empty[warp][oldest], parity);
-            free += shared->held[warp][oldest], held--;
-            if (++oldest == COPIES) oldest = 0, parity ^= 1;
+    // `chosen`: the last layer whose experts are known.
+    template <int DENSE, int EXPERT, int KV> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
+        const uint8_t *const *streams = shared.feeding[layer & 1];
+        if (piece < pieces) {
+            const int tile = warp + (piece >> 1) * GEMV_WARPS;
+            from = streams[STREAM_KEYS + (piece & 1)] + static_cast<size_t>(shared.tile[tile]) * 16;
+            of_down = false, left = most = KEY_BYTES<KV>, piece++;
+            limit = pieces > 2 ? UNLIMITED : IN_FLIGHT_DENSE<DENSE>;  // a long context is a stream of its own
+            return;
         }
-        shared->held[warp][copy] = static_cast<uint16_t>(needed);
-        free -= needed, held++, place = at + bytes;
-        const uint32_t full = shared_address(&shared->full[warp][copy]);
-        if (++copy == COPIES) copy = 0;
+        if (at == shared.entries) {
+            waits = chosen < layer;
+            if (!waits) at = 0, layer++;
+            return;
+        }
+        const uint2 entry = *reinterpret_cast<const uint2 *>(&shared.program[warp][at]);  // in one load
+        const int which = entry.y >> 24, stream = which % ENTRY_SLOT;
+        waits = stream == STREAM_EXPERTS && chosen < layer;
+        if (waits) return;
+        if (stream == STREAM_KEYS) {
+            piece = 0, at++;
+            return;
+        }
+        size_t offset = entry.x;
+        limit = IN_FLIGHT_DENSE<DENSE>, of_down = false;
+        if (stream == STREAM_EXPERTS) {
+            offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
+            of_down = at >= shared.first_down;
+            limit = of_down ? IN_FLIGHT_DOWN<EXPERT> : IN_FLIGHT_GATE_UP<EXPERT>;
+        }
+        from = streams[stream] + offset * 16;
+        left = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16, at++;
+    }
+
+    // What has been read, and what has arrived.
+    __device__ __forceinline__ void look() {
+        if (held > flying && phase_done(&shared.empty[warp][oldest], empty_parity)) {
+            free += shared.held[warp][oldest], held--;
+            if (++oldest == COPIES) oldest = 0, empty_parity ^= 1;
+        }
+        if (flying && phase_done(&shared.full[warp][arriving], full_parity)) {
+            flying--, flying_bytes -= shared.held[warp][arriving];
+            if (++arriving == COPIES) arriving = 0, full_parity ^= 1;
+        }
+    }
+
+    __device__ __forceinline__ int next_bytes() const { return min(left, most); }
+    __device__ __forceinline__ int next_place() const { return copy_place(place, next_bytes()); }
+    // With the rest of the ring, where that is too short.
+    __device__ __forceinline__ int needed() const { return next_bytes() + (next_place() < place ? WARP_RING - place : 0); }
+    __device__ __forceinline__ int most_flying() const {
+        return of_down && *const_cast<const volatile int *>(&shared.opened) > layer ? UNLIMITED : limit;
+    }
+    __device__ __forceinline__ bool ready() const { return left > 0 && free >= needed() && held < COPIES; }
+
+    __device__ __forceinline__ void ask() {
+        const int bytes = next_bytes(), put = next_place(), room = needed();
+        shared.held[warp][copy] = static_cast<uint16_t>(room);
+        const uint32_t full = shared_address(&shared.full[warp][copy]);
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-                         ring + at),
+                         ring + put),
                      "l"(from), "r"(bytes), "r"(full), "l"(READ_ONCE)
                      : "memory");
+        free -= room, held++, flying++, flying_bytes += room, place = put + bytes, left -= bytes, from += bytes;
+        if (++copy == COPIES) copy = 0;
     }
 };
 
 // The feeding warp's step.
-template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
+template <int DENSE, int EXPERT, int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     const OneParams &p = shared.p;
-    const int lane = threadIdx.x & 31, layers = p.layers, entries = shared.entries;
+    const int lane = threadIdx.x & 31, layers = p.layers, warp = lane % GEMV_WARPS;
     const bool serves = lane < GEMV_WARPS;
-    const int warp = lane % GEMV_WARPS;
     const uint32_t expert_size = static_cast<uint32_t>(p.expert_bytes / 16);
-    OneFeeder feeder{&shared, shared_address(rings + warp * WARP_RING), warp, 0, 0, 0, WARP_RING, 0, 0};
-    const uint8_t *ahead = lane < 8 ? p.layer[0].stream[lane] : nullptr;
+    const int pieces = serves && shared.tile0 + warp < shared.tile1 ? 2 * ceil_div(shared.tile1 - shared.tile0 - warp, GEMV_WARPS) : 0;
+    OneFeeder feeder{shared, shared_address(rings + warp * WARP_RING), warp};
+    feeder.piece = feeder.pieces = pieces;
+    if (lane < 8) shared.feeding[0][lane] = p.layer[0].stream[lane];
+    const uint8_t *ahead = lane < 8 && layers > 1 ? p.layer[1].stream[lane] : nullptr;
+    __syncwarp();
+    int chosen = -1;
+    unsigned turn = 0;  // of the lanes: the first to ask
 #pragma unroll 1
-    for (int layer = 0; layer < layers; layer++) {
-        __syncwarp();
-        if (lane < 8) shared.feeding[lane] = ahead;
-        if (lane < 8 && layer + 1 < layers) ahead = p.layer[layer + 1].stream[lane];
-        __syncwarp();
-        bool chosen = false;
-#pragma unroll 1
-        for (int at = 0; at < entries; at++) {
-            const uint2 entry = *reinterpret_cast<const uint2 *>(&shared.program[warp][at]);  // in one load
-            const int which = entry.y >> 24, stream = which % ENTRY_SLOT;
-            const int size = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16;
-            // The op of an entry is the same for all warps.
-            if (stream == STREAM_KEYS) {
-#pragma unroll 1
-                for (int tile = shared.tile0 + warp; serves && tile < shared.tile1; tile += GEMV_WARPS) {
-                    const size_t offset = static_cast<size_t>(shared.tile[tile - shared.tile0]) * 16;
-                    feeder.ask(shared.feeding[STREAM_KEYS] + offset, KEY_BYTES<KV>);
-                    feeder.ask(shared.feeding[STREAM_VALUES] + offset, KEY_BYTES<KV>);
-                }
-                __syncwarp();
-                continue;
-            }
-            size_t offset = entry.x;
-            if (stream == STREAM_EXPERTS) {
-                if (!chosen) choose(shared, p.layer[layer].bias, layer), chosen = true;
-                offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
-            }
-            const uint8_t *from = shared.feeding[stream] + offset * 16;
-#pragma unroll 1
-            for (int left = serves ? size : 0; left > 0; left -= most, from += most) feeder.ask(from, min(left, most));
-            __syncwarp();
+    while (true) {
+        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<DENSE, EXPERT, KV>(chosen, expert_size);
+        feeder.look();
+        const bool ready = feeder.ready();
+        const unsigned all_ready = __ballot_sync(ALL_LANES, ready);
+        const int flying = __reduce_add_sync(ALL_LANES, feeder.flying_bytes);
+        const int before = __popc(__funnelshift_r(all_ready, all_ready, turn) & ((1u << ((lane - turn) & 31)) - 1));
+        const bool asks = ready && flying + before * feeder.needed() < feeder.most_flying();
+        if (asks) feeder.ask();
+        if (__any_sync(ALL_LANES, asks)) {
+            turn = (turn + 5) & 31;
+            continue;
         }
+        const bool more = serves && feeder.layer < layers;
+        if (__any_sync(ALL_LANES, more && !feeder.waits)) continue;
+        if (!__any_sync(ALL_LANES, more)) break;
+        // All wait for the choice of the layer behind `chosen`: nobody reads the streams of the one before any more.
+        chosen++;
+        if (lane < 8) shared.feeding[(chosen + 1) & 1][lane] = ahead;
+        if (lane < 8 && chosen + 2 < layers) ahead = p.layer[chosen + 2].stream[lane];
+        __syncwarp();
+        if (shared.chooses) wait_for_choice();
+        feeder.waits = false;
     }
 }

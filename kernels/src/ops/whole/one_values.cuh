@@ -1,10 +1,11 @@
 // How blocks of `one.cu` leave values for each other without meeting.
 //
 // The last bit of a value's mantissa says in which layer it was written: it changes from layer to layer, steps included
-// (`OneState`). Readers see it as 0, so that results do not depend on it. Each value has one place and is written once a layer; who needs it reads until the bit is right. So no
-// fence stands between a value and its readers; a counter only tells them when it is worth while to look, because reads by all
-// blocks of all that they wait for would crowd the cache. A place may be written again because its writer has waited until
-// all blocks had announced a later op, which they do when they have read all that it needs.
+// (`OneState`). Readers see it as 0, so that results do not depend on it. Each value has one place and is written once a layer;
+// who needs it reads until the bit is right. So no fence stands between a value and its readers; a counter only tells them when
+// it is worth while to look, because reads by all blocks of all that they wait for would crowd the cache. A place may be
+// written again because its writer has waited until all blocks had announced a later op, which they do when they have read all
+// that it needs.
 #pragma once
 #include "one.cuh"
 
@@ -25,7 +26,7 @@ DEVICE uint4 peek_quad(const float *from) {
     return v;
 }
 
-DEVICE uint2 peek_pair(const float2 *from) {
+DEVICE uint2 peek_pair(const void *from) {
     uint2 v;
     asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
     return v;
@@ -37,7 +38,6 @@ DEVICE uint4 turned_quad(uint4 v, uint32_t turn) { return make_uint4(v.x ^ turn,
 DEVICE float4 as_floats(uint4 v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
-
 
 // v[i] = the quad at offset `at(i)`, once all of them are there. `check`: 0 for memory without turns. All loads are on their
 // way together: so there are no conditions, and what is not needed is read twice instead.
@@ -61,20 +61,22 @@ template <int N, class At> DEVICE void receive(float4 (&v)[N], const float *from
 // All computing warps of the block.
 DEVICE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(GEMV_THREADS) : "memory"); }
 
-// Says that this block has left what it makes in an op and has read all that it needs for it: a hint for others when to
-// look, not a promise. By one thread.
+// Says that this block has made all products of an op, and has read all that it needs for it: what it makes follows. A hint
+// for others when to look, not a promise. By one thread.
 DEVICE void announce(const OneParams &p, int op) {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(p.announced + op * LINE_WORDS) : "memory");
 }
 
+constexpr int LISTENER = GEMV_THREADS - WARP;  // a thread
+
 // Until all blocks have announced an op of layer `epoch`. By one thread of a block: more would crowd the counter's place.
 DEVICE void listen(const OneParams &p, int op, unsigned epoch) {
     const unsigned target = epoch * gridDim.x;
-    while (static_cast<int>(peek(p.announced + op * LINE_WORDS) - target) < 0);
+    while (static_cast<int>(peek(p.announced + op * LINE_WORDS) - target) < 0) {}
 }
 
 // The same for all computing warps.
 DEVICE void listen_together(const OneParams &p, int op, unsigned epoch) {
-    if (threadIdx.x == GEMV_THREADS - WARP) listen(p, op, epoch);
+    if (threadIdx.x == LISTENER) listen(p, op, epoch);
     meet();
 }
