@@ -3,9 +3,9 @@
 //! Page tables stay on the device; only entries that differ from the step before travel.
 
 use super::rows::as_bytes;
-use super::workspace::{Slot, Workspace};
+use super::workspace::{Turns, Workspace};
 use super::{Gpu, Launch, Memory, shape};
-use crate::backend::{Batch, KernelError, Limits, Result};
+use crate::backend::{Batch, Limits, Result};
 
 /// Tokens of one tile of keys; a page holds a multiple of it.
 pub(crate) const TILE_TOKENS: usize = 16;
@@ -286,17 +286,21 @@ impl Step {
 
     /// Turns per position of each rotated pair: theta^(-2 i / rotary) / 2 pi.
     pub(crate) fn turns(gpu: &Gpu, workspace: &mut Workspace, rotary: usize, theta: f64) -> Result<u64> {
-        if let Some(memory) = workspace.memory(Slot::Turns) {
-            return Ok(memory.address);
+        let known = |turns: &&Turns| turns.rotary == rotary && turns.theta == theta;
+        if let Some(turns) = workspace.turns.iter().find(known) {
+            return Ok(turns.memory.address);
         }
         let pairs = 0..rotary / 2;
         let turns = pairs.map(|i| libm::pow(theta, -2.0 * i as f64 / rotary as f64) / std::f64::consts::TAU);
         let turns: Vec<f64> = turns.collect();
-        let address = workspace.get(gpu, Slot::Turns, turns.len() * 8)?;
-        match workspace.memory(Slot::Turns) {
-            Some(memory) => gpu.write(memory, 0, as_bytes(&turns))?,
-            None => return Err(KernelError::Unsupported("no memory for the rotation".into())),
-        }
+        let memory = gpu.alloc(turns.len() * 8, "rotation")?;
+        gpu.write(&memory, 0, as_bytes(&turns))?;
+        let address = memory.address;
+        workspace.turns.push(Turns {
+            rotary,
+            theta,
+            memory,
+        });
         Ok(address)
     }
 }

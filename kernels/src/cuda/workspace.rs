@@ -29,8 +29,6 @@ pub(crate) enum Slot {
     Best,
     Specs,
     Tokens,
-    /// The rotation's turns per position.
-    Turns,
     /// The forward pass's residual stream and its parts.
     Hidden,
     Halves,
@@ -58,8 +56,17 @@ pub(crate) enum Slot {
 
 const SLOTS: usize = Slot::Sort as usize + 1;
 
+/// The turns per position of a rotation's pairs.
+pub(crate) struct Turns {
+    pub(crate) rotary: usize,
+    pub(crate) theta: f64,
+    pub(crate) memory: Memory,
+}
+
 pub(crate) struct Workspace {
     slots: [Option<Memory>; SLOTS],
+    /// One for each rotation that some attention has; they never move.
+    pub(crate) turns: Vec<Turns>,
     /// Changes whenever a piece moves: recorded graphs hold addresses.
     pub(crate) generation: u64,
 }
@@ -68,6 +75,7 @@ impl Workspace {
     pub(crate) fn new(_: &Gpu) -> Result<Workspace> {
         Ok(Workspace {
             slots: [const { None }; SLOTS],
+            turns: Vec::new(),
             generation: 0,
         })
     }
