@@ -149,19 +149,21 @@ impl LocalGroup {
         self.collect()
     }
 
-    /// Runs `work` on rank 0's thread when no step is in flight.
+    /// Runs `work` on one rank's thread when no step is in flight.
     pub fn work(
         &mut self,
+        rank: usize,
         work: impl FnOnce(&mut Rank) -> Result<(), String> + Send + 'static,
     ) -> Result<(), GroupError> {
-        let member = &self.members[0];
+        let member = &self.members[rank];
         // A rank that is gone says why in its outputs.
         let _ = member.steps.send(Job::Work(Box::new(work)));
         let gone = || Err("its thread is gone".into());
         let answer = member.outputs.recv().unwrap_or_else(|_| gone());
-        answer
-            .map(drop)
-            .map_err(|problem| GroupError { rank: 0, problem })
+        answer.map(drop).map_err(|problem| GroupError {
+            rank: rank as u32,
+            problem,
+        })
     }
 
     /// Sends one step to every rank; up to [`MAX_QUEUED`] may be sent ahead of what was collected.

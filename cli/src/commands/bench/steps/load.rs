@@ -156,7 +156,7 @@ impl Load {
     /// What the device is and what it reaches.
     pub(super) fn device_facts(&mut self) -> Result<(String, Ceilings)> {
         let (give, take) = std::sync::mpsc::channel();
-        self.ranks.work(move |rank| {
+        self.ranks.work(0, move |rank| {
             let about = rank.executor.describe_backend();
             let ceilings = rank.executor.backend().measure_ceilings();
             let ceilings = ceilings.map_err(|error| error.to_string())?;
@@ -171,24 +171,32 @@ impl Load {
         ))
     }
 
-    /// A table of the kernels of one step more.
+    /// A table of the kernels of one step more, for each rank.
     pub(super) fn profiled(&mut self, phase: Phase, batch: usize) -> Result<()> {
         let steps = match phase {
             Phase::Decode => self.decode_step(batch, self.context + self.steps),
             Phase::Prefill => self.prefill_step(batch, true, 0),
         };
-        self.ranks.work(|rank| {
-            let started = rank.executor.backend().start_profile();
-            started.map_err(|error| error.to_string())
-        })?;
+        for rank in 0..self.workers {
+            self.ranks.work(rank, |rank| {
+                let started = rank.executor.backend().start_profile();
+                started.map_err(|error| error.to_string())
+            })?;
+        }
         self.ranks.step(steps, false)?;
-        let (give, take) = std::sync::mpsc::channel();
-        self.ranks.work(move |rank| {
-            let kernels = rank.executor.backend().take_profile();
-            let _ = give.send(kernels.map_err(|error| error.to_string())?);
-            Ok(())
-        })?;
-        profile::print(&format!("one step of {phase:?} {batch}"), &take.recv()?);
+        for rank in 0..self.workers {
+            let (give, take) = std::sync::mpsc::channel();
+            self.ranks.work(rank, move |rank| {
+                let kernels = rank.executor.backend().take_profile();
+                let _ = give.send(kernels.map_err(|error| error.to_string())?);
+                Ok(())
+            })?;
+            let whose = match self.workers {
+                1 => String::new(),
+                _ => format!(" on rank {rank}, waits for the others included"),
+            };
+            profile::print(&format!("one step of {phase:?} {batch}{whose}"), &take.recv()?);
+        }
         Ok(())
     }
 }
