@@ -61,15 +61,30 @@ DEVICE size_t split_row(const SplitInput &in, int item, int head) {
     return (static_cast<size_t>(item) * in.head_blocks + block) * HEADS_HELD + in_kv % HEADS_HELD;
 }
 
+// A slice's heads, and the splits of the tokens that a thread meets first. They come from the plan at the step's start: read
+// before the splits themselves are there.
+struct SplitPlan {
+    int first_head, heads;
+    int2 of_stat, of_task;
+};
+
+DEVICE SplitPlan plan_splits(const SplitInput &in, int tokens, int k, int begin, int end) {
+    SplitPlan plan;
+    plan.first_head = begin / in.head_dim, plan.heads = (min(end, k) + in.head_dim - 1) / in.head_dim - plan.first_head;
+    plan.of_stat = __ldcg(in.splits_of + min(static_cast<int>(threadIdx.x) / max(plan.heads, 1), tokens - 1));
+    plan.of_task = __ldcg(in.splits_of + min(static_cast<int>(threadIdx.x) / WARP / max((end - begin) / IMAGE_BLOCK, 1), tokens - 1));
+    return plan;
+}
+
 // The images of a slice from splits. `stats`: room for (maximum, 1 / sum) of every head of every token.
 template <bool BYTES>
-DEVICE void fill_from_splits(const SplitInput &in, int tokens, int k, int begin, int end, uint8_t *image, uint32_t token_bytes,
-                             float2 *stats) {
-    const int first_head = begin / in.head_dim, heads = (min(end, k) + in.head_dim - 1) / in.head_dim - first_head;
+DEVICE void fill_from_splits(const SplitInput &in, const SplitPlan &plan, int tokens, int k, int begin, int end, uint8_t *image,
+                             uint32_t token_bytes, float2 *stats) {
+    const int first_head = plan.first_head, heads = plan.heads;
     const size_t stride = static_cast<size_t>(in.head_blocks) * HEADS_HELD;
 #pragma unroll 1
     for (int i = threadIdx.x; i < tokens * heads; i += GEMV_THREADS) {
-        const int2 splits = __ldcg(in.splits_of + i / heads);
+        const int2 splits = i == threadIdx.x ? plan.of_stat : __ldcg(in.splits_of + i / heads);
         const float2 *from = in.sums + split_row(in, splits.x, first_head + i % heads);
         float top = -INFINITY, total = 0.f;
 #pragma unroll 1
@@ -95,7 +110,7 @@ DEVICE void fill_from_splits(const SplitInput &in, int tokens, int k, int begin,
         float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
         if (at < k) {
             const int head = at / in.head_dim;
-            const int2 splits = __ldcg(in.splits_of + token);
+            const int2 splits = task == warp ? plan.of_task : __ldcg(in.splits_of + token);
             const float2 stat = stats[token * heads + head - first_head];
             const size_t row = split_row(in, splits.x, head);
             const float *from = in.partial + row * in.head_dim + at % in.head_dim;
@@ -149,8 +164,9 @@ template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p
             norm.store(p.input, tokens, begin, end, image, slice, scratch);
             done = true;
         } else if (p.splits.partial) {
+            const SplitPlan plan = plan_splits(p.splits, tokens, p.inputs, begin, end);
             wait_for_inputs();
-            fill_from_splits<BYTES>(p.splits, tokens, p.inputs, begin, end, image, slice, reinterpret_cast<float2 *>(partial));
+            fill_from_splits<BYTES>(p.splits, plan, tokens, p.inputs, begin, end, image, slice, reinterpret_cast<float2 *>(partial));
             done = true;
         }
     }

@@ -16,38 +16,84 @@ struct RopeParams {
 
 constexpr int ROPE_THREADS = 512, ROPE_WARPS = ROPE_THREADS / WARP, MAX_ROTARY_PAIRS = 64, MAX_HEADS = 256;
 
+// Quad `n` of a thread's, of which the first is at `begin`; zeros past the end.
+DEVICE float4 rope_quad(const float *from, int n, int begin, int width) {
+    const int at = 4 * n * ROPE_THREADS;
+    return begin + at < width ? *reinterpret_cast<const float4 *>(from + at) : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+
+// Pairs of values whose weights a thread has before the projections are there: 56 heads of 128.
+constexpr int ROPE_AHEAD = 7;
+
+// The weights of the norm of a pair of values: one per value of the projection, or one per value of a head.
+template <int HD, class Pair> DEVICE float2 rope_weight(const RopeParams &p, int i, const Pair &pair_of) {
+    int head, a, b;
+    pair_of(i, head, a, b);
+    if (!p.norm) return make_float2(1.f, 1.f);
+    const bool is_q = head < p.heads;
+    const float *weight = (is_q ? p.q_norm : p.k_norm) + (p.norm == 2 ? (is_q ? head : head - p.heads) * HD : 0);
+    return make_float2(__ldg(weight + a), __ldg(weight + b));
+}
+
 template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     extern __shared__ float values[];  // q, k, v of the token
     __shared__ float scratch[2][ROPE_WARPS], inverse_of_head[MAX_HEADS];
     __shared__ float2 turn[MAX_ROTARY_PAIRS];  // cosine and sine
-    wait_for_inputs();
-    allow_next_kernel();
     const int token = blockIdx.x, kv_heads = p.pages.kv_heads, warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int q_width = p.heads * HD, kv_width = kv_heads * HD, width = q_width + 2 * kv_width;
-    const int position = p.positions[token];
-    const size_t stride = static_cast<size_t>(p.tokens) * width;
-    float q_squares = 0.f, k_squares = 0.f;
-#pragma unroll 4
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * ROPE_THREADS) {
-        const float *from = p.qkv + static_cast<size_t>(token) * width + i;
-        float4 v = *reinterpret_cast<const float4 *>(from);
-        for (int part = 1; part < p.parts; part++) {
-            const float4 more = *reinterpret_cast<const float4 *>(from + part * stride);
-            v.x += more.x, v.y += more.y, v.z += more.z, v.w += more.w;
-        }
-        *reinterpret_cast<float4 *>(values + i) = v;
-        const float square = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
-        if (i < q_width)
-            q_squares += square;
-        else if (i < q_width + kv_width)
-            k_squares += square;
+    // All that does not depend on the projections is there before they are: the angles, the page, and the weights of this
+    // thread's values.
+    const int position = __ldcg(p.positions + token), half = p.rotary / 2, normed_heads = p.heads + kv_heads;
+    const uint32_t page = __ldcg(p.pages.tables + static_cast<size_t>(__ldcg(p.token_run + token)) * p.pages.table_stride + position / p.pages.page_tokens);
+    // A thread takes two values of a head: a pair that turns together, or two neighbours past the rotated ones.
+    const auto pair_of = [&](int i, int &head, int &a, int &b) {
+        head = i / (HD / 2);
+        const int j = i % (HD / 2);
+        a = j < half ? j : 2 * j, b = j < half ? j + half : a + 1;
+        return j;
+    };
+    float2 weight[ROPE_AHEAD];
+#pragma unroll
+    for (int n = 0; n < ROPE_AHEAD; n++) {
+        const int i = threadIdx.x + n * ROPE_THREADS;
+        weight[n] = i < normed_heads * (HD / 2) ? rope_weight<HD>(p, i, pair_of) : make_float2(1.f, 1.f);
     }
-    const int half = p.rotary / 2, normed_heads = p.heads + kv_heads;
     if (threadIdx.x < half) {
         const double turns = position * p.turns[threadIdx.x];
         float sine, cosine;
         sincospif(2.f * static_cast<float>(turns - rint(turns)), &sine, &cosine);
         turn[threadIdx.x] = make_float2(cosine, sine);
+    }
+    wait_for_inputs();
+    allow_next_kernel();
+    const size_t stride = static_cast<size_t>(p.tokens) * width;
+    float q_squares = 0.f, k_squares = 0.f;
+    // Four quads of a thread at a time, and of all parts together, as far as there are four.
+#pragma unroll 1
+    for (int begin = 4 * threadIdx.x; begin < width; begin += 4 * 4 * ROPE_THREADS) {
+        const float *from = p.qkv + static_cast<size_t>(token) * width + begin;
+        float4 v[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) v[n] = rope_quad(from, n, begin, width);
+#pragma unroll 3
+        for (int part = 1; part < p.parts; part++) {
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                const float4 more = rope_quad(from + part * stride, n, begin, width);
+                v[n].x += more.x, v[n].y += more.y, v[n].z += more.z, v[n].w += more.w;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const int i = begin + 4 * n * ROPE_THREADS;
+            if (i >= width) continue;
+            *reinterpret_cast<float4 *>(values + i) = v[n];
+            const float square = (v[n].x * v[n].x + v[n].y * v[n].y) + (v[n].z * v[n].z + v[n].w * v[n].w);
+            if (i < q_width)
+                q_squares += square;
+            else if (i < q_width + kv_width)
+                k_squares += square;
+        }
     }
     q_squares = warp_sum(q_squares), k_squares = warp_sum(k_squares);
     if (lane == 0) scratch[0][warp] = q_squares, scratch[1][warp] = k_squares;
@@ -68,30 +114,29 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
         inverse_of_head[threadIdx.x] = p.norm ? rsqrtf(sum / (which ? kv_width : q_width) + p.eps) : 1.f;
     }
     __syncthreads();
-    // A thread takes two values of a head: a pair that turns together, or two neighbours past the rotated ones.
-#pragma unroll 1
-    for (int i = threadIdx.x; i < normed_heads * (HD / 2); i += ROPE_THREADS) {
-        const int head = i / (HD / 2), j = i % (HD / 2);
-        const bool turns = j < half;
-        const int a = turns ? j : 2 * j, b = turns ? j + half : a + 1;
+    const auto turn_pair = [&](int i, const float2 &w) {
+        int head, a, b;
+        const int j = pair_of(i, head, a, b);
         float *at = values + head * HD;
-        float x = at[a] * inverse_of_head[head], y = at[b] * inverse_of_head[head];
-        if (p.norm) {  // weights: one per value of the projection, or one per value of a head
-            const bool is_q = head < p.heads;
-            const float *weight = (is_q ? p.q_norm : p.k_norm) + (p.norm == 2 ? (is_q ? head : head - p.heads) * HD : 0);
-            x *= weight[a], y *= weight[b];
-        }
-        if (turns) {
+        const float x = at[a] * inverse_of_head[head] * w.x, y = at[b] * inverse_of_head[head] * w.y;
+        if (j < half) {
             const float2 angle = turn[j];
             at[a] = x * angle.x - y * angle.y, at[b] = y * angle.x + x * angle.y;
         } else {
             at[a] = x, at[b] = y;
         }
+    };
+#pragma unroll
+    for (int n = 0; n < ROPE_AHEAD; n++) {
+        const int i = threadIdx.x + n * ROPE_THREADS;
+        if (i < normed_heads * (HD / 2)) turn_pair(i, weight[n]);
     }
+#pragma unroll 1
+    for (int i = threadIdx.x + ROPE_AHEAD * ROPE_THREADS; i < normed_heads * (HD / 2); i += ROPE_THREADS)
+        turn_pair(i, rope_weight<HD>(p, i, pair_of));
     __syncthreads();
     for (int i = 4 * threadIdx.x; i < q_width; i += 4 * ROPE_THREADS)
         *reinterpret_cast<float4 *>(p.q + static_cast<size_t>(token) * q_width + i) = *reinterpret_cast<const float4 *>(values + i);
-    const uint32_t page = p.pages.tables[static_cast<size_t>(p.token_run[token]) * p.pages.table_stride + position / p.pages.page_tokens];
     for (int i = threadIdx.x * 2; i < kv_width; i += ROPE_THREADS * 2) {
         const int head = i / HD, d = i % HD, row = position % TILE_TOKENS;
         const size_t at = tile_offset<HD * KV_BYTES<KV>>(p.pages, page, head, position);

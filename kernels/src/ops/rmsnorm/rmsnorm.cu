@@ -3,27 +3,46 @@
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
 #include "rows.cuh"
 
+// The thread's values of a row, zeros past its end.
+template <int PAIRS> DEVICE void load_pairs(const float *row, int width, float2 (&v)[PAIRS]) {
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        v[i] = k < width ? *reinterpret_cast<const float2 *>(row + k) : make_float2(0.f, 0.f);
+    }
+}
+
 template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
     __shared__ float scratch[NORM_THREADS / WARP];
+    float2 weight[PAIRS];
+    norm_weights(p, weight);
     wait_for_inputs();
     allow_next_kernel();
     const int row = blockIdx.x;
     const size_t from = static_cast<size_t>(p.rows ? p.rows[row] : row) * p.input.k;
     float2 v[PAIRS];
+    load_pairs(p.input.x0 + from, p.input.k, v);
+    // Some parts at a time, so that all their values are on their way together.
+    constexpr int AHEAD = PAIRS <= 3 ? 4 : 1;
+#pragma unroll 1
+    for (int first = 0; first < p.input.more; first += AHEAD) {
+        float2 more[AHEAD][PAIRS];
 #pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
-        v[i] = make_float2(0.f, 0.f);
-        if (k >= p.input.k) continue;
-        v[i] = *reinterpret_cast<const float2 *>(p.input.x0 + from + k);
-#pragma unroll 4
-        for (int part = 0; part < p.input.more; part++) {
-            const float2 w = *reinterpret_cast<const float2 *>(p.input.x1 + static_cast<size_t>(part) * p.input.stride + from + k);
-            v[i].x += w.x, v[i].y += w.y;
-        }
-        if (p.input.sum_out) *reinterpret_cast<float2 *>(p.input.sum_out + from + k) = v[i];
+        for (int a = 0; a < AHEAD; a++)
+            load_pairs(p.input.x1 + static_cast<size_t>(first + a) * p.input.stride + from, first + a < p.input.more ? p.input.k : 0, more[a]);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) v[i].x += more[a][i].x, v[i].y += more[a][i].y;
     }
-    finish_row(p, row, v, scratch);
+    if (p.input.sum_out) {
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+            if (k < p.input.k) *reinterpret_cast<float2 *>(p.input.sum_out + from + k) = v[i];
+        }
+    }
+    finish_row(p, row, v, weight, scratch);
 }
 
 // hidden[t] += sum over j of weights[t, j] * y[t * k + j], in the order of the slots; then, if there is a place for it,
@@ -39,6 +58,8 @@ struct CombineRows {
 
 template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
     __shared__ float scratch[NORM_THREADS / WARP];
+    float2 weight[PAIRS];
+    norm_weights(p.norm, weight);
     wait_for_inputs();
     allow_next_kernel();
     const int row = blockIdx.x, width = p.norm.input.k;
@@ -67,7 +88,7 @@ template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
         v[i].x += sum.x, v[i].y += sum.y;
         *reinterpret_cast<float2 *>(p.norm.input.sum_out + from + k) = v[i];
     }
-    if (p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, scratch);
+    if (p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, weight, scratch);
 }
 
 #define ROWS(PAIRS)                                                                                                    \

@@ -36,8 +36,19 @@ template <int PAIRS> DEVICE void quantise_row(const NormRows &p, int row, const 
     }
 }
 
+// The thread's weights of a norm, to be requested before the row is there.
+template <int PAIRS> DEVICE void norm_weights(const NormRows &p, float2 (&w)[PAIRS]) {
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int k = 2 * (threadIdx.x + i * NORM_THREADS);
+        w[i] = make_float2(1.f, 1.f);
+        if (p.input.weight && k < p.input.k) w[i] = __ldg(reinterpret_cast<const float2 *>(p.input.weight + k));
+    }
+}
+
 // Normalises the row in `v` (PAIRS * 1024 values at most) and writes it out.
-template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], float *scratch) {
+template <int PAIRS>
+DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], const float2 (&w)[PAIRS], float *scratch) {
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y;
@@ -50,12 +61,17 @@ template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const fl
         y = make_float2(0.f, 0.f);
         if (2 * i * NORM_THREADS >= p.padded) break;
         if (k < p.input.k) {
-            const float2 w = p.input.weight ? *reinterpret_cast<const float2 *>(p.input.weight + k) : make_float2(1.f, 1.f);
-            y.x = v[i].x * inverse * w.x, y.y = v[i].y * inverse * w.y;
+            y.x = v[i].x * inverse * w[i].x, y.y = v[i].y * inverse * w[i].y;
             if (p.normed) *reinterpret_cast<float2 *>(p.normed + static_cast<size_t>(row) * p.input.k + k) = y;
         }
         if (p.plane && k < p.padded)
             *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
     }
     if (p.quantised) quantise_row<PAIRS>(p, row, out);
+}
+
+template <int PAIRS> DEVICE void finish_row(const NormRows &p, int row, const float2 (&v)[PAIRS], float *scratch) {
+    float2 w[PAIRS];
+    norm_weights(p, w);
+    finish_row(p, row, v, w, scratch);
 }
