@@ -193,6 +193,13 @@ pub trait Backend: Send + fmt::Debug {
         Ok(0)
     }
 
+    /// The same for one decode step of a rank of several that has not been made ready yet, while no step is on its way;
+    /// whether there was one. No other rank is asked for anything.
+    fn record_step(&mut self, logits: &Buffer, most: usize) -> Result<bool> {
+        let _ = (logits, most);
+        Ok(false)
+    }
+
     /// From now on whole steps keep what their gates said, for comparisons with a reference; they take longer.
     fn watch_gates(&mut self, on: bool) {
         let _ = on;

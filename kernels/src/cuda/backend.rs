@@ -295,6 +295,11 @@ impl Backend for CudaBackend {
         self.record_decode(logits, most)
     }
 
+    fn record_step(&mut self, logits: &Buffer, most: usize) -> Result<bool> {
+        self.gpu.device.enter()?;
+        self.record_one(logits, most)
+    }
+
     fn watch_gates(&mut self, on: bool) {
         self.watched = on.then(Default::default);
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use conclave_kernels::backend::KernelError;
 use conclave_proto::cluster::v1 as wire;
 use conclave_proto::cluster::v1::from_worker::Message;
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::command::{Command, EpochPlan};
 use super::epoch::Loaded;
@@ -82,7 +82,10 @@ impl Device {
         let mut held: Option<Command> = None;
         loop {
             if self.rank.in_flight() == 0 {
-                let next = held.take().map_or_else(|| commands.recv().ok(), Some);
+                let next = match held.take() {
+                    None => self.next_when_idle(&commands)?,
+                    command => command,
+                };
                 let Some(command) = next else {
                     return Ok(());
                 };
@@ -110,6 +113,22 @@ impl Device {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
+    }
+
+    /// The next command, `None` at the end. Until it comes, decode steps of the epoch are made ready, each in milliseconds.
+    fn next_when_idle(&mut self, commands: &Receiver<Command>) -> Result<Option<Command>> {
+        while self.live.is_some() {
+            match commands.try_recv() {
+                Ok(command) => return Ok(Some(command)),
+                Err(TryRecvError::Disconnected) => return Ok(None),
+                Err(TryRecvError::Empty) => {
+                    if !self.rank.executor.record_one()? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(commands.recv().ok())
     }
 
     fn handle(&mut self, command: Command) -> Result<()> {

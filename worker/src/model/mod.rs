@@ -208,6 +208,15 @@ impl Executor {
         Ok(())
     }
 
+    /// Makes one more decode step with an exchange ready, while none is on its way; whether there was one left.
+    pub fn record_one(&mut self) -> Result<bool> {
+        if !self.whole || !self.exchanges {
+            return Ok(false);
+        }
+        let (logits, most) = (&self.buffers.logits, self.limits.max_logit_rows);
+        Ok(self.backend.record_step(logits, most)?)
+    }
+
     fn forward_model(&self) -> Option<ForwardModel> {
         let resident = self.resident.as_ref()?;
         let layers = resident.layers.iter().enumerate().map(|(index, layer)| {

@@ -8,10 +8,13 @@ use super::layout::{
     Area, CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams, ExchangeTokens, GroupRows,
 };
 use super::places::{Places, table};
-use super::{ExchangeShape, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens, Wire, launch};
+use super::{
+    Choice, ExchangeShape, FewResults, FewRows, MAX_RANKS, ManyResults, ManyRows, Tokens, Wire, launch,
+};
 use crate::backend::{KernelError, Result};
 use crate::cuda::format::padded;
 use crate::cuda::{Gpu, shape};
+use crate::ops::linear::cuda::INLINE_WIDTH;
 
 /// What an epoch fixes.
 pub(super) struct Connected {
@@ -99,6 +102,14 @@ impl Connected {
         })
     }
 
+    /// For steps in which no rank has more than `largest` tokens.
+    pub(super) fn begin(&self, largest: usize) {
+        if self.sharing == 1 {
+            self.part_bits
+                .set(launch::few_part_bits(self.shape.ranks, largest));
+        }
+    }
+
     fn few_blocks(&self) -> FewBlocks {
         FewBlocks {
             sharing: self.sharing,
@@ -106,13 +117,22 @@ impl Connected {
         }
     }
 
-    pub(super) fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
+    pub(super) fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        let wide = self.shape.hidden > INLINE_WIDTH;
+        if tokens.count > 0 && choice.normed == 0 && (choice.norm.x0 == 0 || wide) {
+            let wanted = format!("rows, or a norm of at most {INLINE_WIDTH} values");
+            return Err(shape("exchange", "input", self.shape.hidden, wanted));
+        }
         let params = DispatchFew {
             exchange: self.params,
             tokens: self.tokens(tokens, self.shape.few_tokens)?,
-            normed,
+            normed: choice.normed,
             x: self.places.x.address,
             group: self.group_rows(),
+            route: choice.route,
+            ids: tokens.ids,
+            weights: tokens.weights,
+            norm: choice.norm,
         };
         launch::dispatch_few(gpu, self.shape.exact, self.few_blocks(), &params)?;
         Ok(self.few_rows())

@@ -235,14 +235,14 @@ DEVICE uint64_t or_lanes(uint64_t v) {
 // Where the slots of a token go. Of an expert's replicas one on a rank that gets the row anyway, else the one with the
 // least load, in the mean: loads (known from the exchange before) are scaled by a hash of token and rank, so that
 // a rank's tokens do not all choose the same. By one warp.
-DEVICE Destinations choose_ranks(const ExchangeParams &p, const ExchangeTokens &t, int token, uint64_t exchange, int lane) {
+// `id`, `weight`: of the lane's slot.
+DEVICE Destinations choose_ranks(const ExchangeParams &p, int layer, int token, uint32_t id, float weight, uint64_t exchange, int lane) {
     const uint32_t *loads = p.loads + (~exchange & 1) * MAX_RANKS;
     Destinations d{0, ABSENT, 0.f, 0};
     uint4 held = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
     if (lane < p.k) {
-        const uint32_t id = t.ids[token * p.k + lane];
-        d.weight = t.weights[token * p.k + lane];
-        held = __ldg(reinterpret_cast<const uint4 *>(p.placement) + static_cast<size_t>(t.layer) * p.experts + id);
+        d.weight = weight;
+        held = __ldg(reinterpret_cast<const uint4 *>(p.placement) + static_cast<size_t>(layer) * p.experts + id);
     }
     uint32_t chosen = held.x;
     const unsigned several = __ballot_sync(ALL_LANES, lane < p.k && held.y != ABSENT);
@@ -267,4 +267,10 @@ DEVICE Destinations choose_ranks(const ExchangeParams &p, const ExchangeTokens &
     d.rank = chosen >> 16, d.local = chosen & 0xffffu;
     if (lane < p.k) p.owner[token * p.k + lane] = d.rank;
     return d;
+}
+
+// The same where experts have been chosen before.
+DEVICE Destinations choose_ranks(const ExchangeParams &p, const ExchangeTokens &t, int token, uint64_t exchange, int lane) {
+    const int slot = token * p.k + min(lane, p.k - 1);
+    return choose_ranks(p, t.layer, token, t.ids[slot], t.weights[slot], exchange, lane);
 }

@@ -1,14 +1,19 @@
-// Few tokens, there, one kernel: block 0 waits for what comes and groups it by expert; the others send this rank's rows, then
-// unpack what comes into F32 rows.
+// Few tokens, there, one kernel: block 0 waits for what comes and groups it by expert; the others choose the experts of this
+// rank's tokens, send their rows, then unpack what comes into F32 rows.
+#include "../gemv.cuh"
 #include "few.cuh"
 #include "group.cuh"
 
 struct DispatchFew {
     ExchangeParams exchange;
     ExchangeTokens tokens;
-    const float *normed;  // [count, hidden]
+    const float *normed;  // [count, hidden]; the kernels of NORM, which also choose: from `norm`, at most INLINE_WIDTH values
     float *x;             // [ranks * few_tokens, hidden]
     GroupRows group;
+    RouteParams route;    // the gate's logits, for sigmoid; none: the choice of experts has been made
+    uint32_t *ids;        // where the choice goes: those of `tokens`
+    float *weights;
+    NormInput norm;
 };
 
 DEVICE int meta_units(int k) { return (k + 1) / 2; }
@@ -93,22 +98,151 @@ template <bool EXACT> struct RowPart {
     static DEVICE void read(const ExchangeParams &p, const float *from, int u, float (&to)[VALUES]) {
         Packing<EXACT>::load(from, u, ceil_div(p.hidden, VALUES), p.hidden, to);
     }
+
+    DEVICE void read(const ExchangeParams &p, const float *from) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) read(p, from, threadIdx.x + i * FEW_THREADS, v[i]);
+    }
+
+    DEVICE void add(const RowPart &other) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int e = 0; e < VALUES; e++) v[i][e] += other.v[i][e];
+    }
+
+    // Of the values that no other thread has.
+    DEVICE float squares(int units) const {
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (static_cast<int>(threadIdx.x) + i * FEW_THREADS >= units) continue;
+#pragma unroll
+            for (int e = 0; e < VALUES; e++) sum += v[i][e] * v[i][e];
+        }
+        return sum;
+    }
+
+    DEVICE void scale(const RowPart &weight, float factor) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int e = 0; e < VALUES; e++) v[i][e] = v[i][e] * factor * weight.v[i][e];
+    }
 };
 
+// What a token's experts are chosen from, the choice, and sums of squares for its norm.
+struct Choosing {
+    float score[MAX_EXPERTS];
+    uint32_t most[MAX_EXPERTS / WARP];  // of each warp's experts, as `ordered`
+    uint2 candidate[MAX_EXPERTS];       // choice as `ordered`, expert
+    int candidates;
+    uint32_t id[WARP];
+    float weight[WARP], squares[FEW_THREADS / WARP];
+};
+
+// Scores of a token's experts, one a thread of the first MAX_EXPERTS: what the choice goes by, 0 for those that there are not.
+DEVICE uint32_t score_token(const RouteParams &p, int token, Choosing &choosing) {
+    const int e = threadIdx.x;
+    uint32_t key = 0;
+    if (e < p.experts) {
+        const float *from = p.logits + static_cast<size_t>(token) * p.experts + e;
+        const size_t stride = static_cast<size_t>(p.tokens) * p.experts;
+        float z = 0.f;
+#pragma unroll 8
+        for (int part = 0; part < p.parts; part++) z += __ldcg(from + part * stride);
+        const float s = 1.f / (1.f + expf(-z));
+        choosing.score[e] = s;
+        key = ordered(s + (p.bias ? p.bias[e] : 0.f));
+    }
+    const uint32_t most = __reduce_max_sync(ALL_LANES, key);
+    if (e % WARP == 0) choosing.most[e / WARP] = most;
+    return key;
+}
+
+// The experts that can be among the k best, of at least k groups those that are no worse than the worst group's best; by the
+// threads that scored.
+DEVICE void list_candidates(const RouteParams &p, uint32_t key, Choosing &choosing) {
+    const int e = threadIdx.x, groups = ceil_div(p.experts, WARP);
+    uint32_t least = 0;
+    if (groups >= p.k) {
+        least = choosing.most[0];
+        for (int g = 1; g < groups; g++) least = min(least, choosing.most[g]);
+    }
+    const bool can = e < p.experts && key >= least;
+    const unsigned all = __ballot_sync(ALL_LANES, can);
+    int first = 0;
+    if (e % WARP == 0 && all) first = atomicAdd(&choosing.candidates, __popc(all));
+    first = __shfl_sync(ALL_LANES, first, 0);
+    if (can) choosing.candidate[first + __popc(all & ((1u << e % WARP) - 1))] = make_uint2(key, e);
+}
+
+// The k best, best first, the lower expert first among equals, by the scout; as `choose_experts` does it.
+DEVICE void choose_candidates(const DispatchFew &d, int token, Choosing &choosing) {
+    const int lane = threadIdx.x & 31, k = d.route.k, count = choosing.candidates;
+#pragma unroll 1
+    for (int c = lane; c < count; c += WARP) {
+        const uint2 mine = choosing.candidate[c];
+        int better = 0;
+#pragma unroll 4
+        for (int i = 0; i < count; i++) {
+            const uint2 other = choosing.candidate[i];
+            better += other.x > mine.x || other.x == mine.x && other.y < mine.y;
+        }
+        if (better < k) choosing.id[better] = mine.y, choosing.weight[better] = choosing.score[mine.y];
+    }
+    __syncwarp();
+    float weight = lane < k ? choosing.weight[lane] : 0.f, total = 0.f;
+    for (int j = 0; j < k; j++) total += choosing.weight[j];
+    if (d.route.renormalize) weight = weight / total;
+    __syncwarp();
+    if (lane < k) {
+        choosing.weight[lane] = weight;
+        d.ids[token * k + lane] = choosing.id[lane], d.weights[token * k + lane] = weight;
+    }
+}
+
 // Requests a token's row and finds its destinations, the scout those; nobody waits for the other. A barrier must follow.
-template <bool EXACT>
-DEVICE void prepare_token(const DispatchFew &d, uint64_t exchange, int token, Sending &sending, RowPart<EXACT> &part) {
+template <bool EXACT, bool NORM>
+DEVICE void prepare_token(const DispatchFew &d, uint64_t exchange, int token, Sending &sending, RowPart<EXACT> &part, Choosing &choosing) {
     const ExchangeParams &p = d.exchange;
-    if (threadIdx.x >= FEW_THREADS) {
-        const int lane = threadIdx.x & 31;
-        const Destinations to = choose_ranks(p, d.tokens, token, exchange, lane);
+    const size_t row = static_cast<size_t>(token) * p.hidden;
+    const int lane = threadIdx.x & 31;
+    const bool scouts = threadIdx.x >= FEW_THREADS;
+    RowPart<EXACT> more, weight;
+    if (!scouts) {
+        part.read(p, (NORM ? d.norm.x0 : d.normed) + row);
+        if (NORM) more.read(p, d.norm.x1 + row), weight.read(p, d.norm.weight);
+    }
+    if (d.route.logits) {
+        uint32_t key = 0;
+        if (threadIdx.x < MAX_EXPERTS) key = score_token(d.route, token, choosing);
+        if (threadIdx.x == 0) choosing.candidates = 0;
+        if (NORM && !scouts) {
+            part.add(more);
+            const float squares = warp_sum(part.squares(ceil_div(p.hidden, RowPart<EXACT>::VALUES)));
+            if (lane == 0) choosing.squares[threadIdx.x / WARP] = squares;
+        }
+        __syncthreads();
+        if (threadIdx.x < MAX_EXPERTS) list_candidates(d.route, key, choosing);
+        __syncthreads();
+    }
+    if (scouts) {
+        if (d.route.logits) {
+            choose_candidates(d, token, choosing);
+        } else if (lane < p.k) {
+            const int slot = token * p.k + lane;
+            choosing.id[lane] = d.tokens.ids[slot], choosing.weight[lane] = d.tokens.weights[slot];
+        }
+        const Destinations to = choose_ranks(p, d.tokens.layer, token, choosing.id[lane], choosing.weight[lane], exchange, lane);
         if (lane < p.k) sending.rank_of[lane] = to.rank, sending.local_of[lane] = to.local, sending.weight_of[lane] = to.weight;
         if (lane == 0) sending.ranks = to.mask;
-        return;
-    }
-    const float *from = d.normed + static_cast<size_t>(token) * p.hidden;
+    } else if (NORM) {
+        float total = 0.f;
 #pragma unroll
-    for (int i = 0; i < RowPart<EXACT>::AHEAD; i++) RowPart<EXACT>::read(p, from, threadIdx.x + i * FEW_THREADS, part.v[i]);
+        for (int w = 0; w < FEW_THREADS / WARP; w++) total += choosing.squares[w];
+        part.scale(weight, rsqrtf(total / d.norm.k + d.norm.eps));
+    }
 }
 
 template <bool EXACT>
@@ -254,7 +388,7 @@ template <bool TRACED> DEVICE void group_arrivals(const DispatchFew &d, uint64_t
                   [&](uint32_t slot) { return id_of[slot] == 0xffffu ? ABSENT : id_of[slot]; }, tokens_of);
 }
 
-template <bool EXACT, bool TRACED> DEVICE void dispatch_few(const DispatchFew &d) {
+template <bool EXACT, bool NORM, bool TRACED> DEVICE void dispatch_few(const DispatchFew &d) {
     extern __shared__ uint32_t tokens_of[];  // [local experts][words], then the slots' experts, 16 bits each
     __shared__ Scouted known;
     const ExchangeParams &p = d.exchange;
@@ -273,8 +407,9 @@ template <bool EXACT, bool TRACED> DEVICE void dispatch_few(const DispatchFew &d
     const int senders = gridDim.x - 1;
     int token = blockIdx.x - 1;
     __shared__ Sending sending;
+    __shared__ Choosing choosing;
     RowPart<EXACT> part;
-    if (blockIdx.x > 0 && token < d.tokens.count) prepare_token<EXACT>(d, exchange, token, sending, part);
+    if (blockIdx.x > 0 && token < d.tokens.count) prepare_token<EXACT, NORM>(d, exchange, token, sending, part, choosing);
     if (__syncthreads_or(failed(p))) {
         if (blockIdx.x == 0 && threadIdx.x == 0) *d.group.groups.count = 0, p.state->open = exchange;
         if (blockIdx.x == 0 && threadIdx.x < p.ranks) p.counts[threadIdx.x] = 0;
@@ -295,7 +430,7 @@ template <bool EXACT, bool TRACED> DEVICE void dispatch_few(const DispatchFew &d
         token += senders;
         if (token >= d.tokens.count) break;
         __syncthreads();
-        prepare_token<EXACT>(d, exchange, token, sending, part);
+        prepare_token<EXACT, NORM>(d, exchange, token, sending, part, choosing);
         __syncthreads();
     }
     mark<TRACED>(p, TRACED_DISPATCH, exchange, 3);
@@ -304,9 +439,11 @@ template <bool EXACT, bool TRACED> DEVICE void dispatch_few(const DispatchFew &d
     if (!p.alone) allow_next_kernel();
 }
 
-#define DISPATCH(NAME, EXACT, TRACED)                                                                                  \
-    extern "C" __global__ void __maxnreg__(56) NAME(const __grid_constant__ DispatchFew p) { dispatch_few<EXACT, TRACED>(p); }
-DISPATCH(exchange_dispatch_exact, true, false)
-DISPATCH(exchange_dispatch_bf16, false, false)
-DISPATCH(exchange_dispatch_exact_traced, true, true)
-DISPATCH(exchange_dispatch_bf16_traced, false, true)
+#define DISPATCH(NAME, EXACT, NORM, TRACED)                                                                            \
+    extern "C" __global__ void __maxnreg__(56) NAME(const __grid_constant__ DispatchFew p) { dispatch_few<EXACT, NORM, TRACED>(p); }
+DISPATCH(exchange_dispatch_exact, true, false, false)
+DISPATCH(exchange_dispatch_bf16, false, false, false)
+DISPATCH(exchange_dispatch_exact_norm, true, true, false)
+DISPATCH(exchange_dispatch_bf16_norm, false, true, false)
+DISPATCH(exchange_dispatch_exact_traced, true, false, true)
+DISPATCH(exchange_dispatch_bf16_traced, false, false, true)

@@ -15,8 +15,8 @@ use super::halves::{CHANNELS, TwoHalves, channel_bytes};
 use super::launch;
 use super::peer::{OwnArea, PeerArea, PeerHandle, multi_process};
 use super::{
-    Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows, StepSizes,
-    Tokens,
+    Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
+    StepSizes, Tokens,
 };
 use crate::backend::Result;
 use crate::cuda::{Gpu, shape};
@@ -226,18 +226,29 @@ impl Exchange for IpcExchange {
         if let Some(halves) = &self.halves {
             halves.begin(sizes);
         }
-        let connected = self.connected()?;
-        if connected.sharing == 1 {
-            let bits = launch::few_part_bits(connected.shape.ranks, sizes.largest);
-            connected.part_bits.set(bits);
-        }
+        self.connected()?.begin(sizes.largest);
         Ok(())
     }
 
     fn recorded(&self) -> usize {
-        self.connected
-            .as_ref()
-            .map_or(0, |connected| connected.part_bits.get() as usize)
+        let connected = self.connected.as_ref();
+        connected.map_or(0, |connected| connected.part_bits.get() as usize)
+    }
+
+    fn recordings(&self, tokens: usize) -> Vec<StepSizes> {
+        let Some(connected) = self.connected.as_ref().filter(|_| self.recordable()) else {
+            return Vec::new();
+        };
+        let shape = &connected.shape;
+        let sizes = |largest| StepSizes {
+            largest,
+            tokens,
+            many: None,
+        };
+        launch::few_cases(shape.ranks, tokens, shape.few_tokens)
+            .into_iter()
+            .map(sizes)
+            .collect()
     }
 
     fn halves(&self) -> Option<&dyn Halves> {
@@ -250,8 +261,20 @@ impl Exchange for IpcExchange {
             .map(|halves| halves as &dyn Halves)
     }
 
+    fn chooses(&self) -> bool {
+        true
+    }
+
+    fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        self.connected()?.dispatch_few(gpu, tokens, choice)
+    }
+
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        self.connected()?.dispatch_few(gpu, tokens, normed)
+        let choice = Choice {
+            normed,
+            ..Choice::default()
+        };
+        self.connected()?.dispatch_few(gpu, tokens, &choice)
     }
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {

@@ -35,6 +35,13 @@ pub(super) fn few_part_bits(ranks: usize, largest: usize) -> i32 {
     }
 }
 
+/// Steps of `tokens` tokens here and no more than `most` on any rank, by the most that there are: one of each kind.
+pub(super) fn few_cases(ranks: usize, tokens: usize, most: usize) -> Vec<usize> {
+    let mut cases: Vec<usize> = (tokens..=most).collect();
+    cases.dedup_by_key(|largest| few_part_bits(ranks, *largest));
+    cases
+}
+
 /// Blocks of a kernel that waits, on a device of `sharing` ranks: one groups or settles, the others move rows, each several
 /// if there are more.
 fn few_blocks(sharing: usize, part_bits: i32) -> u32 {
@@ -73,8 +80,12 @@ pub(super) fn dispatch_few(gpu: &Gpu, exact: bool, blocks: FewBlocks, params: &D
     let exchange = &params.exchange;
     let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
     let marks = (params.group.experts * params.group.words * 4) as usize + slots * 2;
+    let kind = match params.normed {
+        0 if params.tokens.count > 0 => "_norm",
+        _ => traced(exchange),
+    };
     gpu.launch(
-        &format!("exchange_dispatch_{}{}", name(exact), traced(exchange)),
+        &format!("exchange_dispatch_{}{kind}", name(exact)),
         launch(
             few_blocks(blocks.sharing, blocks.part_bits),
             DISPATCH_THREADS,
@@ -142,4 +153,26 @@ pub(super) fn combine_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
         launch(2 * each, MANY_THREADS, 0),
         &params,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_all_kinds_once() {
+        for (ranks, tokens, kinds) in [
+            (2, 0, 2),
+            (2, 8, 2),
+            (2, 9, 1),
+            (8, 2, 2),
+            (8, 3, 1),
+            (1, 1, 2),
+            (40, 1, 1),
+        ] {
+            let cases = few_cases(ranks, tokens, 128.min(1024 / ranks));
+            assert_eq!(cases.len(), kinds, "{ranks} ranks, {tokens} tokens: {cases:?}");
+            assert_eq!(cases[0], tokens);
+        }
+    }
 }

@@ -5,8 +5,8 @@ use super::{ExchangeShape, MAX_RANKS, Wire};
 use crate::backend::Result;
 use crate::cuda::format::padded;
 use crate::cuda::shape;
-use crate::ops::rmsnorm::cuda::NormRows;
-use crate::ops::route::cuda::{Groups, MAX_TOP_K};
+use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
+use crate::ops::route::cuda::{Groups, MAX_TOP_K, RouteParams};
 
 /// Tokens of the many-token family whose results are announced together.
 pub(super) const CHUNK: usize = 4;
@@ -220,6 +220,10 @@ pub(crate) struct DispatchFew {
     pub(super) normed: u64,
     pub(super) x: u64,
     pub(super) group: GroupRows,
+    pub(super) route: RouteParams,
+    pub(super) ids: u64,
+    pub(super) weights: u64,
+    pub(super) norm: NormInput,
 }
 
 /// Mirrors `CombineFew`.

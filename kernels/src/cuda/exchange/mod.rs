@@ -54,8 +54,8 @@ pub mod trace;
 use crate::backend::{KernelError, Result};
 use crate::cuda::Gpu;
 use crate::ops::experts::many::SortParams;
-use crate::ops::rmsnorm::cuda::NormRows;
-use crate::ops::route::cuda::{Groups, PackBeside};
+use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
+use crate::ops::route::cuda::{Groups, PackBeside, RouteParams};
 
 /// Most ranks of an epoch, and most ranks that hold the same expert.
 pub const MAX_RANKS: usize = 64;
@@ -112,6 +112,16 @@ pub(crate) struct StepSizes {
     pub(crate) tokens: usize,
     /// Tokens of a piece, if the step goes through the many-token family.
     pub(crate) many: Option<usize>,
+}
+
+/// What an exchange that makes the choice of experts itself starts from.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Choice {
+    /// F32 `[count, hidden]`; 0: the norm of `norm`, of at most `INLINE_WIDTH` values, `x1` one array.
+    pub(crate) normed: u64,
+    pub(crate) norm: NormInput,
+    /// The gate's logits, of a sigmoid; none: the choice has been made.
+    pub(crate) route: RouteParams,
 }
 
 /// What came, for the expert kernels of few rows.
@@ -251,6 +261,13 @@ pub(crate) trait Exchange: Send {
         0
     }
 
+    /// What steps in which this rank has `tokens` tokens may be, as far as their recordings differ: for recording them before
+    /// they come. Nothing: they are recorded when they come.
+    fn recordings(&self, tokens: usize) -> Vec<StepSizes> {
+        let _ = tokens;
+        Vec::new()
+    }
+
     /// All of a step is queued.
     fn queued(&self, gpu: &Gpu) -> Result<()> {
         let _ = gpu;
@@ -261,6 +278,19 @@ pub(crate) trait Exchange: Send {
     fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
         let _ = (tokens, normed);
         Ok(None)
+    }
+
+    /// Whether `choose_and_dispatch` is there.
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// `dispatch_few` that makes the choice of experts itself, and writes it to where `tokens` looks for it.
+    fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        let _ = (gpu, tokens, choice);
+        Err(KernelError::Unsupported(
+            "this exchange does not choose experts".into(),
+        ))
     }
 
     /// `normed`: F32 `[count, hidden]`.

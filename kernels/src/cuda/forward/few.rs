@@ -1,5 +1,5 @@
 //! A step of at most 128 tokens: six launches a layer for up to four decode tokens (`inline`), eleven for more
-//! (`grouped`).
+//! (`grouped`); with experts on other ranks eight and eleven.
 //!
 //! Dense weights go through passes of eight tokens with activations of 16 bits of mantissa, or, for more tokens, through
 //! matrix products of BF16. Deterministic steps use the passes only: the order of every sum is then the same whatever
@@ -19,9 +19,13 @@ use crate::ops::attention::cuda::head_blocks;
 use crate::ops::embed::cuda::embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_rows};
+use crate::ops::route::cuda::GATE_PARTS;
 
 /// From so many tokens on dense weights are worth a matrix product instead of passes of eight.
 const PRODUCT_TOKENS: usize = 9;
+/// Tokens of one pass, and so many tokens whose gate takes passes all the same.
+const PASS_TOKENS: usize = 8;
+const GATE_PASS_TOKENS: usize = 64;
 /// Into how many parts the passes cut the output projection, whose rows alone do not occupy the device.
 const OUTPUT_PARTS: usize = 2;
 
@@ -207,6 +211,12 @@ impl Piece<'_> {
             x1: 0,
             more: 0,
         };
+        if let (Way::Inline, Some(exchange)) = (way, backend.exchange()) {
+            for (index, layer) in forward.layers.iter().enumerate() {
+                self.inline_exchanged_layer(index, layer, exchange)?;
+            }
+            return Ok(stream);
+        }
         if way != Way::Grouped {
             for (index, layer) in forward.layers.iter().enumerate() {
                 stream = self.inline_layer(index, layer, stream)?;
@@ -283,6 +293,24 @@ impl Piece<'_> {
             )?;
             return Ok(parts);
         }
+        self.passes(weights, rows, parts, y, residual)
+    }
+
+    /// The gate, whose few rows are too few tiles for a matrix product of few tokens: `rows` hold the tokens as well as `plane`.
+    fn gate(&self, weight: &Linear, from: (u64, u64), y: u64) -> Result<usize> {
+        if self.products && self.tokens > GATE_PASS_TOKENS {
+            return self.dense(&[weight], from, GATE_PARTS, y, 0);
+        }
+        let passes = self.tokens.div_ceil(PASS_TOKENS).next_power_of_two();
+        let parts = match self.products {
+            true => GATE_PARTS / passes,
+            false => GATE_PARTS,
+        };
+        self.passes(&[weight], from.0, parts, y, 0)
+    }
+
+    /// A dense weight times the rows, eight tokens at a time.
+    fn passes(&self, weights: &[&Linear], rows: u64, parts: usize, y: u64, residual: u64) -> Result<usize> {
         let parts = parts.min(weights[0].padded() / 128);
         let input = Input::Rows(rows);
         linear(

@@ -12,6 +12,7 @@ mod watch;
 
 use conclave_plan::model::{LayerSpec, ModelSpec, QkNorm, Scoring};
 
+use super::exchange::Exchange;
 use super::exchange::group::{Cut, HALF_TOKENS};
 use super::format::padded;
 use super::plane::{plane_blocks, plane_bytes, quantised_bytes};
@@ -377,9 +378,11 @@ impl CudaBackend {
             }
             None => (FEW_TOKENS, tokens.div_ceil(FEW_TOKENS)),
         };
-        let way = match cut.is_some() || self.deterministic || self.step.runs.len() != tokens {
-            true => Way::Grouped,
-            false => forward.way(tokens, self.step.runs[0].2 as usize, self.watched.is_some()),
+        let grouped = self.deterministic || pieces > 1 || self.step.runs.len() != tokens;
+        let way = match self.exchange() {
+            _ if grouped => Way::Grouped,
+            Some(exchange) => forward.exchanged_way(tokens, exchange),
+            None => forward.way(tokens, self.step.runs[0].2 as usize, self.watched.is_some()),
         };
         let pieces = few::Pieces {
             tokens,
@@ -419,6 +422,19 @@ impl Forward {
             true => Way::Inline,
             false => Way::Grouped,
         }
+    }
+
+    /// The same of a rank of several.
+    fn exchanged_way(&self, tokens: usize, exchange: &dyn Exchange) -> Way {
+        match tokens > 0 && exchange.chooses() && self.inline(tokens) {
+            true => Way::Inline,
+            false => Way::Grouped,
+        }
+    }
+
+    /// Experts of a layer, on all ranks.
+    pub(super) fn experts(&self) -> usize {
+        self.sizes.experts
     }
 
     fn one_of(&self, way: Way) -> Option<&One> {

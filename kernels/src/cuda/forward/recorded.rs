@@ -1,6 +1,6 @@
 //! Decode steps of up to 128 tokens as graphs: one for each number of tokens, recorded when the model is there, so that no
-//! step of serving records or allocates. Steps with an exchange are recorded when they first come: an epoch must not
-//! wait for that.
+//! step of serving records or allocates. Steps with an exchange are recorded one by one while nothing is to be done, or when
+//! they come: an epoch must not wait for all of them.
 
 use std::collections::HashMap;
 
@@ -28,6 +28,10 @@ impl Graphs {
     pub(super) fn clear(&mut self) {
         self.graphs.clear();
     }
+
+    fn holds(&self, key: &Key, generation: u64) -> bool {
+        self.generation == generation && self.graphs.contains_key(key)
+    }
 }
 
 impl CudaBackend {
@@ -52,7 +56,7 @@ impl CudaBackend {
             return Ok(false);
         };
         let generation = self.workspace.generation;
-        if forward.graphs.generation == generation && forward.graphs.graphs.contains_key(&key) {
+        if forward.graphs.holds(&key, generation) {
             return Ok(false);
         }
         let queue = || few::queue(self, forward, pieces, key.2);
@@ -100,6 +104,62 @@ impl CudaBackend {
         }
         self.gpu.stream.wait(&self.gpu.device)?;
         Ok(new)
+    }
+
+    /// Records one decode step of a rank of several that is not there yet, of at most `most` sequences, while no step is on its
+    /// way; whether there was one. Recording asks nothing of the other ranks.
+    pub(in crate::cuda) fn record_one(&mut self, logits: &Buffer, most: usize) -> Result<bool> {
+        let Some((few, ranks)) = self.exchange().and_then(|exchange| {
+            let shape = exchange.shape().ok()?;
+            Some((shape.few_tokens, shape.ranks))
+        }) else {
+            return Ok(false);
+        };
+        let Some(vocab) = self.forward.as_ref().map(|forward| forward.sizes.vocab) else {
+            return Ok(false);
+        };
+        let most = most
+            .min(few)
+            .min(self.limits.max_runs)
+            .min(self.limits.max_logit_rows)
+            .min(self.limits.max_tokens);
+        for tokens in 0..=most {
+            // A rank's share of a step without any tokens never comes alone.
+            if tokens == 0 && ranks == 1 {
+                continue;
+            }
+            let address = self.memory_of("record", "logits", logits, tokens * vocab * 4)?;
+            let sizes = self
+                .exchange()
+                .map_or(Vec::new(), |exchange| exchange.recordings(tokens));
+            for sizes in sizes {
+                let (Some(exchange), Some(forward)) = (self.exchange(), &self.forward) else {
+                    return Ok(false);
+                };
+                exchange.begin(&self.gpu, &sizes)?;
+                let way = match self.deterministic {
+                    true => Way::Grouped,
+                    false => forward.exchanged_way(tokens, exchange),
+                };
+                let key = (tokens, way, address, exchange.recorded());
+                if forward.graphs.holds(&key, self.workspace.generation) {
+                    continue;
+                }
+                // The lists on the device are those of no step; only their addresses are recorded.
+                self.step.begin(&self.gpu, &first_positions(tokens))?;
+                let pieces = Pieces {
+                    tokens,
+                    each: few,
+                    count: 1,
+                    rows: tokens,
+                    way,
+                };
+                self.record(key, &pieces)?;
+                self.gpu.stream.wait(&self.gpu.device)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What `run_forward` may choose for so many.

@@ -37,6 +37,7 @@ pub(crate) struct ExpertParams {
     pub(crate) route: RouteParams,
     pub(crate) residual: u64,
     pub(crate) halves: u64,
+    pub(crate) most: i32,
 }
 
 fn launch(gpu: &Gpu, shared: usize) -> Launch {
@@ -52,10 +53,14 @@ fn launch(gpu: &Gpu, shared: usize) -> Launch {
 pub(crate) fn gate_up_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
     let images = GROUP_ROWS * format.image_bytes(params.experts.hidden_padded as usize);
     let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
+    let params = ExpertParams {
+        most: groups as i32,
+        ..*params
+    };
     gpu.launch(
         &format!("gate_up_{}_groups", format.name()),
         launch(gpu, shared),
-        params,
+        &params,
     )
 }
 

@@ -28,4 +28,5 @@ struct ExpertParams {
     // Down for up to four tokens: the weighted sum over slots, in halves of the slots.
     const float *residual;
     float *halves;  // [2][tokens, hidden]
+    int most;       // groups: those that there is room for
 };

@@ -79,8 +79,13 @@ template <int F, int TOKENS, int DEPTH> DEVICE void gate_up(const ExpertParams &
     } else {
         wait_for_inputs();
         allow_next_kernel();
-        count = *p.groups.count;
-        for (int i = threadIdx.x; i < count; i += GEMV_THREADS) listed[i] = p.groups.group[i];
+        // Most groups are requested with their number, not after it.
+        const int4 *from = reinterpret_cast<const int4 *>(p.groups.group);
+        int4 group = make_int4(0, 0, 0, 0);
+        if (static_cast<int>(threadIdx.x) < p.most) group = __ldcg(from + threadIdx.x);
+        count = __ldcg(p.groups.count);
+        if (static_cast<int>(threadIdx.x) < count) reinterpret_cast<int4 *>(listed)[threadIdx.x] = group;
+        for (int i = threadIdx.x + GEMV_THREADS; i < count; i += GEMV_THREADS) reinterpret_cast<int4 *>(listed)[i] = __ldcg(from + i);
     }
     __syncthreads();
 

@@ -2,7 +2,7 @@
 
 use super::{OUTPUT_PARTS, Piece, Stream};
 use crate::backend::Result;
-use crate::cuda::exchange::{Exchange, FewResults, Tokens};
+use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::forward::{Layer, cache};
 use crate::cuda::plane::plane_blocks;
@@ -11,7 +11,7 @@ use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
 use crate::ops::experts::cuda::{self as experts, ExpertParams};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_rows};
-use crate::ops::route::cuda::{self as route, GATE_PARTS, RouteParams, RouteTokens, max_groups};
+use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens, max_groups};
 
 impl Piece<'_> {
     /// One layer for more tokens: `hidden` holds the residual stream, rows or plane its norm; afterwards those of the
@@ -69,8 +69,11 @@ impl Piece<'_> {
             true,
         )?;
 
-        let gate = [backend.linear(OP, layer.handles.gate)?];
-        let parts = self.dense(&gate, normed, GATE_PARTS, places.gate_logits, 0)?;
+        let parts = self.gate(
+            backend.linear(OP, layer.handles.gate)?,
+            normed,
+            places.gate_logits,
+        )?;
         backend.watch_gate(index, (tokens, sizes.experts), parts)?;
         let params = RouteTokens {
             route: RouteParams {
@@ -85,13 +88,22 @@ impl Piece<'_> {
             ..RouteTokens::default()
         };
         let exchange = backend.exchange();
-        if let Some(exchange) = exchange {
+        if let Some(exchange) = exchange.filter(|exchange| exchange.chooses() && params.route.softmax == 0) {
+            let choice = Choice {
+                normed: places.normed,
+                route: params.route,
+                ..Choice::default()
+            };
+            let rows = exchange.choose_and_dispatch(gpu, &self.exchanged(index), &choice)?;
+            self.received_experts(layer, &rows)?;
+        } else if let Some(exchange) = exchange {
             let mut own = self.exchanged(index);
             let pack = exchange.pack(&own, places.normed)?;
             own.packed = pack.is_some();
             let pack = pack.unwrap_or_default();
             route::route(gpu, &RouteTokens { pack, ..params })?;
-            self.received_experts(exchange, &own, layer)?;
+            let rows = exchange.dispatch_few(gpu, &own, places.normed)?;
+            self.received_experts(layer, &rows)?;
         } else {
             route::route_groups(gpu, &params)?;
             let params = ExpertParams {
@@ -138,7 +150,7 @@ impl Piece<'_> {
         )
     }
 
-    fn exchanged(&self, layer: usize) -> Tokens {
+    pub(super) fn exchanged(&self, layer: usize) -> Tokens {
         let places = &self.forward.places;
         Tokens {
             layer,
@@ -151,9 +163,8 @@ impl Piece<'_> {
     }
 
     /// Both products of the rows that came from all ranks, this one included.
-    fn received_experts(&self, exchange: &dyn Exchange, own: &Tokens, layer: &Layer) -> Result<()> {
+    pub(super) fn received_experts(&self, layer: &Layer, rows: &FewRows) -> Result<()> {
         let places = &self.forward.places;
-        let rows = exchange.dispatch_few(self.gpu, own, places.normed)?;
         let params = ExpertParams {
             experts: layer.experts,
             groups: rows.groups,
@@ -190,7 +201,8 @@ impl Piece<'_> {
             ..NormRows::default()
         };
         for (index, layer) in self.forward.layers.iter().enumerate() {
-            self.received_experts(exchange, &self.exchanged(index), layer)?;
+            let rows = exchange.dispatch_few(self.gpu, &self.exchanged(index), places.normed)?;
+            self.received_experts(layer, &rows)?;
             let y = places.expert_out;
             exchange.combine_few(self.gpu, &self.exchanged(index), &FewResults { y, norm })?;
         }
