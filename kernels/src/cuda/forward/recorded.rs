@@ -22,11 +22,14 @@ pub(super) struct Graphs {
     graphs: HashMap<Key, Graph>,
     /// Of the workspace: graphs hold its addresses.
     generation: u64,
+    /// `record_one` has recorded all.
+    complete: bool,
 }
 
 impl Graphs {
     pub(super) fn clear(&mut self) {
         self.graphs.clear();
+        self.complete = false;
     }
 
     fn holds(&self, key: &Key, generation: u64) -> bool {
@@ -64,7 +67,7 @@ impl CudaBackend {
         if let Some(Forward { graphs, .. }) = &mut self.forward {
             if graphs.generation != generation || graphs.graphs.len() >= MOST {
                 self.gpu.stream.wait(&self.gpu.device)?;
-                graphs.graphs.clear();
+                graphs.clear();
                 graphs.generation = generation;
             }
             graph.upload(&self.gpu.device, &self.gpu.stream)?;
@@ -115,7 +118,12 @@ impl CudaBackend {
         }) else {
             return Ok(false);
         };
-        let Some(vocab) = self.forward.as_ref().map(|forward| forward.sizes.vocab) else {
+        let generation = self.workspace.generation;
+        let open = self.forward.as_ref().filter(|forward| {
+            let graphs = &forward.graphs;
+            !graphs.complete || graphs.generation != generation
+        });
+        let Some(vocab) = open.map(|forward| forward.sizes.vocab) else {
             return Ok(false);
         };
         let most = most
@@ -158,6 +166,9 @@ impl CudaBackend {
                 self.gpu.stream.wait(&self.gpu.device)?;
                 return Ok(true);
             }
+        }
+        if let Some(forward) = &mut self.forward {
+            forward.graphs.complete = true;
         }
         Ok(false)
     }
