@@ -5,7 +5,7 @@ use super::{ATTENTION_CHUNK, Forward, Layer, Places, cache};
 use crate::backend::Result;
 use crate::cuda::exchange::{Exchange, ManyResults, ManyRows, Tokens};
 use crate::cuda::format::padded;
-use crate::cuda::plane::{GemmCall, linear_gemm};
+use crate::cuda::plane::{GemmCall, linear_gemm, parts_for};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
 use crate::cuda::{CudaBackend, Format, Gpu, shape};
@@ -183,6 +183,11 @@ fn attend(
             plane_blocks,
         },
     )?;
+    let rows = projections.iter().map(|projection| projection.rows).sum();
+    let parts = match quantised {
+        true => 1,
+        false => parts_of(gpu, count, rows, projections[0].padded(), 1),
+    };
     linear_gemm(
         gpu,
         &GemmCall {
@@ -191,7 +196,7 @@ fn attend(
             quantised,
             blocks,
             tokens: count,
-            parts: 1,
+            parts,
             y: places.projection,
             residual: 0,
         },
@@ -200,7 +205,7 @@ fn attend(
     let cache = cache(backend, layer);
     let params = RopeParams {
         qkv: places.projection,
-        parts: 1,
+        parts: parts as i32,
         tokens: count as i32,
         heads: sizes.heads as i32,
         rotary: sizes.rotary as i32,
@@ -253,6 +258,15 @@ fn attend(
             residual: hidden,
         },
     )
+}
+
+/// Parts of the inputs of a dense product whose results are added behind it: of few tokens, which one column of tiles holds, so many
+/// that they occupy the device (`few` has room for them), else `many`.
+fn parts_of(gpu: &Gpu, tokens: usize, rows: usize, padded: usize, many: usize) -> usize {
+    match tokens {
+        ..=FEW_TOKENS => parts_for(gpu, rows, padded),
+        _ => many,
+    }
 }
 
 /// Quantises a plane of `rows` tokens.
@@ -434,7 +448,8 @@ pub(super) fn choose(
             plane_blocks: places.blocks as i32,
         },
     )?;
-    let parts = GATE_PARTS.min(padded(sizes.hidden) / 128);
+    let most = GATE_PARTS.min(padded(sizes.hidden) / 128);
+    let parts = parts_of(gpu, count, sizes.experts, padded(sizes.hidden), most);
     linear_gemm(
         gpu,
         &GemmCall {
