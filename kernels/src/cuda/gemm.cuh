@@ -8,6 +8,7 @@
 // FP8_ACT: FP8 weights times quantised activations. The weights stay e4m3, a step's products of one set end in sums of
 // their own, which are added to the accumulators times the scales of the weights' block and of each activation row.
 #pragma once
+#include "decode.cuh"
 #include "plane.cuh"
 #include "stream.cuh"
 #include "wgmma.cuh"
@@ -105,85 +106,6 @@ template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int l
     }
 }
 
-// Multiplies a pair of bf16 by an F32 scale: high and low part, so that only the result is rounded.
-DEVICE uint32_t scaled(uint32_t v, __nv_bfloat162 high, __nv_bfloat162 low) {
-    const __nv_bfloat162 w = *reinterpret_cast<__nv_bfloat162 *>(&v);
-    __nv_bfloat162 out = __hfma2(w, high, __hmul2(w, low));
-    return *reinterpret_cast<uint32_t *>(&out);
-}
-
-struct SplitScale {
-    __nv_bfloat162 high, low;
-    __device__ __forceinline__ void set(float s) {
-        const __nv_bfloat16 h = __float2bfloat16_rn(s);
-        high = __bfloat162bfloat162(h);
-        low = __bfloat162bfloat162(__float2bfloat16_rn(s - __bfloat162float(h)));
-    }
-};
-
-// The weights of one 16-row tile for one step, decoded product by product. `at`: the tile's bytes of the step.
-template <int F> struct Decoder {
-    uint32_t at;
-    int lane, bf16_scales;
-    SplitScale scale[2];   // of this lane's rows g and g + 8
-    __nv_bfloat162 zero[2];
-    uint4 words;
-
-    // Product `i` of eight; `i` is a constant after unrolling.
-    __device__ __forceinline__ void decode(int i, uint32_t (&a)[4]) {
-        const int row = lane >> 2, s = i % 4;
-        if constexpr (F == INT4_G128 || F == INT4_G32) {
-            constexpr int PER_GROUP = 8 / (128 / Layout<F>::GROUP);
-            if (i % 4 == 0) words = load_shared16(at + (i / 4) * 512 + lane * 16);
-            if (i % PER_GROUP == 0) {
-                const uint32_t group = at + 1024 + (i / PER_GROUP) * 48;
-                uint32_t s0, s1, z0, z1;
-                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s0) : "r"(group + row * 2));
-                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s1) : "r"(group + 16 + row * 2));
-                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z0) : "r"(group + 32 + row));
-                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z1) : "r"(group + 40 + row));
-                scale[0].set(scale_value(s0, bf16_scales)), scale[1].set(scale_value(s1, bf16_scales));
-                zero[0] = __bfloat162bfloat162(__float2bfloat16_rn(static_cast<float>(128 + z0)));
-                zero[1] = __bfloat162bfloat162(__float2bfloat16_rn(static_cast<float>(128 + z1)));
-            }
-            const uint32_t word = s == 0 ? words.x : s == 1 ? words.y : s == 2 ? words.z : words.w;
-            unpack_int4(word, a);
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                __nv_bfloat162 v = __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&a[j]), zero[j & 1]);
-                a[j] = scaled(*reinterpret_cast<uint32_t *>(&v), scale[j & 1].high, scale[j & 1].low);
-            }
-        } else if constexpr (F == FP8) {
-            if (i == 0) {
-                float v;
-                asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at + 2048));
-                scale[0].set(v);
-            }
-            if (i % 2 == 0) words = load_shared16(at + (i / 2) * 512 + lane * 16);
-            unpack_fp8(i % 2 ? words.z : words.x, a[0], a[1]);
-            unpack_fp8(i % 2 ? words.w : words.y, a[2], a[3]);
-#pragma unroll
-            for (int j = 0; j < 4; j++) a[j] = scaled(a[j], scale[0].high, scale[0].low);
-        } else {
-            const uint4 v = load_shared16(at + (i / 4) * Layout<F>::BYTES + s * 512 + lane * 16);
-            a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
-            if constexpr (F == F16) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const float2 f = __half22float2(*reinterpret_cast<__half2 *>(&a[j]));
-                    a[j] = pack_bf16(f.x, f.y);
-                }
-            }
-        }
-    }
-
-    // The low parts of F32 weights.
-    __device__ __forceinline__ void decode_low(int i, uint32_t (&a)[4]) {
-        const uint4 v = load_shared16(at + (i / 4) * Layout<F>::BYTES + 2048 + (i % 4) * 512 + lane * 16);
-        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
-    }
-};
-
 // FP8_ACT: one 16-row tile's operands of one step, and its block's scale.
 struct QuantisedTile {
     uint32_t a[4][4];
@@ -251,21 +173,19 @@ DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgrou
 template <int F, int N>
 DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
     constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
-    Decoder<F> decoder[SETS];
+    TileDecoder<F> decoder[SETS];
     for (int step = 0; step < tile.steps; step++) {
         barrier_wait(&ring.full[ring.slot], ring.parity);
-        const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>);
+        const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>), mine = slot + (warpgroup * SETS * 4 + warp) * BYTES;
         const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
-#pragma unroll
-        for (int h = 0; h < SETS; h++)
-            decoder[h].at = slot + ((warpgroup * SETS + h) * 4 + warp) * BYTES, decoder[h].lane = lane, decoder[h].bf16_scales = bf16_scales;
         uint32_t a[2][SETS][4];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
 #pragma unroll
             for (int h = 0; h < SETS; h++) {
-                decoder[h].decode(i, a[i & 1][h]);
+                decoder[h].fetch(mine + h * 4 * BYTES, i / 4, i % 4, lane, i == 0);
+                decoder[h].make(i % 4, bf16_scales, i == 0, a[i & 1][h]);
             }
             products_begin();
 #pragma unroll
@@ -273,7 +193,7 @@ DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup,
             if constexpr (F == F32) {
                 uint32_t low[SETS][4];
 #pragma unroll
-                for (int h = 0; h < SETS; h++) decoder[h].decode_low(i, low[h]);
+                for (int h = 0; h < SETS; h++) decoder[h].make_low(mine + h * 4 * BYTES, i / 4, i % 4, lane, low[h]);
                 products_begin();
 #pragma unroll
                 for (int h = 0; h < SETS; h++) Product<N>::run(acc[h], low[h], b);
@@ -290,6 +210,53 @@ DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup,
     }
 }
 
+// Of few tokens it is cheaper to scale a step's sums than its weights.
+template <int F, int N> constexpr bool SUMS_SCALED = F == INT4_G128 && N <= 64;
+
+// `consume` for these.
+template <int F, int N>
+DEVICE void consume_sums(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
+    constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
+    TileDecoder<F> decoder[SETS];
+    float part[SETS][N / 2];
+#pragma unroll 1
+    for (int step = 0; step < tile.steps; step++) {
+        barrier_wait(&ring.full[ring.slot], ring.parity);
+        const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>), mine = slot + (warpgroup * SETS * 4 + warp) * BYTES;
+        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
+#pragma unroll
+        for (int h = 0; h < SETS; h++)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) part[h][i] = 0.f;
+        uint32_t a[2][SETS][4];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
+#pragma unroll
+            for (int h = 0; h < SETS; h++) {
+                decoder[h].fetch(mine + h * 4 * BYTES, i / 4, i % 4, lane, i == 0);
+                decoder[h].make_unscaled(i % 4, i == 0, a[i & 1][h]);
+            }
+            products_begin();
+#pragma unroll
+            for (int h = 0; h < SETS; h++) Product<N>::run(part[h], a[i & 1][h], b);
+            products_end();
+            if (i < 7) products_wait<1>();  // the operands of product i - 1 are free
+        }
+        products_wait<0>();
+        if (lane == 0) barrier_arrive(&ring.empty[ring.slot]);
+        ring.template advance<F>();
+#pragma unroll
+        for (int h = 0; h < SETS; h++) {
+            hold(part[h]);
+            float upper, lower;
+            decoder[h].row_scales(bf16_scales, upper, lower);
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) acc[h][i] = fmaf(part[h][i], i % 4 < 2 ? upper : lower, acc[h][i]);
+        }
+    }
+}
+
 // A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
 template <int F, int N>
 DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
@@ -299,6 +266,8 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
         for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
     if constexpr (QUANTISED<F>)
         consume_quantised<N>(tile, ring, warpgroup, warp, lane, acc);
+    else if constexpr (SUMS_SCALED<F, N>)
+        consume_sums<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
     else
         consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
 #pragma unroll

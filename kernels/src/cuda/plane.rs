@@ -11,6 +11,9 @@ pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
 pub(crate) const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
+/// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
+pub(crate) const WIDE_COLUMNS: usize = 256;
+pub(crate) const WIDE_TILES: usize = 8;
 const THREADS: u32 = 384;
 /// Shared memory through which eight warps' results of `gemm.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
@@ -48,6 +51,29 @@ fn shared_bytes(format: Format, quantised: bool) -> usize {
     let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + plane;
     let depth = (225 * 1024 / step).min(4);
     1024 + depth * step + 2 * depth * 8
+}
+
+/// Shared memory of a block of `wide.cuh`: alignment, both rings and their barriers.
+fn wide_shared_bytes(format: Format) -> usize {
+    let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
+    let (weights, planes) = match format {
+        Format::Int4G128 => (4, 5),
+        Format::Int4G32 => (3, 5),
+        Format::Fp8 => (3, 4),
+        _ => (2, 4),
+    };
+    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8
+}
+
+/// A persistent grid of pairs of blocks for `work` pairs' shares; `rest`: shared memory behind the rings.
+pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -> Launch {
+    let pairs = (gpu.blocks() as usize / 2).min(work) as u32;
+    Launch {
+        grid: (pairs * 2, 1),
+        threads: THREADS,
+        shared: (wide_shared_bytes(format) + rest) as u32,
+        overlap: true,
+    }
 }
 
 /// A persistent grid for `work` tiles.
@@ -160,6 +186,12 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
         steps: steps as i32,
         parts: parts as i32,
     };
+    let whole_tiles = weights.iter().all(|weight| weight.rows % 16 == 0);
+    if tokens > GEMM_COLUMNS && parts == 1 && !quantised && first.format != Format::F32 && whole_tiles {
+        let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
+        let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
+        return gpu.launch(&format!("linear_wide_{}", first.format.name()), launch, &params);
+    }
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
     let launch = gemm_launch(gpu, first.format, quantised, work);
     let launch = Launch {

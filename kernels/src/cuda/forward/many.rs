@@ -14,7 +14,7 @@ use crate::ops::attention::cuda::{
 };
 use crate::ops::combine::cuda::{self as combine, CombineSorted};
 use crate::ops::embed::cuda::embed;
-use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows};
+use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows, tile_rows};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
 use crate::ops::rmsnorm::cuda::{
@@ -302,7 +302,7 @@ fn experts(
         tokens: count as i32,
         experts: sizes.experts as i32,
         plane_blocks: places.blocks as i32,
-        ..sorted_to(forward)
+        ..sorted_to(forward, layer)
     };
     if let Some(exchange) = backend.exchange() {
         let tokens = Tokens {
@@ -370,13 +370,14 @@ fn quantises(forward: &Forward, format: Format) -> bool {
 }
 
 /// Where sorted rows go.
-fn sorted_to(forward: &Forward) -> SortParams {
+fn sorted_to(forward: &Forward, layer: &Layer) -> SortParams {
     let (sizes, places) = (&forward.sizes, &forward.places);
     SortParams {
         sorted: places.sorted_plane,
         k: sizes.top_k as i32,
         steps: (padded(sizes.hidden) / 128) as i32,
         sorted_blocks: places.sorted_blocks as i32,
+        tile_rows: tile_rows(quantises(forward, layer.format)) as i32,
         ..SortParams::default()
     }
 }
@@ -393,7 +394,7 @@ pub(super) fn work(
     let (area, shape, local) = (&forward.places.sort, exchange.shape()?, exchange.local_experts()?);
     sort(
         gpu,
-        &area.fill(rows.sort_params(shape, local, sorted_to(forward))),
+        &area.fill(rows.sort_params(shape, local, sorted_to(forward, layer))),
     )?;
     let most = sorted_rows(shape.many_rows() * forward.sizes.top_k, local);
     if quantises(forward, layer.format) {

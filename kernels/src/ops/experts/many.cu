@@ -6,54 +6,6 @@
 #include "../../cuda/quantised.cuh"
 #include "many.cuh"
 
-// Transposes an 8x8 tile of 16-bit values over the warp: lane (g, t) gives (row g, columns 2t, 2t+1) and gets (row of
-// the result g = former column, its former rows 2t, 2t+1).
-DEVICE uint32_t transpose8(uint32_t v) {
-    uint32_t out;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
-    return out;
-}
-
-// Four words of each of four neighbouring lanes: word i of lane t goes to lane i as its word t.
-DEVICE void transpose_words(uint32_t (&w)[4], int t) {
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & bit) continue;
-            const bool upper = t & bit;
-            const uint32_t got = __shfl_xor_sync(ALL_LANES, upper ? w[i] : w[i | bit], bit);
-            if (upper)
-                w[i] = got;
-            else
-                w[i | bit] = got;
-        }
-}
-
-template <int F, int N>
-DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, int m, int warpgroup, int warp, int lane) {
-    float acc[2][N / 2];
-    consume<F, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
-    const int g = lane >> 2, t = lane & 3;
-    const int channel = (m * GEMM_CONSUMERS + warpgroup) * 64 + warp * TILE_ROWS;
-    if (channel >= p.experts.inter_padded) return;
-#pragma unroll
-    for (int j = 0; j < N / 8; j++) {
-        float a[4];
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const float gate = acc[0][4 * j + e], up = acc[1][4 * j + e];
-            a[e] = gate / (1.f + __expf(-gate)) * up;
-        }
-        // Now two neighbouring channels of one row are one word.
-        const uint32_t low = transpose8(pack_bf16(a[0], a[1])), high = transpose8(pack_bf16(a[2], a[3]));
-        const int row = 8 * j + g;
-        // Channels 2t and 8 + 2t of sixteen are neighbours in the plane.
-        if (row < rows.rows)
-            *reinterpret_cast<uint2 *>(p.acted + plane_offset(rows.first + row, channel + 2 * t, p.blocks)) = make_uint2(low, high);
-    }
-}
-
 // What the warps tell each other of a tile's activations before these are quantised: largest values, then scales.
 struct ActedScales {
     float largest[GEMM_CONSUMERS * 4][GEMM_COLUMNS];
@@ -185,8 +137,6 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
                 if constexpr (UP && QUANTISED<F>)
                     consume_gate_up_quantised<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<F>), m, warpgroup,
                                                  warp % 4, lane);
-                else if constexpr (UP)
-                    consume_gate_up<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
                 else
                     consume_down<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
             };
@@ -205,8 +155,4 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
         many_gate_up_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, true>(p); }                           \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
         many_down_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, false>(p); }
-MANY(int4_g128, INT4_G128)
-MANY(int4_g32, INT4_G32)
-MANY(fp8, FP8)
 MANY(fp8_act, FP8_ACT)
-MANY(bf16, BF16)

@@ -1,7 +1,9 @@
 //! Launches of `sort.cu` and `many.cu`: the experts of many tokens.
 
 use crate::backend::Result;
-use crate::cuda::plane::{GEMM_COLUMNS, GEMM_ROWS, PLANE_ROWS, gemm_launch, kernel_format};
+use crate::cuda::plane::{
+    GEMM_COLUMNS, GEMM_ROWS, PLANE_ROWS, WIDE_COLUMNS, WIDE_TILES, gemm_launch, kernel_format, wide_launch,
+};
 use crate::cuda::{Format, Gpu, Launch};
 use crate::ops::experts::cuda::ExpertsParam;
 use crate::ops::route::cuda::MAX_EXPERTS;
@@ -35,6 +37,7 @@ pub(crate) struct SortParams {
     pub(crate) fp8: i32,
     pub(crate) sorted_rows: u64,
     pub(crate) quantised: i32,
+    pub(crate) tile_rows: i32,
 }
 
 /// Mirrors `ManyParams`.
@@ -111,6 +114,17 @@ pub(crate) fn sort(gpu: &Gpu, params: &SortParams) -> Result<()> {
     gpu.launch("sort_rows", launch(params.tokens as u32), params)
 }
 
+/// Rows of a tile of the sort's list, for the products that follow.
+pub(crate) fn tile_rows(quantised: bool) -> usize {
+    match quantised {
+        true => GEMM_COLUMNS,
+        false => WIDE_COLUMNS,
+    }
+}
+
+/// Shared memory through which the activations of `wide.cu` go out.
+const ACTED_BYTES: usize = WIDE_COLUMNS * 128;
+
 /// Shared memory for the scales of a tile's activations (`ActedScales`).
 const ACTED_SCALES: u32 = (8 + 1) * GEMM_COLUMNS as u32 * 4;
 
@@ -123,9 +137,17 @@ pub(crate) fn products(
     up: &ManyParams,
     down: &ManyParams,
 ) -> Result<()> {
-    let tiles = rows.div_ceil(GEMM_COLUMNS) + MAX_EXPERTS;
+    let tiles = rows.div_ceil(tile_rows(quantised)) + MAX_EXPERTS;
     let work = |rows_of_weight: usize, per_tile: usize| tiles * rows_of_weight.div_ceil(per_tile);
     let name = kernel_format(format, quantised);
+    if !quantised {
+        let up_work = work(up.experts.inter_padded as usize, 2 * WIDE_TILES * 8);
+        let launch = wide_launch(gpu, format, up_work, ACTED_BYTES);
+        gpu.launch(&format!("wide_gate_up_{name}"), launch, up)?;
+        let down_work = work(down.experts.hidden as usize, 2 * WIDE_TILES * 16);
+        let launch = wide_launch(gpu, format, down_work, 0);
+        return gpu.launch(&format!("wide_down_{name}"), launch, down);
+    }
     let up_work = work(up.experts.inter_padded as usize, GEMM_ROWS / 2);
     let launch = gemm_launch(gpu, format, quantised, up_work);
     let launch = Launch {

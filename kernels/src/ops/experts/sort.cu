@@ -26,6 +26,7 @@ struct SortParams {
     int region, row_bytes, fp8;
     int *sorted_rows;  // or null: how many there are, padding included
     int quantised;     // both planes are quantised ones
+    int tile_rows;     // most rows of a tile
 };
 
 constexpr uint32_t NO_ROW = 0xffffffffu;
@@ -73,8 +74,8 @@ extern "C" __global__ void __launch_bounds__(MAX_EXPERTS) sort_scan(const __grid
     }
     const int padded = ceil_div(rows, PLANE_ROWS) * PLANE_ROWS;
     // Equal tiles of a multiple of 32 rows, so that the last one is not a sliver.
-    const int tiles = ceil_div(padded, GEMM_COLUMNS);
-    const int each = tiles ? min(GEMM_COLUMNS, ceil_div(ceil_div(padded, tiles), 32) * 32) : 0;
+    const int tiles = ceil_div(padded, p.tile_rows);
+    const int each = tiles ? min(p.tile_rows, ceil_div(ceil_div(padded, tiles), 32) * 32) : 0;
     rows_of[expert] = padded, tiles_of[expert] = tiles;
     __syncthreads();
     int start = 0, tile = 0, total = 0, total_rows = 0;

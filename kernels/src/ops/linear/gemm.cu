@@ -2,25 +2,7 @@
 //
 // For few tokens the inputs can be cut into `parts`, so that a weight of few rows still occupies the device: part p
 // writes its own y, the reader adds them in order; the residual is added to part 0.
-#include "../../cuda/gemm.cuh"
-
-constexpr int LINEAR_SEGMENTS = 3;
-
-struct GemmParams {
-    Weight segments[LINEAR_SEGMENTS];
-    const uint8_t *plane;  // [K / 64 or, quantised, K / 128][blocks][1024]
-    float *y;              // [parts][tokens, width]
-    const float *residual; // or null
-    int tokens, blocks, width, tiles, steps, parts;
-};
-
-DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
-    if (tile < p.segments[0].tiles) return p.segments[0];
-    tile -= p.segments[0].tiles;
-    if (tile < p.segments[1].tiles) return p.segments[1];
-    tile -= p.segments[1].tiles;
-    return p.segments[2];
-}
+#include "products.cuh"
 
 // Tile m (256 rows) of column block n. A set of 64 rows lies within one segment: rows of all but the last are
 // multiples of 64.
@@ -44,63 +26,16 @@ template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int 
     return tile;
 }
 
-// A warp's 16 outputs of 32 tokens on their way out: through shared memory, so that four lanes write 64 bytes of a token.
-constexpr int OUT_TOKENS = 32, OUT_STRIDE = TILE_ROWS + 4, OUT_FLOATS = OUT_TOKENS * OUT_STRIDE;
-
-// Outputs column .. column + 4 of a token.
-DEVICE void write_outputs(const GemmParams &p, float *to, int column, float4 v) {
-    if (p.width % 4 == 0) {
-        if (column < p.width) *reinterpret_cast<float4 *>(to) = v;
-        return;
-    }
-    const float value[4] = {v.x, v.y, v.z, v.w};
-    for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i];
-}
-
-DEVICE float4 read_residual(const GemmParams &p, const float *from, int column) {
-    if (p.width % 4 == 0) return column < p.width ? *reinterpret_cast<const float4 *>(from) : make_float4(0.f, 0.f, 0.f, 0.f);
-    float value[4] = {};
-    for (int i = 0; i < 4 && column + i < p.width; i++) value[i] = from[i];
-    return make_float4(value[0], value[1], value[2], value[3]);
-}
-
 template <int F, int N>
 DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &ring, float *staged, int m, int n, int part, int warpgroup, int warp, int lane) {
     float acc[SETS][N / 2];
     consume<F, N>(tile, ring, warpgroup, warp, lane, p.segments[0].bf16_scales, acc);
-    const int g = lane >> 2, t = lane & 3;
     float *y = p.y + static_cast<size_t>(part) * p.tokens * p.width;
     const float *residual = part == 0 ? p.residual : nullptr;
-    staged += (warpgroup * 4 + warp) * OUT_FLOATS;
 #pragma unroll
     for (int h = 0; h < SETS; h++) {
         const int at = (m * SETS * GEMM_CONSUMERS + warpgroup * SETS + h) * 4 + warp;
-        if (at >= p.tiles) continue;
-        const int column = at * TILE_ROWS + 4 * t;
-#pragma unroll
-        for (int round = 0; round < N / OUT_TOKENS; round++) {
-            const int token = n * GEMM_COLUMNS + round * OUT_TOKENS + g;
-            float4 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                v[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-                if (residual && token + 8 * i < p.tokens)
-                    v[i] = read_residual(p, residual + static_cast<size_t>(token + 8 * i) * p.width + column, column);
-            }
-#pragma unroll
-            for (int j = 0; j < OUT_TOKENS / 8; j++)
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    staged[(8 * j + 2 * t + e % 2) * OUT_STRIDE + g + 8 * (e / 2)] = acc[h][4 * (round * (OUT_TOKENS / 8) + j) + e];
-            __syncwarp();
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float4 sum = *reinterpret_cast<const float4 *>(staged + (8 * i + g) * OUT_STRIDE + 4 * t);
-                v[i].x += sum.x, v[i].y += sum.y, v[i].z += sum.z, v[i].w += sum.w;
-                if (token + 8 * i < p.tokens) write_outputs(p, y + static_cast<size_t>(token + 8 * i) * p.width + column, column, v[i]);
-            }
-            __syncwarp();
-        }
+        if (at < p.tiles) write_tile<N>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
     }
 }
 

@@ -1,0 +1,34 @@
+// Blocks that run together and reach each other's shared memory: a cluster.
+#pragma once
+#include "ptx.cuh"
+
+DEVICE uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// All threads of all blocks of the cluster meet; what they wrote to shared memory before is visible after.
+DEVICE void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The place in block `rank` of what lies at `address` in this one.
+DEVICE uint32_t in_block(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// `barrier`: as `in_block` gives it.
+DEVICE void barrier_arrive_in(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+
+
+// A bulk copy to the same place in every block whose bit is set in `blocks`; each block's barrier at that place gets its bytes.
+DEVICE void bulk_copy_to(uint16_t blocks, void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
+                 : "memory");
+}

@@ -1,0 +1,176 @@
+// The weights of one 16-row tile as operands of BF16 products, on their way from shared memory to registers.
+#pragma once
+#include "stream.cuh"
+
+// Multiplies a pair of bf16 by an F32 scale: high and low part, so that only the result is rounded.
+DEVICE uint32_t scaled(uint32_t v, __nv_bfloat162 high, __nv_bfloat162 low) {
+    const __nv_bfloat162 w = *reinterpret_cast<__nv_bfloat162 *>(&v);
+    __nv_bfloat162 out = __hfma2(w, high, __hmul2(w, low));
+    return *reinterpret_cast<uint32_t *>(&out);
+}
+
+struct SplitScale {
+    __nv_bfloat162 high, low;
+    __device__ __forceinline__ void set(float s) {
+        const __nv_bfloat16 h = __float2bfloat16_rn(s);
+        high = __bfloat162bfloat162(h);
+        low = __bfloat162bfloat162(__float2bfloat16_rn(s - __bfloat162float(h)));
+    }
+};
+
+// One step of 128 inputs is eight products, four in each half. `fetch` asks for what a product needs, `make` decodes it; between the two
+// another product may run. `at`: the tile's bytes of the step; `s`: product of the half, a constant. INT4 with groups of 128 and FP8
+// have one scale a step: `first` says that it is wanted.
+//
+// Where the words are the operands themselves, a loop's next `fetch` must come after the last product's wait.
+template <int F> constexpr bool WORDS_ARE_OPERANDS = F == BF16 || F == F16 || F == F32;
+
+template <int F> struct TileDecoder {
+    SplitScale scale[2];
+    __nv_bfloat162 zero[2];
+    uint4 words;
+    uint32_t s0, s1, z0, z1;  // FP8: the scale's bits in s0
+
+    __device__ __forceinline__ void fetch(uint32_t at, int half, int s, int lane, bool first) {
+        if constexpr (INT4<F>) {
+            if (s == 0) words = load_shared16(at + half * 512 + lane * 16);
+            if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) {
+                const uint32_t group = at + 1024 + (F == INT4_G128 ? 0 : (half * 2 + s / 2) * 48), row = lane >> 2;
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s0) : "r"(group + row * 2));
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s1) : "r"(group + 16 + row * 2));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z0) : "r"(group + 32 + row));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z1) : "r"(group + 40 + row));
+            }
+        } else if constexpr (F == FP8) {
+            if (s == 0 && first) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s0) : "r"(at + 2048));
+            if (s % 2 == 0) words = load_shared16(at + half * 1024 + (s / 2) * 512 + lane * 16);
+        } else {
+            words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
+        }
+    }
+
+    __device__ __forceinline__ void make(int s, int bf16_scales, bool first, uint32_t (&a)[4]) {
+        if constexpr (INT4<F>) {
+            if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) scale[0].set(scale_value(s0, bf16_scales)), scale[1].set(scale_value(s1, bf16_scales));
+        } else if constexpr (F == FP8) {
+            if (s == 0 && first) scale[0].set(__uint_as_float(s0));
+        }
+        make_unscaled(s, first, a);
+        if constexpr (INT4<F> || F == FP8) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) a[j] = scaled(a[j], scale[INT4<F> ? j & 1 : 0].high, scale[INT4<F> ? j & 1 : 0].low);
+        }
+    }
+
+    // Without their scales: INT4 less its zero point, exact.
+    __device__ __forceinline__ void make_unscaled(int s, bool first, uint32_t (&a)[4]) {
+        if constexpr (INT4<F>) {
+            if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) {
+                // 128 + zero point as bf16: the exponent of 128 in front of it.
+                const uint32_t b0 = z0 * 0x10001u + 0x43004300u, b1 = z1 * 0x10001u + 0x43004300u;
+                zero[0] = *reinterpret_cast<const __nv_bfloat162 *>(&b0), zero[1] = *reinterpret_cast<const __nv_bfloat162 *>(&b1);
+            }
+            unpack_int4(s == 0 ? words.x : s == 1 ? words.y : s == 2 ? words.z : words.w, a);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                __nv_bfloat162 v = __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&a[j]), zero[j & 1]);
+                a[j] = *reinterpret_cast<uint32_t *>(&v);
+            }
+        } else if constexpr (F == FP8) {
+            unpack_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
+            unpack_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
+        } else {
+            a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
+            if constexpr (F == F16) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float2 f = __half22float2(*reinterpret_cast<__half2 *>(&a[j]));
+                    a[j] = pack_bf16(f.x, f.y);
+                }
+            }
+        }
+    }
+
+    // Of rows g and g + 8, where a step has one scale a row: INT4 with groups of 128.
+    __device__ __forceinline__ void row_scales(int bf16_scales, float &upper, float &lower) const {
+        upper = scale_value(s0, bf16_scales), lower = scale_value(s1, bf16_scales);
+    }
+
+    // The low parts of F32 weights.
+    __device__ __forceinline__ void make_low(uint32_t at, int half, int s, int lane, uint32_t (&a)[4]) {
+        const uint4 v = load_shared16(at + half * Layout<F>::BYTES + 2048 + s * 512 + lane * 16);
+        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+    }
+};
+
+// A consumer warp's weights: one tile at `offset` of a step.
+template <int F> struct OneTile {
+    TileDecoder<F> decoder;
+    uint32_t offset;
+    int lane, bf16_scales;
+    __device__ __forceinline__ OneTile(uint32_t offset, int lane, int bf16_scales) : offset(offset), lane(lane), bf16_scales(bf16_scales) {}
+    __device__ __forceinline__ void fetch(uint32_t step, int half, int s, bool first) { decoder.fetch(step + offset, half, s, lane, first); }
+    __device__ __forceinline__ void make(int s, bool first, uint32_t (&a)[4]) { decoder.make(s, bf16_scales, first, a); }
+};
+
+// Or eight rows of each of two tiles: row g of the result is row g (upper: g + 8) of the one at `offset`, row g + 8 the same of the one
+// `between` further.
+template <int F> struct TwoHalves {
+    TileDecoder<F> decoder;
+    uint4 second;
+    uint32_t offset, between;
+    int lane, bf16_scales;
+    bool upper;
+    __device__ __forceinline__ TwoHalves(uint32_t offset, uint32_t between, bool upper, int lane, int bf16_scales)
+        : offset(offset), between(between), lane(lane), bf16_scales(bf16_scales), upper(upper) {}
+
+    __device__ __forceinline__ void fetch(uint32_t step, int half, int s, bool first) {
+        const uint32_t at = step + offset, row = (lane >> 2) + (upper ? 8 : 0);
+        if constexpr (INT4<F>) {
+            if (s == 0) decoder.words = load_shared16(at + half * 512 + lane * 16), second = load_shared16(at + between + half * 512 + lane * 16);
+            if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) {
+                const uint32_t group = at + 1024 + (F == INT4_G128 ? 0 : (half * 2 + s / 2) * 48);
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(decoder.s0) : "r"(group + row * 2));
+                asm volatile("ld.shared.u16 %0, [%1];" : "=r"(decoder.s1) : "r"(group + between + row * 2));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(decoder.z0) : "r"(group + 32 + row));
+                asm volatile("ld.shared.u8 %0, [%1];" : "=r"(decoder.z1) : "r"(group + between + 32 + row));
+            }
+        } else if constexpr (F == FP8) {
+            if (s == 0 && first) {
+                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s0) : "r"(at + 2048));
+                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s1) : "r"(at + between + 2048));
+            }
+            if (s % 2 == 0) {
+                const uint32_t words = at + half * 1024 + (s / 2) * 512 + lane * 16;
+                decoder.words = load_shared16(words), second = load_shared16(words + between);
+            }
+        } else {
+            const uint32_t words = at + half * Layout<F>::BYTES + s * 512 + lane * 16;
+            decoder.words = load_shared16(words), second = load_shared16(words + between);
+        }
+    }
+
+    __device__ __forceinline__ void make(int s, bool first, uint32_t (&a)[4]) {
+        uint4 &w = decoder.words;
+        if constexpr (INT4<F>) {
+            if (s == 0) {
+                // Nibbles 0 and 2 of each four are rows g, 1 and 3 rows g + 8.
+                const int right = upper ? 4 : 0, left = 4 - right;
+                const auto merge = [&](uint32_t x, uint32_t y) { return ((x >> right) & 0x0f0f0f0fu) | ((y << left) & 0xf0f0f0f0u); };
+                w.x = merge(w.x, second.x), w.y = merge(w.y, second.y), w.z = merge(w.z, second.z), w.w = merge(w.w, second.w);
+            }
+            decoder.make(s, bf16_scales, first, a);
+        } else if constexpr (F == FP8) {
+            if (s == 0 && first) decoder.scale[0].set(__uint_as_float(decoder.s0)), decoder.scale[1].set(__uint_as_float(decoder.s1));
+            // Bytes 0 and 2 are rows g, 1 and 3 rows g + 8.
+            const uint32_t order = upper ? 0x7351 : 0x6240;
+            unpack_fp8(__byte_perm(s % 2 ? w.z : w.x, s % 2 ? second.z : second.x, order), a[0], a[1]);
+            unpack_fp8(__byte_perm(s % 2 ? w.w : w.y, s % 2 ? second.w : second.y, order), a[2], a[3]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) a[j] = scaled(a[j], decoder.scale[j & 1].high, decoder.scale[j & 1].low);
+        } else {
+            w = upper ? make_uint4(w.y, second.y, w.w, second.w) : make_uint4(w.x, second.x, w.z, second.z);
+            decoder.make(s, bf16_scales, first, a);
+        }
+    }
+};

@@ -1,0 +1,132 @@
+// The two products of many rows of many experts, each all experts in one launch, up to 256 rows of an expert at a time. See wide.cuh and sort.cu.
+//
+// Gate and up: a block has 64 channels, a warp eight of them: their gate rows are the upper half of its 16 rows, the same channels' up rows
+// the lower half, so silu(gate) * up happens in registers. Down: 128 columns of y a block.
+// Operations: 6 * hidden * inter per (token, slot); bytes: each expert's stream once per 256 of its rows.
+#include "../../cuda/wide.cuh"
+#include "many.cuh"
+
+// A warpgroup's 32 channels of the activations on their way out: 64 bytes a row, its four units permuted by the row.
+constexpr int ACTED_BYTES = WIDE_COLUMNS * 64;
+
+DEVICE void warpgroup_sync(int warpgroup) { asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory"); }
+
+// `channel`: the block's first of 64, a chunk of the plane.
+DEVICE void write_acted(const ManyParams &p, const ExpertTile &rows, int channel, const float (&acc)[WIDE_SUMS], uint8_t *staged, int warp, int lane) {
+    const int g = lane >> 2, t = lane & 3, warpgroup = warp / 4, thread = threadIdx.x % 128;
+    staged += warpgroup * ACTED_BYTES;
+    warpgroup_sync(warpgroup);  // the tile before is out
+#pragma unroll
+    for (int j = 0; j < WIDE_COLUMNS / 8; j++) {
+        if (8 * j >= rows.rows) break;
+        float a[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const float gate = acc[4 * j + e], up = acc[4 * j + 2 + e];
+            a[e] = gate / (1.f + __expf(-gate)) * up;
+        }
+        // Two neighbouring channels of one row: units of a row are channels 2t, 2t + 1 of each eight.
+        const uint32_t word = transpose8(pack_bf16(a[0], a[1]));
+        *reinterpret_cast<uint32_t *>(staged + (8 * j + g) * 64 + (t ^ (g / 2)) * 16 + warp % 4 * 4) = word;
+    }
+    warpgroup_sync(warpgroup);
+    uint8_t *to = p.acted + (static_cast<size_t>(channel / 64) * p.blocks + rows.first / PLANE_ROWS) * PLANE_BLOCK;
+#pragma unroll 1
+    for (int i = thread; i < rows.rows * 4; i += 128) {
+        const int row = i / 4, r = row % PLANE_ROWS;
+        const uint4 unit = *reinterpret_cast<const uint4 *>(staged + row * 64 + (i % 4 ^ (r / 2)) * 16);
+        *reinterpret_cast<uint4 *>(to + row / PLANE_ROWS * PLANE_BLOCK + r * 128 + ((4 * warpgroup + i % 4) ^ r) * 16) = unit;
+    }
+}
+
+// `at`: the warp's tile of 16 columns.
+DEVICE void write_down(const ManyParams &p, const ExpertTile &rows, int at, const float (&acc)[WIDE_SUMS], int lane) {
+    const int g = lane >> 2, t = lane & 3, column = at * TILE_ROWS + t % 2 * 8;
+#pragma unroll
+    for (int j = 0; j < WIDE_COLUMNS / 8; j += 2) {
+        if (8 * j >= rows.rows) break;
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) w[i] = transpose8(pack_bf16(acc[4 * (j + i / 2) + i % 2 * 2], acc[4 * (j + i / 2) + i % 2 * 2 + 1]));
+        // Now lanes 0 and 1 have the sixteen columns of one row, 2 and 3 those of the row eight further.
+        transpose_words(w, t);
+        const int row = 8 * (j + t / 2) + g;
+        if (row >= rows.rows || column >= p.experts.hidden) continue;
+        __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column;
+        if (p.experts.hidden % 8 == 0) {
+            *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+        } else {
+            for (int i = 0; i < 4 && column + 2 * i < p.experts.hidden; i++) *reinterpret_cast<uint32_t *>(to + 2 * i) = w[i];
+        }
+    }
+}
+
+template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
+    extern __shared__ uint8_t shared[];
+    const WideShared<F> s(shared);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, rank = cluster_rank();
+    const Experts &experts = p.experts;
+    const int inputs = UP ? experts.hidden_padded : experts.inter_padded, steps = inputs / 128;
+    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<F>::K) * Layout<F>::BYTES;
+    // Pairs of blocks' shares: 2 * 64 channels, or 2 * 128 columns.
+    const int tiles = UP ? experts.inter_padded / TILE_ROWS : ceil_div(experts.hidden, TILE_ROWS);
+    const int each = UP ? WIDE_TILES / 2 : WIDE_TILES, pairs = ceil_div(tiles, WIDE_BLOCKS * each);
+    const int begin = blockIdx.x / WIDE_BLOCKS, stride = gridDim.x / WIDE_BLOCKS;
+    const auto first_tile = [&](int w) { return (w % pairs * WIDE_BLOCKS + rank) * each; };
+    if (warp >= WIDE_CONSUMERS) {
+        give_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        const int work = *p.tile_count * pairs;
+        Turn turn;
+        if (warp == WIDE_WEIGHTS_WARP) {
+            for (int w = begin; w < work; w += stride) {
+                const int at = first_tile(w) + lane % each;
+                const uint8_t *expert = experts.base + p.tiles[w / pairs].expert * experts.expert_bytes;
+                const uint8_t *from = expert + (UP ? (lane < each ? 0 : experts.up_offset) : experts.down_offset) + at * tile_bytes;
+                wide_weights<F>(s, turn, from, lane < WIDE_TILES && at < tiles, steps, lane);
+            }
+        } else if (warp == WIDE_PLANE_WARP) {
+            for (int w = begin; w < work; w += stride) {
+                const ExpertTile rows = p.tiles[w / pairs];
+                const uint8_t *from = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
+                wide_planes<F>(s, turn, from, static_cast<size_t>(p.blocks) * PLANE_BLOCK, ceil_div(rows.rows, PLANE_ROWS) * PLANE_ROWS, steps, lane);
+            }
+        }
+    } else {
+        take_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        const int work = *p.tile_count * pairs;
+        Turn weight, plane;
+        constexpr uint32_t BYTES = WideRing<F>::BYTES;
+        const auto run = [&](auto source) {
+            for (int w = begin; w < work; w += stride) {
+                const ExpertTile rows = p.tiles[w / pairs];
+                float acc[WIDE_SUMS];
+                wide_products_of<F>(ceil_div(rows.rows, 32) * 32, s, weight, plane, source, steps, lane, acc);
+                if constexpr (UP) {
+                    if (first_tile(w) < tiles) write_acted(p, rows, first_tile(w) * TILE_ROWS, acc, s.rest, warp, lane);
+                } else {
+                    if (first_tile(w) + warp < tiles) write_down(p, rows, first_tile(w) + warp, acc, lane);
+                }
+            }
+        };
+        if constexpr (UP)
+            run(TwoHalves<F>(warp / 2 * BYTES, each * BYTES, warp % 2, lane, experts.bf16_scales));
+        else
+            run(OneTile<F>(warp * BYTES, lane, experts.bf16_scales));
+    }
+    // Nobody leaves while the other block may still write to it.
+    cluster_sync();
+}
+
+#define WIDE(NAME, FORMAT)                                                                                             \
+    extern "C" __global__ void __cluster_dims__(WIDE_BLOCKS, 1, 1) __launch_bounds__(WIDE_THREADS, 1)                  \
+        wide_gate_up_##NAME(const __grid_constant__ ManyParams p) { wide_experts<FORMAT, true>(p); }                   \
+    extern "C" __global__ void __cluster_dims__(WIDE_BLOCKS, 1, 1) __launch_bounds__(WIDE_THREADS, 1)                  \
+        wide_down_##NAME(const __grid_constant__ ManyParams p) { wide_experts<FORMAT, false>(p); }
+WIDE(int4_g128, INT4_G128)
+WIDE(int4_g32, INT4_G32)
+WIDE(fp8, FP8)
+WIDE(bf16, BF16)
