@@ -67,6 +67,8 @@ impl CudaBackend {
                 token_run: self.step.token_run() + first as u64 * 4,
                 pages: attention::Pages::new(cache, &self.step),
                 q: q + (first * spec.q_width() * 4) as u64,
+                first16: i32::MAX,
+                ..RopeParams::default()
             };
             rope_kv(&self.gpu, cache, &params)?;
         }

@@ -203,6 +203,12 @@ fn attend(
     )?;
     let spec = &forward.model.spec.layers[0].attention;
     let cache = cache(backend, layer);
+    let decoded = if first == 0 { single } else { 0 };
+    // Behind the rows of the tokens that are decoded.
+    let q16 = match attention::wide(cache) {
+        true => places.queries + (decoded * sizes.q_width * 4) as u64,
+        false => 0,
+    };
     let params = RopeParams {
         qkv: places.projection,
         parts: parts as i32,
@@ -218,6 +224,12 @@ fn attend(
         token_run: step.token_run() + first as u64 * 4,
         pages: Pages::new(cache, step),
         q: places.queries,
+        q16,
+        first16: match q16 {
+            0 => i32::MAX,
+            _ => decoded as i32,
+        },
+        scale: attention::scale(cache.head_dim),
     };
     rope_kv(gpu, cache, &params)?;
     if first == 0 && single > 0 {
@@ -232,6 +244,7 @@ fn attend(
     if let Some(plan) = plan {
         let rows = PrefillRows {
             q: places.queries,
+            q16,
             out: 0,
             plane: places.attended_plane,
             plane_blocks: blocks,

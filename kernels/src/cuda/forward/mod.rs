@@ -298,7 +298,10 @@ impl CudaBackend {
                 few::parts_bytes(few.max(INLINE_TOKENS), sizes.hidden),
             )?,
             attended: get(Slot::Attended, few * sizes.q_width * 4)?,
-            queries: get(Slot::Queries, few.max(chunk) * sizes.q_width * 4)?,
+            queries: get(
+                Slot::Queries,
+                (few.max(chunk) * 4).max(few * 4 + chunk * 2) * sizes.q_width,
+            )?,
             expert_out: get(Slot::ExpertOut, pairs * sizes.hidden * 4)?,
             ids: get(Slot::ChosenIds, few.max(experts_chunk) * sizes.top_k * 4)?,
             weights: get(Slot::ChosenWeights, few.max(experts_chunk) * sizes.top_k * 4)?,

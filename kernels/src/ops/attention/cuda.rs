@@ -176,9 +176,11 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
 const PREFILL_ROWS: usize = 128;
 const PREFILL_THREADS: u32 = 288;
 const PREFILL_RING: usize = 98304;
-/// The kernel for BF16 and 128 dims: queries, three tiles of 128 keys and values, alignment, barriers.
+/// The kernel for BF16 and 128 dims: alignment, two blocks of queries, five tiles of 128 keys or values, small things.
 const WIDE_THREADS: u32 = 384;
-const WIDE_SHARED: u32 = 1024 + 32_768 + 6 * 32_768 + 128;
+const WIDE_SHARED: u32 = 1024 + 2 * 32_768 + 5 * 32_768 + 256;
+/// Words of a `PrefillBlock`.
+const BLOCK_WORDS: usize = 8;
 
 /// Mirrors `PrefillParams` of `prefill.cu`.
 #[repr(C)]
@@ -186,14 +188,13 @@ const WIDE_SHARED: u32 = 1024 + 32_768 + 6 * 32_768 + 128;
 struct PrefillParams {
     pages: Pages,
     blocks: u64,
-    run_first: u64,
-    run_length: u64,
-    run_position: u64,
     q: u64,
+    q16: u64,
     out: u64,
     plane: u64,
     plane_blocks: i32,
     heads: i32,
+    block_count: i32,
     scale: f32,
 }
 
@@ -201,16 +202,16 @@ struct PrefillParams {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct PrefillRows {
     pub(crate) q: u64,
+    /// Or scaled BF16, for `wide` caches only; 0: none.
+    pub(crate) q16: u64,
     pub(crate) out: u64,
     pub(crate) plane: u64,
     pub(crate) plane_blocks: usize,
 }
 
-/// What the device needs to know of one piece of a step: its runs and blocks of rows.
+/// What the device needs to know of one piece of a step: its blocks of rows.
 #[derive(Clone, Copy)]
 pub(crate) struct PrefillPlan {
-    runs: u64,
-    run_count: usize,
     blocks: u64,
     block_count: usize,
 }
@@ -224,7 +225,7 @@ impl PrefillPlans {
     /// Bytes that the plans of any step within the limits need.
     pub(crate) fn bytes(tokens: usize, runs: usize, pieces: usize, per_kv: usize) -> usize {
         let blocks = (tokens * per_kv).div_ceil(PREFILL_ROWS) + runs + pieces;
-        (pieces * (3 * runs + 2) + 2 * blocks) * 4
+        blocks * BLOCK_WORDS * 4
     }
 
     /// Plans the pieces [first, end) of the step without its first `skip` runs.
@@ -236,12 +237,9 @@ impl PrefillPlans {
         skip: usize,
         per_kv: usize,
     ) -> Result<PrefillPlans> {
-        let runs = step.runs.len();
         let (mut words, mut plans) = (Vec::new(), Vec::new());
         for (first, end) in pieces {
-            let header = words.len();
-            words.resize(header + (3 * runs).next_multiple_of(2), 0i32);
-            let mut blocks: Vec<(usize, i32, i32)> = Vec::new();
+            let mut blocks: Vec<(usize, [i32; BLOCK_WORDS])> = Vec::new();
             for (index, &(run_first, len, position)) in step.runs.iter().enumerate().skip(skip) {
                 let (from, to) = (
                     (run_first as usize).max(first),
@@ -254,24 +252,19 @@ impl PrefillPlans {
                     position as usize + from - run_first as usize,
                     (to - from) * per_kv,
                 );
-                let run = &mut words[header..];
-                (run[index], run[runs + index], run[2 * runs + index]) =
-                    ((from - first) as i32, (to - from) as i32, position as i32);
                 for row in (0..rows).step_by(PREFILL_ROWS) {
-                    let reach = position + (row + PREFILL_ROWS).min(rows).div_ceil(per_kv);
-                    blocks.push((reach, index as i32, row as i32));
+                    let last = (row + PREFILL_ROWS).min(rows) - 1;
+                    let words = [index, row, last, from - first, position, 0, 0, 0];
+                    blocks.push((position + last / per_kv, words.map(|word| word as i32)));
                 }
             }
             // The longest contexts first, so that none is left for the end.
             blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.0));
-            let at = |word: usize| area.address + word as u64 * 4;
             plans.push((!blocks.is_empty()).then(|| PrefillPlan {
-                runs: at(header),
-                run_count: runs,
-                blocks: at(words.len()),
+                blocks: area.address + words.len() as u64 * 4,
                 block_count: blocks.len(),
             }));
-            words.extend(blocks.iter().flat_map(|&(_, run, row)| [run, row]));
+            words.extend(blocks.iter().flat_map(|block| block.1));
         }
         gpu.write(area, 0, as_bytes(&words))?;
         Ok(PrefillPlans { plans })
@@ -283,6 +276,11 @@ impl PrefillPlans {
     }
 }
 
+/// Whether `prefill` runs on warpgroup products.
+pub(crate) fn wide(cache: &KvCache) -> bool {
+    cache.head_dim == 128 && cache.dtype == KvDtype::Bf16
+}
+
 /// Causal attention of one piece of the step.
 pub(crate) fn prefill(
     gpu: &Gpu,
@@ -292,25 +290,27 @@ pub(crate) fn prefill(
     plan: PrefillPlan,
     rows: PrefillRows,
 ) -> Result<()> {
-    let array = |index: usize| plan.runs + (index * plan.run_count * 4) as u64;
     let params = PrefillParams {
         pages: Pages::new(cache, step),
         blocks: plan.blocks,
-        run_first: array(0),
-        run_length: array(1),
-        run_position: array(2),
-        q: rows.q,
+        q: match rows.q16 {
+            0 => rows.q,
+            _ => 0,
+        },
+        q16: rows.q16,
         out: rows.out,
         plane: rows.plane,
         plane_blocks: rows.plane_blocks as i32,
         heads: heads as i32,
+        block_count: plan.block_count as i32,
         scale: scale(cache.head_dim),
     };
     let dim = cache.head_dim;
     let grid = (plan.block_count as u32, cache.kv_heads as u32);
-    if dim == 128 && cache.dtype == KvDtype::Bf16 {
+    if wide(cache) {
+        let blocks = plan.block_count * cache.kv_heads;
         let launch = Launch {
-            grid,
+            grid: (gpu.blocks().min(blocks as u32), 1),
             threads: WIDE_THREADS,
             shared: WIDE_SHARED,
             overlap: true,

@@ -7,7 +7,7 @@
 #include "../../cuda/plane.cuh"
 #include "prefill.cuh"
 
-constexpr int PREFILL_WARPS = 8, PREFILL_THREADS = (PREFILL_WARPS + 1) * WARP, PREFILL_ROWS = PREFILL_WARPS * 16;
+constexpr int PREFILL_WARPS = 8, PREFILL_THREADS = (PREFILL_WARPS + 1) * WARP;
 constexpr int PREFILL_TOKENS = 64, PREFILL_CHUNKS = PREFILL_TOKENS / TILE_TOKENS;
 
 template <int KV, int HD> constexpr int CHUNK_BYTES = TILE_TOKENS *HD *KV_BYTES<KV>;
@@ -37,8 +37,7 @@ template <int KV, int HD> DEVICE void attention_prefill(const PrefillParams &p) 
     allow_next_kernel();
     const PrefillBlock block = p.blocks[blockIdx.x];
     const int kv_head = blockIdx.y, per_kv = p.heads / p.pages.kv_heads;
-    const int first_token = p.run_first[block.run], length = p.run_length[block.run], position = p.run_position[block.run];
-    const int rows = length * per_kv, last_row = min(block.first_row + PREFILL_ROWS, rows) - 1;
+    const int first_token = block.first_token, position = block.position, last_row = block.last_row;
     const int end = position + last_row / per_kv + 1, tiles = ceil_div(end, PREFILL_TOKENS);
 
     if (warp == PREFILL_WARPS) {

@@ -2,19 +2,21 @@
 #pragma once
 #include "pages.cuh"
 
+// One unit of work: 128 rows (token, query head of a kv head) of a run.
 struct PrefillBlock {
-    int run, first_row;
+    int run, first_row, last_row;  // rows of the run
+    int first_token;               // of the run, in q and the result
+    int position;                  // of the run's first token
+    int unused[3];
 };
 
 struct PrefillParams {
     Pages pages;
-    const PrefillBlock *blocks;  // longest contexts first
-    const int *run_first;        // [runs]: first token of the run in q and out
-    const int *run_length;
-    const int *run_position;     // of the first token
-    const float *q;              // [tokens, heads * head_dim]
+    const PrefillBlock *blocks;  // [block_count], longest contexts first
+    const float *q;              // [tokens, heads * head_dim], or null:
+    const __nv_bfloat16 *q16;    // the same, times scale
     float *out;                  // [tokens, heads * head_dim] or null
     uint8_t *plane;              // plane of the tokens or null
-    int plane_blocks, heads;
+    int plane_blocks, heads, block_count;
     float scale;
 };

@@ -11,7 +11,10 @@ struct RopeParams {
     const double *turns;
     const int *positions, *token_run;
     Pages pages;
-    float *q;  // [tokens, heads * head_dim]
+    float *q;  // [tokens, heads * head_dim], of the tokens before `first16`
+    __nv_bfloat16 *q16;  // the same, times scale, of the tokens from there on
+    int first16;
+    float scale;
 };
 
 constexpr int ROPE_THREADS = 512, ROPE_WARPS = ROPE_THREADS / WARP, MAX_ROTARY_PAIRS = 64, MAX_HEADS = 256;
@@ -135,8 +138,17 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     for (int i = threadIdx.x + ROPE_AHEAD * ROPE_THREADS; i < normed_heads * (HD / 2); i += ROPE_THREADS)
         turn_pair(i, rope_weight<HD>(p, i, pair_of));
     __syncthreads();
-    for (int i = 4 * threadIdx.x; i < q_width; i += 4 * ROPE_THREADS)
-        *reinterpret_cast<float4 *>(p.q + static_cast<size_t>(token) * q_width + i) = *reinterpret_cast<const float4 *>(values + i);
+    const size_t row_of_q = static_cast<size_t>(token) * q_width;
+    if (token < p.first16) {
+        for (int i = 4 * threadIdx.x; i < q_width; i += 4 * ROPE_THREADS)
+            *reinterpret_cast<float4 *>(p.q + row_of_q + i) = *reinterpret_cast<const float4 *>(values + i);
+    } else {
+        for (int i = 4 * threadIdx.x; i < q_width; i += 4 * ROPE_THREADS) {
+            const float4 v = *reinterpret_cast<const float4 *>(values + i);
+            *reinterpret_cast<uint2 *>(p.q16 + row_of_q + i) =
+                make_uint2(pack_bf16(v.x * p.scale, v.y * p.scale), pack_bf16(v.z * p.scale, v.w * p.scale));
+        }
+    }
     for (int i = threadIdx.x * 2; i < kv_width; i += ROPE_THREADS * 2) {
         const int head = i / HD, d = i % HD, row = position % TILE_TOKENS;
         const size_t at = tile_offset<HD * KV_BYTES<KV>>(p.pages, page, head, position);

@@ -43,6 +43,8 @@ impl Piece<'_> {
             token_run: step.token_run() + self.first as u64 * 4,
             pages: Pages::new(cache, step),
             q: places.queries,
+            first16: i32::MAX,
+            ..RopeParams::default()
         };
         rope_kv(gpu, cache, &params)?;
         let params = AttentionParams {
