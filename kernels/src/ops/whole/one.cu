@@ -156,7 +156,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
         const int tile0 = split < splits ? min(tiles, split * each) : 0, tile1 = split < splits ? min(tiles, tile0 + each) : 0;
         const uint32_t *table = p.tables + static_cast<size_t>(__ldcg(p.token_run)) * p.table_stride;
         if (threadIdx.x == 0) {
-            shared.opened = 0, shared.per_kv = p.q_width / p.kv_width;
+            shared.per_kv = p.q_width / p.kv_width;
             shared.position = position, shared.tiles = tiles, shared.splits = splits, shared.head = head, shared.split = split;
             shared.tile0 = tile0, shared.tile1 = tile1, shared.epoch = __ldcg(&p.state->layers);
         }
@@ -249,11 +249,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
             } else {
                 const int bytes = image_bytes<INT4<EXPERT>>(p.inter);
                 tails = p.inter * 2, x = image + warp / EXPERT_RUNS * bytes;
-                if (threadIdx.x == LISTENER) {
-                    listen(p, GATE_UP, epoch);
-                    *const_cast<volatile int *>(&shared.opened) = layer + 1;
-                }
-                meet();
+                listen_together(p, GATE_UP, epoch);
                 note(op, 0);
                 if (units && plan.slots > 0)
                     images_of_rows<EXPERT>(shared, p.acted + static_cast<size_t>(plan.first_slot) * p.inter, plan.slots * (p.inter / 128), bytes, turn);
@@ -349,7 +345,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
     if (threadIdx.x < GEMV_THREADS)
         compute<DENSE, EXPERT, KV>(shared, rings);
     else
-        feed<DENSE, EXPERT, KV>(shared, rings);
+        feed<KV>(shared, rings);
 }
 
 

@@ -137,8 +137,7 @@ struct OneShared {
     float weights[ONE_TOP_K];       // of the chosen experts
     int ids[ONE_TOP_K];
     unsigned epoch;                 // layers computed before this step
-    int entries, first_down;        // of a layer's program, and where `down` begins in it
-    int opened;                     // layers of this step whose gate and up are done everywhere
+    int entries;                    // of a layer's program
     int chooses;                    // whether the block reads experts at all
     int position;
     int tiles, splits;              // of one head's context: tiles of 16 tokens, and over how many blocks
@@ -242,7 +241,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
     }
     if (lane < entries) shared.program[warp][lane] = entry;
     if (threadIdx.x == 0)
-        shared.entries = entries, shared.first_down = entries - counts[DOWN], shared.chooses = counts[GATE_UP] + counts[DOWN] > 0;
+        shared.entries = entries, shared.chooses = counts[GATE_UP] + counts[DOWN] > 0;
 }
 
 // The ops' plans; by thread: an op, and an op and a warp.

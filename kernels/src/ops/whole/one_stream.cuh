@@ -1,18 +1,9 @@
 // The computing warps' weights: a ring of bulk copies for each, in the order of the ops and across layers. One warp asks for
 // all of them, lane w for warp w; only the experts' weights wait, for the choice.
 //
-// It never stands still for one of them: each round every lane looks whether it can go on, and as many ask as `IN_FLIGHT` allows.
-// More on their way would not come sooner, but values that blocks leave for each other would queue behind them, and blocks that
-// are ahead would take bandwidth from those that all others wait for.
+// It never stands still for one of them: each round every lane looks whether it can go on.
 #pragma once
 #include "one_choice.cuh"
-
-// Bytes of a block on their way at most: of gate and up; of down, until gate and up are done everywhere; of the rest. Only INT4 is
-// read faster than values travel.
-constexpr int UNLIMITED = 1 << 20;
-template <int F> constexpr int IN_FLIGHT_GATE_UP = INT4<F> ? 26 * 4096 : UNLIMITED;
-template <int F> constexpr int IN_FLIGHT_DOWN = INT4<F> ? 10 * 4096 : UNLIMITED;
-template <int F> constexpr int IN_FLIGHT_DENSE = INT4<F> ? 16 * 4096 : UNLIMITED;
 
 // Where copies lie: one behind the other, at the ring's start where the rest of it is too short.
 DEVICE int copy_place(int place, int bytes) { return place + bytes > WARP_RING ? 0 : place; }
@@ -78,21 +69,18 @@ struct OneFeeder {
     int piece, pieces;           // keys and values of the block's tiles in turns, while `piece` < `pieces`
     const uint8_t *from = nullptr;
     int left = 0, most = 0;      // bytes of the entry, and of one copy
-    int limit = 0;
-    bool of_down = false;
     bool waits = false;          // for the choice of `layer`, or at the layer's end for all lanes
-    // The ring: copies are held from `oldest` on, those from `arriving` on have not arrived.
-    int place = 0, copy = 0, oldest = 0, arriving = 0, free = WARP_RING, held = 0, flying = 0, flying_bytes = 0;
-    uint32_t empty_parity = 0, full_parity = 0;
+    // The ring: its copies from `oldest` on have not been read.
+    int place = 0, copy = 0, oldest = 0, free = WARP_RING, held = 0;
+    uint32_t parity = 0;         // of the oldest copy's barrier `empty`
 
     // `chosen`: the last layer whose experts are known.
-    template <int DENSE, int EXPERT, int KV> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
+    template <int KV> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
         const uint8_t *const *streams = shared.feeding[layer & 1];
         if (piece < pieces) {
             const int tile = warp + (piece >> 1) * GEMV_WARPS;
             from = streams[STREAM_KEYS + (piece & 1)] + static_cast<size_t>(shared.tile[tile]) * 16;
-            of_down = false, left = most = KEY_BYTES<KV>, piece++;
-            limit = pieces > 2 ? UNLIMITED : IN_FLIGHT_DENSE<DENSE>;  // a long context is a stream of its own
+            left = most = KEY_BYTES<KV>, piece++;
             return;
         }
         if (at == shared.entries) {
@@ -109,35 +97,22 @@ struct OneFeeder {
             return;
         }
         size_t offset = entry.x;
-        limit = IN_FLIGHT_DENSE<DENSE>, of_down = false;
-        if (stream == STREAM_EXPERTS) {
-            offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
-            of_down = at >= shared.first_down;
-            limit = of_down ? IN_FLIGHT_DOWN<EXPERT> : IN_FLIGHT_GATE_UP<EXPERT>;
-        }
+        if (stream == STREAM_EXPERTS) offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
         from = streams[stream] + offset * 16;
         left = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16, at++;
     }
 
-    // What has been read, and what has arrived.
+    // What has been read.
     __device__ __forceinline__ void look() {
-        if (held > flying && phase_done(&shared.empty[warp][oldest], empty_parity)) {
-            free += shared.held[warp][oldest], held--;
-            if (++oldest == COPIES) oldest = 0, empty_parity ^= 1;
-        }
-        if (flying && phase_done(&shared.full[warp][arriving], full_parity)) {
-            flying--, flying_bytes -= shared.held[warp][arriving];
-            if (++arriving == COPIES) arriving = 0, full_parity ^= 1;
-        }
+        if (!held || !phase_done(&shared.empty[warp][oldest], parity)) return;
+        free += shared.held[warp][oldest], held--;
+        if (++oldest == COPIES) oldest = 0, parity ^= 1;
     }
 
     __device__ __forceinline__ int next_bytes() const { return min(left, most); }
     __device__ __forceinline__ int next_place() const { return copy_place(place, next_bytes()); }
     // With the rest of the ring, where that is too short.
     __device__ __forceinline__ int needed() const { return next_bytes() + (next_place() < place ? WARP_RING - place : 0); }
-    __device__ __forceinline__ int most_flying() const {
-        return of_down && *const_cast<const volatile int *>(&shared.opened) > layer ? UNLIMITED : limit;
-    }
     __device__ __forceinline__ bool ready() const { return left > 0 && free >= needed() && held < COPIES; }
 
     __device__ __forceinline__ void ask() {
@@ -149,13 +124,13 @@ struct OneFeeder {
                          ring + put),
                      "l"(from), "r"(bytes), "r"(full), "l"(READ_ONCE)
                      : "memory");
-        free -= room, held++, flying++, flying_bytes += room, place = put + bytes, left -= bytes, from += bytes;
+        free -= room, held++, place = put + bytes, left -= bytes, from += bytes;
         if (++copy == COPIES) copy = 0;
     }
 };
 
 // The feeding warp's step.
-template <int DENSE, int EXPERT, int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
+template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     const OneParams &p = shared.p;
     const int lane = threadIdx.x & 31, layers = p.layers, warp = lane % GEMV_WARPS;
     const bool serves = lane < GEMV_WARPS;
@@ -167,21 +142,13 @@ template <int DENSE, int EXPERT, int KV> DEVICE void feed(OneShared &shared, uin
     const uint8_t *ahead = lane < 8 && layers > 1 ? p.layer[1].stream[lane] : nullptr;
     __syncwarp();
     int chosen = -1;
-    unsigned turn = 0;  // of the lanes: the first to ask
 #pragma unroll 1
     while (true) {
-        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<DENSE, EXPERT, KV>(chosen, expert_size);
+        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<KV>(chosen, expert_size);
         feeder.look();
-        const bool ready = feeder.ready();
-        const unsigned all_ready = __ballot_sync(ALL_LANES, ready);
-        const int flying = __reduce_add_sync(ALL_LANES, feeder.flying_bytes);
-        const int before = __popc(__funnelshift_r(all_ready, all_ready, turn) & ((1u << ((lane - turn) & 31)) - 1));
-        const bool asks = ready && flying + before * feeder.needed() < feeder.most_flying();
+        const bool asks = feeder.ready();
         if (asks) feeder.ask();
-        if (__any_sync(ALL_LANES, asks)) {
-            turn = (turn + 5) & 31;
-            continue;
-        }
+        if (__any_sync(ALL_LANES, asks)) continue;
         const bool more = serves && feeder.layer < layers;
         if (__any_sync(ALL_LANES, more && !feeder.waits)) continue;
         if (!__any_sync(ALL_LANES, more)) break;
