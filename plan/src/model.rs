@@ -67,7 +67,7 @@ pub enum Scoring {
 }
 
 /// Patterns of tensor names without the `.weight` suffix; `{layer}` and `{expert}` are filled in.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TensorNames {
     pub embedding: String,
     pub final_norm: String,

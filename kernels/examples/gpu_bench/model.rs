@@ -96,7 +96,6 @@ fn spec(layers: usize) -> ModelSpec {
         selection_bias: true,
         renormalize: true,
     };
-    let name = String::new;
     ModelSpec {
         family: "minimax_m2".into(),
         hidden: HIDDEN,
@@ -106,24 +105,7 @@ fn spec(layers: usize) -> ModelSpec {
         layers: vec![LayerSpec { attention, moe }; layers],
         eos_token_ids: Vec::new(),
         bos_token_id: None,
-        names: TensorNames {
-            embedding: name(),
-            final_norm: name(),
-            head: name(),
-            attention_norm: name(),
-            moe_norm: name(),
-            q: name(),
-            k: name(),
-            v: name(),
-            o: name(),
-            q_norm: name(),
-            k_norm: name(),
-            gate: name(),
-            selection_bias: name(),
-            expert_gate: name(),
-            expert_up: name(),
-            expert_down: name(),
-        },
+        names: TensorNames::default(),
     }
 }
 

@@ -44,7 +44,6 @@ fn spec(shape: &Shape) -> ModelSpec {
         selection_bias: true,
         renormalize: true,
     };
-    let name = String::new;
     ModelSpec {
         family: "minimax_m2".into(),
         hidden: shape.hidden,
@@ -54,24 +53,7 @@ fn spec(shape: &Shape) -> ModelSpec {
         layers: vec![LayerSpec { attention, moe }; shape.layers],
         eos_token_ids: Vec::new(),
         bos_token_id: None,
-        names: TensorNames {
-            embedding: name(),
-            final_norm: name(),
-            head: name(),
-            attention_norm: name(),
-            moe_norm: name(),
-            q: name(),
-            k: name(),
-            v: name(),
-            o: name(),
-            q_norm: name(),
-            k_norm: name(),
-            gate: name(),
-            selection_bias: name(),
-            expert_gate: name(),
-            expert_up: name(),
-            expert_down: name(),
-        },
+        names: TensorNames::default(),
     }
 }
 
