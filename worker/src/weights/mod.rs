@@ -9,6 +9,7 @@ mod dense;
 mod dummy;
 mod fp8;
 mod gptq;
+mod grouped;
 pub mod modules;
 mod pack_quantized;
 pub(crate) mod parallel;
