@@ -1,12 +1,16 @@
 """What torch's own kernels take for the same shapes: the peers that docs/benchmarks/gpu.md puts beside ours.
 
-    python3 kernels/examples/gpu_bench/torch_peers.py
+    python3 kernels/examples/gpu_bench/torch_peers.py [--ours FOLDER[,FOLDER..]]
 
 Every line: name, microseconds (median of graph replays over rotating weights larger than the L2), and the rate.
 A peer that this torch lacks is named with its error, not left out.
+
+With `--ours` only products, of ours beside torch's: all in graphs, in turn, each as long as the others, so that heat is shared; the folders
+are those where builds left their fatbins (target/release/build/conclave-kernels-*/out), to compare two of them.
 """
 
 import statistics
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -116,8 +120,89 @@ def attention(batch, context, queries):
     line(name, make, work, 4.0 * batch * KV_HEADS * DIM * context)
 
 
+def captured(calls):
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def in_turn(title, flop, entries, rounds=6):
+    """Each entry: name, calls, what they leave. Of every round the median of three replays, then the median of rounds."""
+    graphs = [(name, captured(calls), len(calls)) for name, calls, _ in entries]
+    times = {name: [] for name, _, _ in graphs}
+    for turn in range(rounds):
+        for name, graph, count in graphs if turn % 2 else reversed(graphs):
+            graph.replay()
+            three = []
+            for _ in range(3):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                three.append(start.elapsed_time(end) * 1e3 / count)
+            times[name].append(statistics.median(three))
+    for name, all_of in times.items():
+        us = statistics.median(all_of)
+        print(f"{title:22} {name:24} {us:8.1f} us {flop / us / 1e6:7.1f} TFLOP/s   {min(all_of):.1f} to {max(all_of):.1f}", flush=True)
+
+
+def beside_ours(folders):
+    import our_products as ours
+
+    def ours_of(kind, make):
+        for folder in folders:
+            label = kind if len(folders) == 1 else f"{kind} {folders.index(folder)}"
+            try:
+                yield label, *make(folder)
+            except Exception as error:  # the report names what is missing
+                print(f"{label}: {str(error)[:120]}")
+
+    for name, rows, inputs in (("qkv", QKV, HIDDEN), ("output", HIDDEN, OUT)):
+        for tokens in (96, 4096):
+            copies = 4 if tokens > 1024 else 8
+            entries = []
+            for kind in ("int4_g128", "fp8", "bf16", "fp8_act"):
+                if kind != "fp8_act" or tokens > 128:
+                    entries += ours_of(kind, lambda f, k=kind: ours.dense(f, k, rows, inputs, tokens, name == "output" and tokens > 128, copies))
+            x, w = bf16(tokens, inputs), [bf16(rows, inputs) for _ in range(copies)]
+            entries.append(("torch bf16", [lambda w=w: F.linear(x, w) for w in w], None))
+            x8, w8, a, b = fp8(tokens, inputs), [w.to(torch.float8_e4m3fn) for w in w], torch.ones(tokens, 1, device=device), torch.ones(1, rows, device=device)
+            entries.append(
+                ("torch fp8", [lambda w=w: torch._scaled_mm(x8, w.t(), scale_a=a, scale_b=b, out_dtype=torch.bfloat16) for w in w8], None)
+            )
+            in_turn(f"{name} {tokens}", 2.0 * rows * inputs * tokens, entries)
+            del entries
+            torch.cuda.empty_cache()
+    tokens = 8192
+    counts = torch.bincount(torch.rand(tokens, EXPERTS, device=device).topk(TOP_K, 1).indices.flatten(), minlength=EXPERTS).tolist()
+    sizes = [-(-rows // 16) * 16 for rows in counts]
+    ends, total = torch.tensor(sizes, device=device).cumsum(0).to(torch.int32), sum(sizes)
+    for name, out, inputs in (("gate+up", 2 * INTER, HIDDEN), ("down", HIDDEN, INTER)):
+        entries = []
+        for kind in ("int4_g128", "fp8", "bf16", "fp8_act"):
+            entries += ours_of(kind, lambda f, k=kind: ours.experts(f, k, counts, HIDDEN, INTER, name != "down"))
+        x, w = bf16(total, inputs), bf16(EXPERTS, inputs, out)
+        entries.append(("torch bf16", [lambda: torch._grouped_mm(x, w, offs=ends)], None))
+        w8, x8 = w.transpose(-2, -1).contiguous().to(torch.float8_e4m3fn), x.to(torch.float8_e4m3fn)
+        a, b = torch.ones(total, device=device), torch.ones(EXPERTS, out, device=device)
+        scaled = lambda: torch._scaled_grouped_mm(x8, w8.transpose(-2, -1), a, b, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True)
+        entries.append(("torch fp8", [scaled], None))
+        in_turn(f"{name} {tokens}", 2.0 * sum(counts) * out * inputs, entries)
+        del entries
+        torch.cuda.empty_cache()
+
+
 torch.manual_seed(1)
 print(torch.cuda.get_device_name(0), "torch", torch.__version__)
+if "--ours" in sys.argv:
+    beside_ours(sys.argv[sys.argv.index("--ours") + 1].split(","))
+    sys.exit()
 for tokens in (1, 32, 96, 4096):
     dense("qkv", QKV, HIDDEN, tokens)
     dense("output", HIDDEN, OUT, tokens)

@@ -21,10 +21,6 @@ struct SplitScale {
 // One step of 128 inputs is eight products, four in each half. `fetch` asks for what a product needs, `make` decodes it; between the two
 // another product may run. `at`: the tile's bytes of the step; `s`: product of the half, a constant. INT4 with groups of 128 and FP8
 // have one scale a step: `first` says that it is wanted.
-//
-// Where the words are the operands themselves, a loop's next `fetch` must come after the last product's wait.
-template <int F> constexpr bool WORDS_ARE_OPERANDS = F == BF16 || F == F16 || F == F32;
-
 template <int F> struct TileDecoder {
     SplitScale scale[2];
     __nv_bfloat162 zero[2];

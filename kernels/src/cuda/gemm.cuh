@@ -169,65 +169,31 @@ DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgrou
     }
 }
 
+// Of few tokens it is cheaper to scale a step's sums than its weights.
+template <int F, int N> constexpr bool SUMS_SCALED = F == INT4_G128 && N <= 64;
+
 // `consume` for weights that become bf16.
 template <int F, int N>
 DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
     constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
+    constexpr bool SUMS = SUMS_SCALED<F, N>;
     TileDecoder<F> decoder[SETS];
-    for (int step = 0; step < tile.steps; step++) {
-        barrier_wait(&ring.full[ring.slot], ring.parity);
-        const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>), mine = slot + (warpgroup * SETS * 4 + warp) * BYTES;
-        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
-        uint32_t a[2][SETS][4];
+    float part[SETS][N / 2];  // SUMS: of one step
+    const auto multiply = [&](const uint32_t(&a)[SETS][4], uint64_t b) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
-#pragma unroll
-            for (int h = 0; h < SETS; h++) {
-                decoder[h].fetch(mine + h * 4 * BYTES, i / 4, i % 4, lane, i == 0);
-                decoder[h].make(i % 4, bf16_scales, i == 0, a[i & 1][h]);
-            }
-            products_begin();
-#pragma unroll
-            for (int h = 0; h < SETS; h++) Product<N>::run(acc[h], a[i & 1][h], b);
-            if constexpr (F == F32) {
-                uint32_t low[SETS][4];
-#pragma unroll
-                for (int h = 0; h < SETS; h++) decoder[h].make_low(mine + h * 4 * BYTES, i / 4, i % 4, lane, low[h]);
-                products_begin();
-#pragma unroll
-                for (int h = 0; h < SETS; h++) Product<N>::run(acc[h], low[h], b);
-                products_end();
-                products_wait<0>();
-            } else {
-                products_end();
-                products_wait<1>();  // the operands of product i - 1 are free
-            }
-        }
-        products_wait<0>();
-        if (lane == 0) barrier_arrive(&ring.empty[ring.slot]);
-        ring.template advance<F>();
-    }
-}
-
-// Of few tokens it is cheaper to scale a step's sums than its weights.
-template <int F, int N> constexpr bool SUMS_SCALED = F == INT4_G128 && N <= 64;
-
-// `consume` for these.
-template <int F, int N>
-DEVICE void consume_sums(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
-    constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
-    TileDecoder<F> decoder[SETS];
-    float part[SETS][N / 2];
+        for (int h = 0; h < SETS; h++) Product<N>::run(SUMS ? part[h] : acc[h], a[h], b);
+    };
 #pragma unroll 1
     for (int step = 0; step < tile.steps; step++) {
         barrier_wait(&ring.full[ring.slot], ring.parity);
         const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>), mine = slot + (warpgroup * SETS * 4 + warp) * BYTES;
         const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
+        if constexpr (SUMS) {
 #pragma unroll
-        for (int h = 0; h < SETS; h++)
+            for (int h = 0; h < SETS; h++)
 #pragma unroll
-            for (int i = 0; i < N / 2; i++) part[h][i] = 0.f;
+                for (int i = 0; i < N / 2; i++) part[h][i] = 0.f;
+        }
         uint32_t a[2][SETS][4];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -235,24 +201,38 @@ DEVICE void consume_sums(const GemmTile &tile, GemmRing &ring, int warpgroup, in
 #pragma unroll
             for (int h = 0; h < SETS; h++) {
                 decoder[h].fetch(mine + h * 4 * BYTES, i / 4, i % 4, lane, i == 0);
-                decoder[h].make_unscaled(i % 4, i == 0, a[i & 1][h]);
+                if constexpr (SUMS)
+                    decoder[h].make_unscaled(i % 4, i == 0, a[i & 1][h]);
+                else
+                    decoder[h].make(i % 4, bf16_scales, i == 0, a[i & 1][h]);
             }
             products_begin();
+            multiply(a[i & 1], b);
+            if constexpr (F == F32) {
+                uint32_t low[SETS][4];
 #pragma unroll
-            for (int h = 0; h < SETS; h++) Product<N>::run(part[h], a[i & 1][h], b);
-            products_end();
-            if (i < 7) products_wait<1>();  // the operands of product i - 1 are free
+                for (int h = 0; h < SETS; h++) decoder[h].make_low(mine + h * 4 * BYTES, i / 4, i % 4, lane, low[h]);
+                products_begin();
+                multiply(low, b);
+                products_end();
+                products_wait<0>();
+            } else {
+                products_end();
+                if (i < 7) products_wait<1>();  // the operands of product i - 1 are free
+            }
         }
         products_wait<0>();
         if (lane == 0) barrier_arrive(&ring.empty[ring.slot]);
         ring.template advance<F>();
+        if constexpr (SUMS) {
 #pragma unroll
-        for (int h = 0; h < SETS; h++) {
-            hold(part[h]);
-            float upper, lower;
-            decoder[h].row_scales(bf16_scales, upper, lower);
+            for (int h = 0; h < SETS; h++) {
+                hold(part[h]);
+                float upper, lower;
+                decoder[h].row_scales(bf16_scales, upper, lower);
 #pragma unroll
-            for (int i = 0; i < N / 2; i++) acc[h][i] = fmaf(part[h][i], i % 4 < 2 ? upper : lower, acc[h][i]);
+                for (int i = 0; i < N / 2; i++) acc[h][i] = fmaf(part[h][i], i % 4 < 2 ? upper : lower, acc[h][i]);
+            }
         }
     }
 }
@@ -266,8 +246,6 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
         for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
     if constexpr (QUANTISED<F>)
         consume_quantised<N>(tile, ring, warpgroup, warp, lane, acc);
-    else if constexpr (SUMS_SCALED<F, N>)
-        consume_sums<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
     else
         consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
 #pragma unroll

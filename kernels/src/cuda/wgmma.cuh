@@ -16,6 +16,12 @@ template <int N> DEVICE void hold(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// The same for operands.
+DEVICE void hold_operands(uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
+
 // Descriptor of a plane's chunk in shared memory (1024-byte blocks of eight rows, 128-byte swizzle); product s of the
 // chunk starts 32 bytes further.
 DEVICE uint64_t plane_descriptor(uint32_t address) {

@@ -93,7 +93,7 @@ DEVICE void wide_products(const WideShared<F> &s, Turn &weight, Turn &plane, Sou
     const uint32_t planes = shared_address(s.planes), weights = shared_address(s.weights);
     // Lane 0 gives a place back to this block, lane 1 to the other one.
     const uint32_t free = in_block(shared_address(s.plane_empty), cluster_rank() ^ (lane & 1));
-    uint32_t a[2][4], first_half = 0;
+    uint32_t a[2][4] = {}, used = 0;
     barrier_wait(&s.weight_full[weight.slot], weight.parity);
     uint32_t at = weights + weight.slot * Ring::STEP;
     source.fetch(at, 0, 0, true);
@@ -109,27 +109,31 @@ DEVICE void wide_products(const WideShared<F> &s, Turn &weight, Turn &plane, Sou
                 products_begin();
                 WideProduct<N>::run(acc, a[i & 1], plane_descriptor(planes + plane.slot * WIDE_CHUNK) + i * 2);
                 products_end();
-                // What the next product needs comes while this one runs. All have ended when the loop turns: only inside an iteration does
-                // the compiler know which registers they still read.
+                // What the next product needs comes while this one runs.
                 if (!last) {
                     source.fetch(at, half + (i + 1) / 4, (i + 1) % 4, false);
-                    products_wait<1>();  // the operands of the product before are free, and with the first half's its chunk
-                    if (half == 1 && i == 0 && lane < 2) barrier_arrive_in(free + first_half * 8);
-                    continue;
+                } else {
+                    if (lane == 0) barrier_arrive(&s.weight_empty[weight.slot]);
+                    weight.template advance<Ring::WEIGHTS>();
+                    at = weights + weight.slot * Ring::STEP;
+                    if (step + 1 < steps) {
+                        barrier_wait(&s.weight_full[weight.slot], weight.parity);
+                        source.fetch(at, 0, 0, true);
+                    }
                 }
-                if (lane == 0) barrier_arrive(&s.weight_empty[weight.slot]);
-                weight.template advance<Ring::WEIGHTS>();
-                at = weights + weight.slot * Ring::STEP;
-                if (step + 1 < steps) barrier_wait(&s.weight_full[weight.slot], weight.parity);
-                if (!WORDS_ARE_OPERANDS<F> && step + 1 < steps) source.fetch(at, 0, 0, true);
-                products_wait<0>();
-                if (WORDS_ARE_OPERANDS<F> && step + 1 < steps) source.fetch(at, 0, 0, true);
+                products_wait<1>();
+                // The product before has ended: only now may its operands' registers be used again, which the compiler does not see across
+                // the loop's turn (tests/gpu/operand_registers.py does). At a chunk's first product the chunk before is free.
+                hold_operands(a[(i & 1) ^ 1]);
+                if (i == 0 && (half == 1 || step > 0) && lane < 2) barrier_arrive_in(free + used * 8);
             }
-            if (half == 1 && lane < 2) barrier_arrive_in(free + plane.slot * 8);
-            if (half == 0) first_half = plane.slot;
+            used = plane.slot;
             plane.template advance<Ring::PLANES>();
         }
     }
+    products_wait<0>();
+    hold_operands(a[1]);
+    if (lane < 2) barrier_arrive_in(free + used * 8);
 #pragma unroll
     for (int i = 0; i < N / 2; i++) asm volatile("" : "+f"(acc[i])::"memory");
 }

@@ -1,7 +1,8 @@
-// The two products of many rows of many experts, each all experts in one launch. See gemm.cuh and sort.cu.
+// The two products of many rows of many experts for quantised activations, each all experts in one launch. See gemm.cuh and sort.cu; for
+// others: wide.cu.
 //
 // Gate and up: a tile of work is 128 channels (the gate's rows in one set of a warpgroup, the same channels' up rows in
-// the other) x one expert's up to 128 rows; silu(gate) * up happens in registers. Down: 256 rows of y.
+// the other) x one expert's up to 128 rows; silu(gate) * up happens in registers and is quantised. Down: 256 columns of y.
 // Operations: 6 * hidden * inter per (token, slot); bytes: each expert's stream once per 128 of its rows.
 #include "../../cuda/quantised.cuh"
 #include "many.cuh"
@@ -14,19 +15,19 @@ struct ActedScales {
 
 DEVICE void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
-// The same for the quantised down projection: a tile's 128 channels of one row are one chunk of its plane.
+// A tile's 128 channels of one row are one chunk of the down projection's plane.
 template <int N>
-DEVICE void consume_gate_up_quantised(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, ActedScales &shared, int m,
-                                      int warpgroup, int warp, int lane) {
+DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, ActedScales &shared, int m, int warpgroup,
+                            int warp, int lane) {
     float acc[2][N / 2];
     consume<FP8_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const float gate = acc[0][4 * j + e];
-            acc[0][4 * j + e] = gate / (1.f + __expf(-gate)) * acc[1][4 * j + e];
+        for (int e = 4 * j; e < 4 * j + 4; e += 2) {
+            const float2 acted = silu_times(acc[0][e], acc[0][e + 1], acc[1][e], acc[1][e + 1]);
+            acc[0][e] = acted.x, acc[0][e + 1] = acted.y;
         }
         // Of rows 8j + 2t and 8j + 2t + 1, over this warp's sixteen channels.
         float2 most = make_float2(fmaxf(fabsf(acc[0][4 * j]), fabsf(acc[0][4 * j + 2])), fmaxf(fabsf(acc[0][4 * j + 1]), fabsf(acc[0][4 * j + 3])));
@@ -64,39 +65,19 @@ DEVICE void consume_gate_up_quantised(const ManyParams &p, const ExpertTile &row
     }
 }
 
-template <int F, int N>
+template <int N>
 DEVICE void consume_down(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, int m, int warpgroup, int warp, int lane) {
     float acc[2][N / 2];
-    consume<F, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
-    const int g = lane >> 2, t = lane & 3;
+    consume<FP8_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int column = ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 64 + warp * TILE_ROWS + t % 2 * 8;
-#pragma unroll
-        for (int j = 0; j < N / 8; j += 2) {
-            uint32_t w[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                w[i] = transpose8(pack_bf16(acc[h][4 * (j + i / 2) + i % 2 * 2], acc[h][4 * (j + i / 2) + i % 2 * 2 + 1]));
-            // Now lanes 0 and 1 have the sixteen columns of one row, 2 and 3 those of the row eight further.
-            transpose_words(w, t);
-            const int row = 8 * (j + t / 2) + g;
-            if (row >= rows.rows || column >= p.experts.hidden) continue;
-            __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column;
-            if (p.experts.hidden % 8 == 0) {
-                *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
-            } else {
-                for (int i = 0; i < 4 && column + 2 * i < p.experts.hidden; i++) *reinterpret_cast<uint32_t *>(to + 2 * i) = w[i];
-            }
-        }
-    }
+    for (int h = 0; h < 2; h++) write_down<N>(p, rows, ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 4 + warp, acc[h], lane);
 }
 
-template <int F, bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const ExpertTile &rows, int m) {
+template <bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const ExpertTile &rows, int m) {
     const Experts &experts = p.experts;
     const uint8_t *base = experts.base + rows.expert * experts.expert_bytes;
     const int inputs = UP ? experts.hidden_padded : experts.inter_padded;
-    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<F>::K) * Layout<F>::BYTES;
+    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<FP8_ACT>::K) * Layout<FP8_ACT>::BYTES;
     GemmTile tile;
 #pragma unroll
     for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
@@ -108,14 +89,14 @@ template <int F, bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const
     tile.plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
     tile.steps = tile.tile_steps = inputs / STEP_INPUTS;
-    if (QUANTISED<F>) tile.scales = p.plane + tile.steps * tile.chunk_bytes + static_cast<size_t>(rows.first) * 4;
+    tile.scales = p.plane + tile.steps * tile.chunk_bytes + static_cast<size_t>(rows.first) * 4;
     tile.columns = product_columns(rows.rows);
     return tile;
 }
 
-template <int F, bool UP> DEVICE void many(const ManyParams &p) {
+template <bool UP> DEVICE void many(const ManyParams &p) {
     extern __shared__ uint8_t shared[];
-    GemmRing ring = ring_in<F>(shared);
+    GemmRing ring = ring_in<FP8_ACT>(shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
     wait_for_inputs();
     allow_next_kernel();
@@ -125,20 +106,20 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
         give_registers();
         if (warp % 4 == 0)
             for (int w = blockIdx.x; w < work; w += gridDim.x)
-                produce<F>(expert_tile<F, UP>(p, p.tiles[w / m_tiles], w % m_tiles), ring, lane);
+                produce<FP8_ACT>(expert_tile<UP>(p, p.tiles[w / m_tiles], w % m_tiles), ring, lane);
     } else {
         take_registers();
         for (int w = blockIdx.x; w < work; w += gridDim.x) {
             const int m = w % m_tiles;
             const ExpertTile rows = p.tiles[w / m_tiles];
-            const GemmTile tile = expert_tile<F, UP>(p, rows, m);
+            const GemmTile tile = expert_tile<UP>(p, rows, m);
             const auto run = [&](auto columns) {
                 constexpr int N = decltype(columns)::value;
-                if constexpr (UP && QUANTISED<F>)
-                    consume_gate_up_quantised<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<F>), m, warpgroup,
-                                                 warp % 4, lane);
+                if constexpr (UP)
+                    consume_gate_up<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<FP8_ACT>), m, warpgroup, warp % 4,
+                                       lane);
                 else
-                    consume_down<F, N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
+                    consume_down<N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);
             };
             switch (tile.columns) {
                 case 32: run(Columns<32>()); break;
@@ -150,9 +131,5 @@ template <int F, bool UP> DEVICE void many(const ManyParams &p) {
     }
 }
 
-#define MANY(NAME, FORMAT)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
-        many_gate_up_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, true>(p); }                           \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
-        many_down_##NAME(const __grid_constant__ ManyParams p) { many<FORMAT, false>(p); }
-MANY(fp8_act, FP8_ACT)
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) many_gate_up_fp8_act(const __grid_constant__ ManyParams p) { many<true>(p); }
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) many_down_fp8_act(const __grid_constant__ ManyParams p) { many<false>(p); }

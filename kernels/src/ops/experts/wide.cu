@@ -15,51 +15,41 @@ DEVICE void warpgroup_sync(int warpgroup) { asm volatile("bar.sync %0, 128;" ::"
 DEVICE void write_acted(const ManyParams &p, const ExpertTile &rows, int channel, const float (&acc)[WIDE_SUMS], uint8_t *staged, int warp, int lane) {
     const int g = lane >> 2, t = lane & 3, warpgroup = warp / 4, thread = threadIdx.x % 128;
     staged += warpgroup * ACTED_BYTES;
+    // A unit's four words, one of each warp, are turned by a quarter of the row: the warp's 32 words lie in 32 banks.
+    uint8_t *mine = staged + g * 64 + t * 16 + (warp + g / 2) % 4 * 4;
     warpgroup_sync(warpgroup);  // the tile before is out
 #pragma unroll
     for (int j = 0; j < WIDE_COLUMNS / 8; j++) {
         if (8 * j >= rows.rows) break;
-        float a[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const float gate = acc[4 * j + e], up = acc[4 * j + 2 + e];
-            a[e] = gate / (1.f + __expf(-gate)) * up;
-        }
         // Two neighbouring channels of one row: units of a row are channels 2t, 2t + 1 of each eight.
-        const uint32_t word = transpose8(pack_bf16(a[0], a[1]));
-        *reinterpret_cast<uint32_t *>(staged + (8 * j + g) * 64 + (t ^ (g / 2)) * 16 + warp % 4 * 4) = word;
+        const float2 acted = silu_times(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]);
+        *reinterpret_cast<uint32_t *>(mine + j * 512) = transpose8(pack_bf16(acted.x, acted.y));
     }
     warpgroup_sync(warpgroup);
-    uint8_t *to = p.acted + (static_cast<size_t>(channel / 64) * p.blocks + rows.first / PLANE_ROWS) * PLANE_BLOCK;
-#pragma unroll 1
-    for (int i = thread; i < rows.rows * 4; i += 128) {
-        const int row = i / 4, r = row % PLANE_ROWS;
-        const uint4 unit = *reinterpret_cast<const uint4 *>(staged + row * 64 + (i % 4 ^ (r / 2)) * 16);
-        *reinterpret_cast<uint4 *>(to + row / PLANE_ROWS * PLANE_BLOCK + r * 128 + ((4 * warpgroup + i % 4) ^ r) * 16) = unit;
+    // A thread has the same unit of every 32nd row.
+    const int row = thread / 4, r = row % PLANE_ROWS, turned = r / 2;
+    uint8_t *to = p.acted + (static_cast<size_t>(channel / 64) * p.blocks + rows.first / PLANE_ROWS + row / PLANE_ROWS) * PLANE_BLOCK + r * 128 +
+                  ((4 * warpgroup + thread % 4) ^ r) * 16;
+    const uint8_t *from = staged + thread * 16;
+#pragma unroll
+    for (int i = 0; i < WIDE_COLUMNS / 32; i++) {
+        if (row + 32 * i >= rows.rows) break;
+        uint4 v = *reinterpret_cast<const uint4 *>(from + i * 32 * 64);
+        if (turned & 1) v = make_uint4(v.y, v.z, v.w, v.x);
+        if (turned & 2) v = make_uint4(v.z, v.w, v.x, v.y);
+        *reinterpret_cast<uint4 *>(to + i * 4 * PLANE_BLOCK) = v;
     }
 }
 
-// `at`: the warp's tile of 16 columns.
-DEVICE void write_down(const ManyParams &p, const ExpertTile &rows, int at, const float (&acc)[WIDE_SUMS], int lane) {
-    const int g = lane >> 2, t = lane & 3, column = at * TILE_ROWS + t % 2 * 8;
-#pragma unroll
-    for (int j = 0; j < WIDE_COLUMNS / 8; j += 2) {
-        if (8 * j >= rows.rows) break;
-        uint32_t w[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = transpose8(pack_bf16(acc[4 * (j + i / 2) + i % 2 * 2], acc[4 * (j + i / 2) + i % 2 * 2 + 1]));
-        // Now lanes 0 and 1 have the sixteen columns of one row, 2 and 3 those of the row eight further.
-        transpose_words(w, t);
-        const int row = 8 * (j + t / 2) + g;
-        if (row >= rows.rows || column >= p.experts.hidden) continue;
-        __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + row) * p.experts.hidden + column;
-        if (p.experts.hidden % 8 == 0) {
-            *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
-        } else {
-            for (int i = 0; i < 4 && column + 2 * i < p.experts.hidden; i++) *reinterpret_cast<uint32_t *>(to + 2 * i) = w[i];
-        }
-    }
-}
+// What a consumer warp multiplies: of its block's four gate and four up tiles one half each, or one tile.
+template <int F, bool UP> struct ConsumerSource : OneTile<F> {
+    __device__ __forceinline__ ConsumerSource(int warp, int lane, int bf16_scales) : OneTile<F>(warp * WideRing<F>::BYTES, lane, bf16_scales) {}
+};
+template <int F> struct ConsumerSource<F, true> : TwoHalves<F> {
+    static constexpr int BYTES = WideRing<F>::BYTES;
+    __device__ __forceinline__ ConsumerSource(int warp, int lane, int bf16_scales)
+        : TwoHalves<F>(warp / 2 * BYTES, WIDE_TILES / 2 * BYTES, warp % 2, lane, bf16_scales) {}
+};
 
 template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
     extern __shared__ uint8_t shared[];
@@ -99,23 +89,20 @@ template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
         allow_next_kernel();
         const int work = *p.tile_count * pairs;
         Turn weight, plane;
-        constexpr uint32_t BYTES = WideRing<F>::BYTES;
-        const auto run = [&](auto source) {
-            for (int w = begin; w < work; w += stride) {
-                const ExpertTile rows = p.tiles[w / pairs];
-                float acc[WIDE_SUMS];
-                wide_products_of<F>(ceil_div(rows.rows, 32) * 32, s, weight, plane, source, steps, lane, acc);
-                if constexpr (UP) {
-                    if (first_tile(w) < tiles) write_acted(p, rows, first_tile(w) * TILE_ROWS, acc, s.rest, warp, lane);
-                } else {
-                    if (first_tile(w) + warp < tiles) write_down(p, rows, first_tile(w) + warp, acc, lane);
-                }
+        ConsumerSource<F, UP> source(warp, lane, experts.bf16_scales);
+        // A tile's rows are known before the products of the one before are made.
+        ExpertTile next = p.tiles[min(begin, work - 1) / pairs];
+        for (int w = begin; w < work; w += stride) {
+            const ExpertTile rows = next;
+            next = p.tiles[min(w + stride, work - 1) / pairs];
+            float acc[WIDE_SUMS];
+            wide_products_of<F>(ceil_div(rows.rows, 32) * 32, s, weight, plane, source, steps, lane, acc);
+            if constexpr (UP) {
+                if (first_tile(w) < tiles) write_acted(p, rows, first_tile(w) * TILE_ROWS, acc, s.rest, warp, lane);
+            } else {
+                if (first_tile(w) + warp < tiles) write_down<WIDE_COLUMNS>(p, rows, first_tile(w) + warp, acc, lane);
             }
-        };
-        if constexpr (UP)
-            run(TwoHalves<F>(warp / 2 * BYTES, each * BYTES, warp % 2, lane, experts.bf16_scales));
-        else
-            run(OneTile<F>(warp * BYTES, lane, experts.bf16_scales));
+        }
     }
     // Nobody leaves while the other block may still write to it.
     cluster_sync();

@@ -21,51 +21,59 @@ DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
     return p.segments[2];
 }
 
-// Outputs column .. column + 4 of a token.
-DEVICE void write_outputs(const GemmParams &p, float *to, int column, float4 v) {
-    if (p.width % 4 == 0) {
-        if (column < p.width) *reinterpret_cast<float4 *>(to) = v;
-        return;
-    }
-    const float value[4] = {v.x, v.y, v.z, v.w};
-    for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i];
-}
-
-DEVICE float4 read_residual(const GemmParams &p, const float *from, int column) {
-    if (p.width % 4 == 0) return column < p.width ? *reinterpret_cast<const float4 *>(from) : make_float4(0.f, 0.f, 0.f, 0.f);
-    float value[4] = {};
-    for (int i = 0; i < 4 && column + i < p.width; i++) value[i] = from[i];
-    return make_float4(value[0], value[1], value[2], value[3]);
-}
-
 // A warp's 16 outputs of 32 tokens on their way out: through shared memory, so that four lanes write 64 bytes of a token.
 constexpr int OUT_TOKENS = 32, OUT_STRIDE = TILE_ROWS + 4, OUT_FLOATS = OUT_TOKENS * OUT_STRIDE;
 
-// Sums acc[0 .. N / 2] of tile `at`, of the tokens from `first` on. `staged`: OUT_FLOATS of this warp.
-template <int N>
-DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int at, int first, const float *acc, float *staged, int lane) {
-    const int g = lane >> 2, t = lane & 3, column = at * TILE_ROWS + 4 * t;
+// Four outputs of one token at a time go to `out`: token, and the sums of columns 4t .. 4t + 4 of the warp's sixteen.
+template <int N, int UNROLL = 4, class Out> DEVICE void leave(const float *acc, int first, int tokens, float *staged, int lane, const Out &out) {
+    const int g = lane >> 2, t = lane & 3;
+    float *to = staged + 2 * t * OUT_STRIDE + g;
+    const float *from = staged + g * OUT_STRIDE + 4 * t;
 #pragma unroll
     for (int round = 0; round < N / OUT_TOKENS; round++) {
-        const int token = first + round * OUT_TOKENS + g;
-        float4 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            v[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (residual && token + 8 * i < p.tokens) v[i] = read_residual(p, residual + static_cast<size_t>(token + 8 * i) * p.width + column, column);
-        }
 #pragma unroll
         for (int j = 0; j < OUT_TOKENS / 8; j++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                staged[(8 * j + 2 * t + e % 2) * OUT_STRIDE + g + 8 * (e / 2)] = acc[4 * (round * (OUT_TOKENS / 8) + j) + e];
+            for (int e = 0; e < 4; e++) to[(8 * j + e % 2) * OUT_STRIDE + 8 * (e / 2)] = acc[4 * (round * (OUT_TOKENS / 8) + j) + e];
         __syncwarp();
-#pragma unroll
+#pragma unroll UNROLL
         for (int i = 0; i < 4; i++) {
-            const float4 sum = *reinterpret_cast<const float4 *>(staged + (8 * i + g) * OUT_STRIDE + 4 * t);
-            v[i].x += sum.x, v[i].y += sum.y, v[i].z += sum.z, v[i].w += sum.w;
-            if (token + 8 * i < p.tokens) write_outputs(p, y + static_cast<size_t>(token + 8 * i) * p.width + column, column, v[i]);
+            const int token = first + round * OUT_TOKENS + 8 * i + g;
+            if (token < tokens) out(token, *reinterpret_cast<const float4 *>(from + 8 * i * OUT_STRIDE));
         }
         __syncwarp();
+    }
+}
+
+// Sums acc[0 .. N / 2] of tile `at`, of the tokens from `first` on. `staged`: OUT_FLOATS of this warp. A residual that lies in y itself
+// is added there, without waiting for what it is: nobody else writes it.
+template <int N>
+DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int at, int first, const float *acc, float *staged, int lane) {
+    const int column = at * TILE_ROWS + 4 * (lane & 3);
+    const auto place = [&](int token) { return static_cast<size_t>(token) * p.width + column; };
+    if (p.width % 4 == 0) {
+        // Past the width there is no output.
+        const int tokens = column < p.width ? p.tokens : 0;
+        if (residual == y) {
+            leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
+                asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(y + place(token)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                             : "memory");
+            });
+        } else {
+            leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
+                if (residual) {
+                    const float4 r = *reinterpret_cast<const float4 *>(residual + place(token));
+                    v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+                }
+                *reinterpret_cast<float4 *>(y + place(token)) = v;
+            });
+        }
+    } else {
+        leave<N, 1>(acc, first, p.tokens, staged, lane, [&](int token, float4 v) {
+            const float value[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (column + i < p.width) y[place(token) + i] = value[i] + (residual ? residual[place(token) + i] : 0.f);
+        });
     }
 }

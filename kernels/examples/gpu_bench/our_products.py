@@ -1,0 +1,167 @@
+"""Our products of many tokens for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
+
+Parameters mirror GemmParams (linear/products.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes and
+shared_bytes of cuda/plane.rs.
+"""
+
+import ctypes
+import glob
+import os
+
+import torch
+
+MULTIPROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count
+driver = ctypes.CDLL("libcuda.so.1")
+device = "cuda"
+# Inputs and bytes of a stage of 16 rows, depth of the two rings of wide.cuh.
+STAGES = {"int4_g128": (128, 1072, 4, 5), "fp8": (128, 2064, 3, 4), "fp8_act": (128, 2064, 0, 0), "bf16": (64, 2048, 2, 4)}
+
+
+def check(result, what):
+    if result:
+        raise RuntimeError(f"{what}: CUDA error {result}")
+
+
+class Weight(ctypes.Structure):
+    _fields_ = [("stream", ctypes.c_uint64)] + [(n, ctypes.c_int) for n in ("tiles", "stages", "rows", "bf16_scales")]
+
+
+class Gemm(ctypes.Structure):
+    _fields_ = (
+        [("segments", Weight * 3)]
+        + [(n, ctypes.c_uint64) for n in ("plane", "y", "residual")]
+        + [(n, ctypes.c_int) for n in ("tokens", "blocks", "width", "tiles", "steps", "parts")]
+    )
+
+
+class Many(ctypes.Structure):
+    _fields_ = (
+        [(n, ctypes.c_uint64) for n in ("base", "expert_bytes", "up_offset", "down_offset")]
+        + [(n, ctypes.c_int) for n in ("hidden_padded", "inter_padded", "hidden", "bf16_scales")]
+        + [(n, ctypes.c_uint64) for n in ("tiles", "tile_count", "plane", "acted", "y")]
+        + [("blocks", ctypes.c_int)]
+    )
+
+
+class Kernel:
+    def __init__(self, folder, file, name, shared):
+        found = glob.glob(os.path.join(folder, file + ".*bin"))
+        if not found:
+            raise RuntimeError(f"no {file}.fatbin in {folder}")
+        module, self.function, self.shared = ctypes.c_void_p(), ctypes.c_void_p(), shared
+        check(driver.cuModuleLoad(ctypes.byref(module), found[0].encode()), found[0])
+        check(driver.cuModuleGetFunction(ctypes.byref(self.function), module, name.encode()), name)
+        check(driver.cuFuncSetAttribute(self.function, 8, shared), f"{name}: {shared} bytes of shared memory")
+
+    def launch(self, blocks, params):
+        stream, list_of_one = torch.cuda.current_stream().cuda_stream, ctypes.c_void_p(ctypes.addressof(params))
+        check(
+            driver.cuLaunchKernel(
+                self.function, blocks, 1, 1, 384, 1, 1, self.shared, ctypes.c_void_p(stream), ctypes.byref(list_of_one), None
+            ),
+            "launch",
+        )
+
+
+def stages(count, kind):
+    size = STAGES[kind][1]
+    if kind == "bf16":
+        return (torch.randn(count, size // 2, device=device) * 0.02).bfloat16().view(torch.uint8)
+    if kind == "int4_g128":
+        out = torch.randint(0, 256, (count, size), device=device, dtype=torch.uint8)
+        out[:, 1024:1056] = (torch.rand(count, 16, device=device) * 0.01 + 0.002).half().view(torch.uint8)
+        out[:, 1056:] = torch.randint(0, 16, (count, 16), device=device, dtype=torch.uint8)
+        return out
+    out = torch.empty(count, size, device=device, dtype=torch.uint8)
+    out[:, :2048] = torch.randn(count, 2048, device=device).to(torch.float8_e4m3fn).view(torch.uint8)
+    out[:, 2048:] = (torch.rand(count, 4, device=device) * 0.02 + 0.01).view(torch.uint8)
+    return out
+
+
+def plane(inputs, blocks, quantised=False):
+    if not quantised:
+        return torch.randn(inputs // 64 * blocks * 512, device=device, dtype=torch.bfloat16)
+    values = torch.randn(inputs // 128 * blocks * 1024, device=device).to(torch.float8_e4m3fn).view(torch.uint8)
+    scales = torch.rand(inputs // 128 * blocks * 8, device=device) * 0.02 + 0.01
+    return torch.cat([values, scales.view(torch.uint8)])
+
+
+def wide_shared(kind, rest):
+    inputs, size, weights, planes = STAGES[kind]
+    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + rest
+
+
+def gemm_shared(kind, rest):
+    inputs, size = STAGES[kind][:2]
+    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + (128 * 128 + 1024 if kind == "fp8_act" else 2 * 128 * 128)
+    depth = min(4, 225 * 1024 // step)
+    return 1024 + depth * step + 16 * depth + rest
+
+
+def dense(folder, kind, rows, inputs, tokens, residual, copies):
+    """A list of calls (over `copies` weights) and the result that they leave."""
+    stage_inputs = STAGES[kind][0]
+    tiles, blocks, rest = rows // 16, -(-tokens // 128) * 16, 8 * 32 * 20 * 4
+    wide = tokens > 128 and kind != "fp8_act"
+    parts = 1
+    if wide:
+        kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
+        work = -(-tiles // 16) * -(-tokens // 256)
+        grid = 2 * min(MULTIPROCESSORS // 2, work)
+    else:
+        kernel = Kernel(folder, "linear_gemm", f"linear_gemm_{kind}", gemm_shared(kind, rest))
+        if tokens <= 128:
+            each = -(-inputs // 128 // min(12, MULTIPROCESSORS // -(-rows // 256)))
+            parts = -(-(inputs // 128) // each)
+        grid = min(MULTIPROCESSORS, -(-rows // 256) * -(-tokens // 128) * parts)
+    x, y = plane(inputs, blocks, kind == "fp8_act"), torch.randn(parts, tokens, rows, device=device)
+    calls = []
+    for _ in range(copies):
+        stream, params = stages(tiles * (inputs // stage_inputs), kind), Gemm()
+        params.segments[0] = Weight(stream.data_ptr(), tiles, inputs // stage_inputs, rows, 0)
+        params.plane, params.y, params.residual = x.data_ptr(), y.data_ptr(), y.data_ptr() if residual else 0
+        params.tokens, params.blocks, params.width, params.tiles = tokens, blocks, rows, tiles
+        params.steps, params.parts = inputs // 128, parts
+        calls.append(lambda params=params, keep=(stream, x): kernel.launch(grid, params))
+    return calls, y
+
+
+def tile_list(counts, unit, most):
+    """What sort_scan makes of the numbers of rows of each expert."""
+    tiles, start = [], 0
+    for expert, rows in enumerate(counts):
+        padded = -(-rows // 8) * 8
+        pieces = -(-padded // most)
+        each = min(most, -(-(-(-padded // pieces)) // unit) * unit) if pieces else 0
+        tiles += [(expert, start + i * each, min(each, rows - i * each), 0) for i in range(pieces)]
+        start += padded
+    return tiles, start
+
+
+def experts(folder, kind, counts, hidden, inter, up):
+    """The same for one of the two products of all experts."""
+    size, stage_inputs, count = STAGES[kind][1], STAGES[kind][0], len(counts)
+    up_bytes, down_bytes = inter // 16 * (hidden // stage_inputs) * size, hidden // 16 * (inter // stage_inputs) * size
+    weights = torch.cat([stages((2 * up_bytes + down_bytes) // size, kind).flatten() for _ in range(count)])
+    quantised = kind == "fp8_act"
+    tiles, rows = tile_list(counts, 32 if quantised else 8, 128 if quantised else 256)
+    blocks = -(-(rows + 256) // 8)
+    x, acted = plane(hidden if up else inter, blocks, quantised), plane(inter, blocks, quantised)
+    y = torch.zeros(rows, hidden, device=device, dtype=torch.bfloat16)
+    list_of_tiles = torch.tensor(tiles, dtype=torch.int32, device=device)
+    tile_count = torch.tensor([len(tiles)], dtype=torch.int32, device=device)
+    params = Many()
+    params.base, params.expert_bytes = weights.data_ptr(), 2 * up_bytes + down_bytes
+    params.up_offset, params.down_offset = up_bytes, 2 * up_bytes
+    params.hidden_padded, params.inter_padded, params.hidden = hidden, inter, hidden
+    params.tiles, params.tile_count = list_of_tiles.data_ptr(), tile_count.data_ptr()
+    params.plane, params.acted, params.y, params.blocks = x.data_ptr(), acted.data_ptr(), y.data_ptr(), blocks
+    name = "gate_up" if up else "down"
+    if quantised:
+        kernel = Kernel(folder, "experts_many", f"many_{name}_fp8_act", gemm_shared(kind, 9 * 128 * 4 if up else 0))
+        grid = MULTIPROCESSORS
+    else:
+        kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0))
+        grid = MULTIPROCESSORS // 2 * 2
+    keep = (weights, x, acted, list_of_tiles, tile_count)
+    return [lambda keep=keep: kernel.launch(grid, params)], acted if up else y
