@@ -52,7 +52,8 @@ pub fn placement(holding: Holding, experts: usize, ranks: usize) -> Placement {
         .map(|(owners, expert)| match holding {
             Holding::Even => owners.clone(),
             Holding::Uneven if (expert as usize) < experts / 2 => vec![0],
-            Holding::Uneven => vec![expert % ranks as u32],
+            // The others from the last rank on.
+            Holding::Uneven => vec![(ranks - 1 - (expert as usize - experts / 2) % ranks) as u32],
             Holding::Replicas if expert % 4 == 0 => {
                 let mut all: Vec<u32> = (0..3).map(|i| (owners[0] + i) % ranks as u32).collect();
                 all.sort_unstable();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::Options;
 use crate::cases::Random;
 
 pub const EXPERTS: usize = 16;
@@ -21,15 +22,18 @@ fn f32s(random: &mut Random, count: usize, scale: f32) -> Vec<u8> {
         .collect()
 }
 
-/// Where it is.
-pub fn folder() -> PathBuf {
-    std::env::temp_dir().join(format!("gpu-exchange-{EXPERTS}-experts"))
+/// Where it is, for all ranks of a check and nobody else.
+pub fn folder(options: &Options) -> PathBuf {
+    let of_all = match options.child {
+        Some(_) => std::os::unix::process::parent_id(),
+        None => std::process::id(),
+    };
+    std::env::temp_dir().join(format!("gpu-exchange-{EXPERTS}-experts-{of_all}"))
 }
 
-/// Writes it; `tiny`: a checkpoint in BF16.
-pub fn make(tiny: &Path) {
-    let to = folder();
-    std::fs::create_dir_all(&to).unwrap();
+/// Writes it to `to`; `tiny`: a checkpoint in BF16.
+pub fn make(to: &Path, tiny: &Path) {
+    std::fs::create_dir_all(to).unwrap();
     let config = std::fs::read_to_string(tiny.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config["num_local_experts"] = EXPERTS.into();

@@ -23,6 +23,7 @@ mod link;
 mod made;
 mod model;
 mod rank;
+mod ties;
 mod vanish;
 
 use std::process::exit;
@@ -95,6 +96,12 @@ fn options() -> Options {
 
 fn main() {
     let options = options();
+    // The others would wait for a rank that is gone.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        exit(101);
+    }));
     let run: rank::Work = match options.mode.as_str() {
         "check" => check::check,
         "bench" => bench::bench,

@@ -147,6 +147,12 @@ impl Rank {
             .unwrap_or_default()
     }
 
+    /// Whether any rank says so; all ranks call it.
+    pub fn any(&mut self, one: bool) -> bool {
+        let all = self.gather(if one { "yes" } else { "" });
+        all.iter().any(|line| !line.is_empty())
+    }
+
     /// Printed once.
     pub fn say(&self, line: &str) {
         if self.rank == 0 {
