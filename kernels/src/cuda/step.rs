@@ -13,7 +13,10 @@ pub(crate) const TILE_TOKENS: usize = 16;
 pub(crate) const FEW_TOKENS: usize = 128;
 /// Most splits of all contexts together beyond one a token (`plan.cu`).
 const PLAN_ITEMS: usize = 1024;
-const ITEM_BYTES: usize = 24;
+/// `AttentionItem` of `attention/decode.cuh`.
+const ITEM_BYTES: usize = 32;
+/// Items that a block of the attention kernel looks up before it knows how many there are.
+const LISTED_ITEMS: usize = 32;
 /// Most splits of one token when their length is fixed.
 const FIXED_SPLITS: usize = 32;
 /// Room for either kind of plan.
@@ -23,6 +26,7 @@ const MAX_ITEMS: usize = FEW_TOKENS * FIXED_SPLITS;
 #[repr(C)]
 struct PlanParams {
     positions: u64,
+    token_run: u64,
     items: u64,
     item_count: u64,
     splits_of: u64,
@@ -63,12 +67,13 @@ impl Step {
         let entries =
             entries.ok_or_else(|| shape("cuda backend", "pages of all runs", limits.max_runs, "fewer"))?;
         let longest = limits.max_tokens.max(limits.max_logit_rows).max(FEW_TOKENS);
+        let listed = MAX_ITEMS.max(LISTED_ITEMS * attention_blocks(gpu) as usize);
         Ok(Step {
             lists: words(4 * longest, "lists of a step")?,
             capacity: FEW_TOKENS,
             words: Vec::with_capacity(4 * longest),
             tables: words(entries, "page tables")?,
-            items: gpu.alloc(MAX_ITEMS * ITEM_BYTES, "attention splits")?,
+            items: gpu.alloc(listed * ITEM_BYTES, "attention splits")?,
             item_count: words(1, "attention splits")?,
             splits_of: words(2 * FEW_TOKENS, "attention splits")?,
             stride,
@@ -216,6 +221,7 @@ impl Step {
     ) -> Result<()> {
         let params = PlanParams {
             positions: self.positions() + first as u64 * 4,
+            token_run: self.token_run() + first as u64 * 4,
             items: self.items.address,
             item_count: self.item_count.address,
             splits_of: self.splits_of.address,

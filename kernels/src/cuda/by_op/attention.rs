@@ -102,9 +102,9 @@ impl CudaBackend {
                 let params = attention::AttentionParams {
                     q: q + rows,
                     out: out + rows,
-                    ..base.at(&self.step, first)
+                    ..base
                 };
-                attention::decode(&self.gpu, cache, &params)?;
+                attention::decode_behind_plan(&self.gpu, cache, &params)?;
             }
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl CudaBackend {
             &self.step,
             std::iter::once((0, tokens)),
             0,
-            per_kv,
+            (cache, per_kv),
         )?;
         let rows = PrefillRows {
             q,

@@ -71,13 +71,14 @@ pub(super) fn queue(
         .memory(Slot::PrefillBlocks)
         .ok_or_else(|| shape(OP, "workspace", "absent", "present"))?;
     let per_kv = sizes.q_width / sizes.kv_width;
+    let kind = (cache(backend, &forward.layers[0]), per_kv);
     if let Some(halves) = halves(backend, chunk) {
-        let plan = PrefillPlans::new(gpu, area, step, pieces(chunk.0), single, per_kv)?;
+        let plan = PrefillPlans::new(gpu, area, step, pieces(chunk.0), single, kind)?;
         in_halves(backend, forward, halves, chunk, |layer, piece, range| {
             attend(backend, forward, layer, range, single, plan.piece(piece))
         })?;
     } else {
-        let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, per_kv)?;
+        let plan = PrefillPlans::new(gpu, area, step, pieces(ATTENTION_CHUNK), single, kind)?;
         for (index, layer) in forward.layers.iter().enumerate() {
             for (piece, range) in pieces(ATTENTION_CHUNK).enumerate() {
                 attend(backend, forward, layer, range, single, plan.piece(piece))?;
@@ -237,7 +238,7 @@ fn attend(
             q: places.queries,
             plane: places.attended_plane,
             plane_blocks,
-            ..layer.attention.at(step, 0)
+            ..layer.attention
         };
         attention::decode(gpu, cache, &params)?;
     }

@@ -29,8 +29,6 @@ pub(crate) struct Pages {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct AttentionParams {
     pub(crate) pages: Pages,
-    pub(crate) positions: u64,
-    pub(crate) token_run: u64,
     pub(crate) items: u64,
     pub(crate) item_count: u64,
     pub(crate) q: u64,
@@ -96,19 +94,7 @@ pub(crate) fn scale(head_dim: usize) -> f32 {
     std::f32::consts::LOG2_E / (head_dim as f32).sqrt()
 }
 
-impl AttentionParams {
-    /// For the tokens of this step from `first` on. A step's lists lie at other places when it is longer than 128
-    /// tokens, so nothing that outlives the step may keep their addresses.
-    pub(crate) fn at(self, step: &Step, first: usize) -> AttentionParams {
-        AttentionParams {
-            positions: step.positions() + first as u64 * 4,
-            token_run: step.token_run() + first as u64 * 4,
-            ..self
-        }
-    }
-}
-
-/// The parameters that only depend on the cache and the sizes; the rest is zero, the lists of the step (`at`) among it.
+/// The parameters that only depend on the cache and the sizes; the rest is zero.
 pub(crate) fn params(
     gpu: &Gpu,
     workspace: &mut Workspace,
@@ -146,8 +132,18 @@ pub(crate) fn split_input(params: &AttentionParams, step: &Step, cache: &KvCache
     }
 }
 
-/// Few tokens, split over their contexts; the step has been planned.
+/// Few tokens, split over their contexts; the step has been planned, and at least one kernel is queued behind the plan:
+/// this one reads the plan, and keys and values of the steps before, while the kernel before it runs.
 pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Result<()> {
+    launch_decode(gpu, cache, params, true)
+}
+
+/// The same right behind the plan.
+pub(crate) fn decode_behind_plan(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Result<()> {
+    launch_decode(gpu, cache, params, false)
+}
+
+fn launch_decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams, overlap: bool) -> Result<()> {
     let dim = cache.head_dim;
     let depth = RING_BYTES / (2 * 16 * dim * kv_bytes(cache.dtype));
     // The rings, four warps' results, the query, the new key and value, the rotation, the listed work, and small things.
@@ -163,7 +159,7 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
         grid: (attention_blocks(gpu), 1),
         threads: WARPS as u32 * 32,
         shared: shared as u32,
-        overlap: true,
+        overlap,
     };
     gpu.launch(
         &format!("attention_decode_{}_{dim}", kv_name(cache.dtype)?),
@@ -172,12 +168,12 @@ pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Re
     )
 }
 
-/// Rows (token, head) of one block, and positions of one tile.
+/// Rows (token, head) of one block.
 const PREFILL_ROWS: usize = 128;
 const PREFILL_THREADS: u32 = 288;
 const PREFILL_RING: usize = 98304;
-/// The kernel for BF16 and 128 dims: alignment, two blocks of queries, five tiles of 128 keys or values, small things.
-const WIDE_THREADS: u32 = 384;
+/// The kernel for 128 dims: alignment, two blocks of queries, five tiles of 128 keys or values of two bytes (or four, and two as FP8),
+/// small things.
 const WIDE_SHARED: u32 = 1024 + 2 * 32_768 + 5 * 32_768 + 256;
 /// Words of a `PrefillBlock`.
 const BLOCK_WORDS: usize = 8;
@@ -202,18 +198,20 @@ struct PrefillParams {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct PrefillRows {
     pub(crate) q: u64,
-    /// Or scaled BF16, for `wide` caches only; 0: none.
+    /// Or scaled BF16 (FP8 caches: F16), for `wide` caches only; 0: none.
     pub(crate) q16: u64,
     pub(crate) out: u64,
     pub(crate) plane: u64,
     pub(crate) plane_blocks: usize,
 }
 
-/// What the device needs to know of one piece of a step: its blocks of rows.
+/// What the device needs to know of one piece of a step: its units of work.
 #[derive(Clone, Copy)]
 pub(crate) struct PrefillPlan {
     blocks: u64,
     block_count: usize,
+    /// Rows of a unit at most.
+    unit: usize,
 }
 
 /// The plans of all pieces of a step, made and sent once.
@@ -228,15 +226,16 @@ impl PrefillPlans {
         blocks * BLOCK_WORDS * 4
     }
 
-    /// Plans the pieces [first, end) of the step without its first `skip` runs.
+    /// Plans the pieces [first, end) of the step without its first `skip` runs, for the kernel that serves `cache`.
     pub(crate) fn new(
         gpu: &Gpu,
         area: &Memory,
         step: &Step,
         pieces: impl Iterator<Item = (usize, usize)>,
         skip: usize,
-        per_kv: usize,
+        (cache, per_kv): (&KvCache, usize),
     ) -> Result<PrefillPlans> {
+        let unit = PREFILL_ROWS * cluster(cache);
         let (mut words, mut plans) = (Vec::new(), Vec::new());
         for (first, end) in pieces {
             let mut blocks: Vec<(usize, [i32; BLOCK_WORDS])> = Vec::new();
@@ -252,8 +251,8 @@ impl PrefillPlans {
                     position as usize + from - run_first as usize,
                     (to - from) * per_kv,
                 );
-                for row in (0..rows).step_by(PREFILL_ROWS) {
-                    let last = (row + PREFILL_ROWS).min(rows) - 1;
+                for row in (0..rows).step_by(unit) {
+                    let last = (row + unit).min(rows) - 1;
                     let words = [index, row, last, from - first, position, 0, 0, 0];
                     blocks.push((position + last / per_kv, words.map(|word| word as i32)));
                 }
@@ -263,6 +262,7 @@ impl PrefillPlans {
             plans.push((!blocks.is_empty()).then(|| PrefillPlan {
                 blocks: area.address + words.len() as u64 * 4,
                 block_count: blocks.len(),
+                unit,
             }));
             words.extend(blocks.iter().flat_map(|block| block.1));
         }
@@ -278,7 +278,15 @@ impl PrefillPlans {
 
 /// Whether `prefill` runs on warpgroup products.
 pub(crate) fn wide(cache: &KvCache) -> bool {
-    cache.head_dim == 128 && cache.dtype == KvDtype::Bf16
+    cache.head_dim == 128
+}
+
+/// Blocks that take one unit of work together (`wide_parts.cuh`).
+fn cluster(cache: &KvCache) -> usize {
+    match wide(cache) && cache.dtype == KvDtype::Bf16 {
+        true => 2,
+        false => 1,
+    }
 }
 
 /// Causal attention of one piece of the step.
@@ -290,6 +298,11 @@ pub(crate) fn prefill(
     plan: PrefillPlan,
     rows: PrefillRows,
 ) -> Result<()> {
+    if plan.unit != PREFILL_ROWS * cluster(cache) {
+        return Err(KernelError::Unsupported(
+            "the layers' caches differ in type".into(),
+        ));
+    }
     let params = PrefillParams {
         pages: Pages::new(cache, step),
         blocks: plan.blocks,
@@ -308,14 +321,18 @@ pub(crate) fn prefill(
     let dim = cache.head_dim;
     let grid = (plan.block_count as u32, cache.kv_heads as u32);
     if wide(cache) {
-        let blocks = plan.block_count * cache.kv_heads;
+        let (cluster, units) = (cluster(cache) as u32, (plan.block_count * cache.kv_heads) as u32);
         let launch = Launch {
-            grid: (gpu.blocks().min(blocks as u32), 1),
-            threads: WIDE_THREADS,
+            grid: ((gpu.blocks() / cluster).min(units) * cluster, 1),
+            threads: match cache.dtype {
+                KvDtype::Bf16 => 384,
+                _ => 512,
+            },
             shared: WIDE_SHARED,
             overlap: true,
         };
-        return gpu.launch("attention_prefill_wide", launch, &params);
+        let name = format!("attention_prefill_wide_{}", kv_name(cache.dtype)?);
+        return gpu.launch(&name, launch, &params);
     }
     let depth = PREFILL_RING / (2 * 64 * dim * kv_bytes(cache.dtype));
     let launch = Launch {

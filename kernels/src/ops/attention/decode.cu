@@ -7,24 +7,12 @@
 // scores for one product's price.
 // Bytes: keys and values once. In a decode step (`qkv`) the kernel also normalises and rotates q and k and writes the
 // new key and value; the context before them is already on its way while the projection still runs.
+#include <climits>
+
 #include "../../cuda/plane.cuh"
-#include "decode.cuh"
+#include "decode_tiles.cuh"
 
-constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * WARP;
-// Work that a block looks up at a time.
-constexpr int LISTED = 32;
 constexpr int MAX_ROTARY_PAIRS = 64;
-
-template <int KV, int HD> constexpr int TILE_BYTES = TILE_TOKENS *HD *KV_BYTES<KV>;
-template <int KV, int HD> constexpr int DECODE_DEPTH = 16384 / (2 * TILE_BYTES<KV, HD>);  // 16 KB a warp
-
-// One split for one head block.
-struct Work {
-    int token, position, run, block;
-    int begin, end, split, splits;
-    int index, first_index;  // of the item, and of the token's first
-    int unused[2];
-};
 
 template <int KV, int HD> struct DecodeShared {
     uint8_t ring[DECODE_WARPS][DECODE_DEPTH<KV, HD>][2][TILE_BYTES<KV, HD>];
@@ -39,43 +27,57 @@ template <int KV, int HD> struct DecodeShared {
     int last;
 };
 
-// Writes one value of the result.
-DEVICE void write_out(const AttentionParams &p, int token, int width, int k, float v) {
-    if (p.out) p.out[static_cast<size_t>(token) * width + k] = v;
-    if (p.plane)
-        *reinterpret_cast<__nv_bfloat16 *>(p.plane + plane_offset(token, k & ~1, p.plane_blocks) + (k & 1) * 2) =
-            __float2bfloat16_rn(v);
+// Writes four neighbouring values of the result.
+DEVICE void write_out(const AttentionParams &p, int token, int width, int k, float4 v) {
+    if (p.out) *reinterpret_cast<float4 *>(p.out + static_cast<size_t>(token) * width + k) = v;
+    if (p.plane) {
+        *reinterpret_cast<uint32_t *>(p.plane + plane_offset(token, k, p.plane_blocks)) = pack_bf16(v.x, v.y);
+        *reinterpret_cast<uint32_t *>(p.plane + plane_offset(token, k + 2, p.plane_blocks)) = pack_bf16(v.z, v.w);
+    }
 }
 
-// The tiles of the listed work that this warp takes, in order: of each piece begin / 16 + warp, then every fourth.
-template <int KV, int HD> struct DecodeTiles {
-    const AttentionParams *p;
-    const Work *work;
-    int count, at, next, warp;
+DEVICE void add_scaled(float4 &sum, float by, const float4 &v) {
+    sum.x += by * v.x, sum.y += by * v.y, sum.z += by * v.z, sum.w += by * v.w;
+}
 
-    __device__ __forceinline__ void start(int listed) {
-        count = listed, at = 0;
-        next = count > 0 ? work[0].begin / TILE_TOKENS + warp : 0;
-    }
+DEVICE float4 divided(const float4 &v, float by) { return make_float4(v.x / by, v.y / by, v.z / by, v.w / by); }
 
-    // Requests the next tile into a slot.
-    __device__ __forceinline__ void request(uint8_t (&slot)[2][TILE_BYTES<KV, HD>], uint64_t *full, bool leader) {
-        while (at < count && next * TILE_TOKENS >= work[at].end)
-            if (++at < count) next = work[at].begin / TILE_TOKENS + warp;
-        if (at == count) return;
-        if (leader) {
-            const Pages &pages = p->pages;
-            const int position = next * TILE_TOKENS, per_kv = p->heads / pages.kv_heads;
-            const int head = work[at].block / ceil_div(per_kv, HEADS_HELD);
-            const uint32_t *table = pages.tables + static_cast<size_t>(work[at].run) * pages.table_stride;
-            const size_t from = tile_offset<HD * KV_BYTES<KV>>(pages, __ldcg(table + position / pages.page_tokens), head, position);
-            barrier_expect(full, 2 * TILE_BYTES<KV, HD>);
-            bulk_copy(slot[0], pages.k + from, TILE_BYTES<KV, HD>, full);
-            bulk_copy(slot[1], pages.v + from, TILE_BYTES<KV, HD>, full);
+// All splits of a token and head block, in order: eight at a time, with a running maximum over the groups of eight.
+template <int HD> DEVICE void merge_splits(const AttentionParams &p, const Work &item, int head_blocks, int width) {
+    const size_t base = (static_cast<size_t>(item.first_index) * head_blocks + item.block) * HEADS_HELD;
+    const size_t step = static_cast<size_t>(head_blocks) * HEADS_HELD;
+#pragma unroll 1
+    for (int i = 4 * threadIdx.x; i < item.held * HD; i += 4 * DECODE_THREADS) {
+        const int h = i / HD, d = i % HD;
+        float top = -INFINITY, total = 0.f;
+        float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
+        for (int k0 = 0; k0 < item.splits; k0 += 8) {
+            float2 sums[8];
+            float4 part[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const size_t at = base + (k0 + k) * step + h;
+                const bool there = k0 + k < item.splits;
+                sums[k] = there ? __ldcg(p.partial_sums + at) : make_float2(-INFINITY, 0.f);
+                part[k] = there ? __ldcg(reinterpret_cast<const float4 *>(p.partial + at * HD + d)) : make_float4(0.f, 0.f, 0.f, 0.f);
+            }
+            float higher = top;
+#pragma unroll
+            for (int k = 0; k < 8; k++) higher = fmaxf(higher, sums[k].x);
+            const float keep = exp2_fast(top - higher);
+            total *= keep, top = higher;
+            v = make_float4(v.x * keep, v.y * keep, v.z * keep, v.w * keep);
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const float weight = exp2_fast(sums[k].x - top);
+                total += weight * sums[k].y;
+                add_scaled(v, weight, part[k]);
+            }
         }
-        next += DECODE_WARPS;
+        write_out(p, item.token, width, item.head0 * HD + i, divided(v, total));
     }
-};
+}
 
 // 1 / rms of `count` parts of 32 values from a thread's share of their sums of squares. The first call's barrier also
 // covers the second's: both sums go in at once.
@@ -92,50 +94,72 @@ DEVICE float2 inverse_rms(float q, float k, int q_width, int kv_width, float eps
 template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p) {
     extern __shared__ __align__(128) uint8_t raw[];
     DecodeShared<KV, HD> &shared = *reinterpret_cast<DecodeShared<KV, HD> *>(raw);
-    constexpr int DEPTH = DECODE_DEPTH<KV, HD>, PER_THREAD = HEADS_HELD * HD / DECODE_THREADS;
+    constexpr int DEPTH = DECODE_DEPTH<KV, HD>, PER_THREAD = HEADS_HELD * HD / DECODE_THREADS, QUADS = PER_THREAD / 4;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3;
     const int per_kv = p.heads / p.pages.kv_heads, blocks_per_kv = ceil_div(per_kv, HEADS_HELD);
     const int head_blocks = p.pages.kv_heads * blocks_per_kv, width = p.heads * HD;
-    const bool leader = lane == 0;
-    if (leader) {
+    if (lane == 0) {
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) barrier_init(&shared.full[warp][i], 1);
         barrier_init_fence();
     }
     uint32_t slot = 0, parity = 0;
     bool waited = false;
-    if (!p.qkv) {  // the kernel before this one writes the newest keys and values
-        wait_for_inputs();
-        allow_next_kernel();
-        waited = true;
-    }
-    const int work = __ldcg(p.item_count) * head_blocks;
+    // Items are looked up before their number is known: the list has room for the first ones of every block.
+    int work = INT_MAX;
 #pragma unroll 1
     for (int first = blockIdx.x; first < work; first += LISTED * gridDim.x) {
         // This block's next pieces of work.
-        const int listed = min(LISTED, ceil_div(work - first, static_cast<int>(gridDim.x)));
         __syncthreads();
-        if (threadIdx.x < listed) {
-            const int w = first + threadIdx.x * gridDim.x, index = w / head_blocks;
-            const int2 *from = reinterpret_cast<const int2 *>(p.items + index);
-            const int2 a = __ldcg(from), b = __ldcg(from + 1), c = __ldcg(from + 2);
-            shared.work[threadIdx.x] = {a.x, __ldcg(p.positions + a.x), __ldcg(p.token_run + a.x), w % head_blocks,
-                                        a.y, b.x, b.y, c.x, index, c.y, {}};
+        if (threadIdx.x < LISTED && first + threadIdx.x * gridDim.x < work) {
+            const int w = first + threadIdx.x * gridDim.x, index = w / head_blocks, block = w % head_blocks;
+            const int4 *from = reinterpret_cast<const int4 *>(p.items + index);
+            const int4 a = __ldcg(from), b = __ldcg(from + 1);
+            const int kv_head = block / blocks_per_kv, held0 = block % blocks_per_kv * HEADS_HELD;
+            shared.work[threadIdx.x] = {a.x, a.y, a.z, a.w, b.x, b.z, index, b.w,
+                                        block, kv_head, kv_head * per_kv + held0, min(HEADS_HELD, per_kv - held0)};
         }
+        work = __ldcg(p.item_count) * head_blocks;
+        const int listed = max(0, min(LISTED, ceil_div(work - first, static_cast<int>(gridDim.x))));
         __syncthreads();
-        DecodeTiles<KV, HD> tiles{&p, shared.work, 0, 0, 0, warp};
+        DecodeTiles<KV, HD> tiles{&p, shared.work, 0, warp, lane, 0, 0, 0, 0, 0, 0, 0};
         tiles.start(listed);
-        // All slots are free here; requests start at the slot that is read next.
+        // All slots are free here; requests start at the slot that is read next. With `qkv` the newest token is in no tile
+        // that is read, else the kernel before this one writes it: its tile waits.
+        uint32_t requested = 0;
+        const auto fill = [&](bool all) {
 #pragma unroll 1
-        for (uint32_t i = 0; i < DEPTH; i++) {
-            const uint32_t into = (slot + i) % DEPTH;
-            tiles.request(shared.ring[warp][into], &shared.full[warp][into], leader);
+            for (; requested < DEPTH && (all || tiles.settled()); requested++) {
+                const uint32_t into = (slot + requested) % DEPTH;
+                tiles.request(shared.ring[warp][into], &shared.full[warp][into]);
+            }
+        };
+        fill(waited || p.qkv);
+        // Queries are loaded a piece ahead.
+        float4 query[QUADS];
+        const auto load_query = [&](int piece) {
+            const Work &item = shared.work[piece];
+#pragma unroll
+            for (int i = 0; i < QUADS; i++) {
+                const int at = 4 * (threadIdx.x + i * DECODE_THREADS);
+                query[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+                if (piece < listed && at < item.held * HD)
+                    query[i] = *reinterpret_cast<const float4 *>(p.q + static_cast<size_t>(item.token) * width + item.head0 * HD + at);
+            }
+        };
+        if (!p.qkv) {
+            if (!waited) {
+                wait_for_inputs();
+                allow_next_kernel();
+                waited = true;
+            }
+            load_query(0);
+            fill(true);
         }
 #pragma unroll 1
         for (int piece = 0; piece < listed; piece++) {
             const Work item = shared.work[piece];
-            const int kv_head = item.block / blocks_per_kv, held0 = item.block % blocks_per_kv * HEADS_HELD;
-            const int held = min(HEADS_HELD, per_kv - held0), head0 = kv_head * per_kv + held0;
+            const int kv_head = item.kv_head, head0 = item.head0, held = item.held;
             const bool newest = p.qkv && item.end == item.position + 1;
             if (p.qkv) {
                 const int kv_width = p.pages.kv_heads * HD, row_width = width + 2 * kv_width;
@@ -194,14 +218,15 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                 }
             } else {
 #pragma unroll
-                for (int i = 0; i < PER_THREAD; i++) {
-                    const int at = threadIdx.x + i * DECODE_THREADS;
-                    const float v = at < held * HD ? p.q[static_cast<size_t>(item.token) * width + head0 * HD + at] : 0.f;
-                    (&shared.query[0][0])[at] = v * p.scale;
+                for (int i = 0; i < QUADS; i++) {
+                    const float4 v = query[i];
+                    reinterpret_cast<float4 *>(shared.query)[threadIdx.x + i * DECODE_THREADS] =
+                        make_float4(v.x * p.scale, v.y * p.scale, v.z * p.scale, v.w * p.scale);
                 }
+                load_query(piece + 1);
             }
             __syncthreads();
-            if (newest && held0 == 0 && threadIdx.x < HD / 2) {
+            if (newest && head0 == kv_head * per_kv && threadIdx.x < HD / 2) {
                 const int d = threadIdx.x * 2, position = item.position;
                 const uint32_t *table = p.pages.tables + static_cast<size_t>(item.run) * p.pages.table_stride;
                 const size_t at = tile_offset<HD * KV_BYTES<KV>>(p.pages, __ldcg(table + position / p.pages.page_tokens), kv_head, position);
@@ -270,7 +295,7 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                 split_kv<KV>(s[2], s[3], probability[2], probability[3]);
                 multiply_values<KV, HD>(shared_address(data[1]), lane, probability, out);
                 __syncwarp();
-                tiles.request(data, &shared.full[warp][slot], leader);
+                tiles.request(data, &shared.full[warp][slot]);
                 if (++slot == DEPTH) slot = 0, parity ^= 1;
             }
 
@@ -286,22 +311,23 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
             const bool alone = item.splits == 1 && !p.leave_splits;
             const size_t place = static_cast<size_t>(item.index) * head_blocks + item.block;
 #pragma unroll 1
-            for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
+            for (int i = 4 * threadIdx.x; i < held * HD; i += 4 * DECODE_THREADS) {
                 const int h = i / HD, d = i % HD;
                 float top = -INFINITY;
 #pragma unroll
                 for (int k = 0; k < DECODE_WARPS; k++) top = fmaxf(top, shared.maximum[k][h]);
-                float total = 0.f, v = 0.f;
+                float total = 0.f;
+                float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
                 for (int k = 0; k < DECODE_WARPS; k++) {
                     const float weight = shared.maximum[k][h] == -INFINITY ? 0.f : exp2_fast(shared.maximum[k][h] - top);
                     total += weight * shared.sum[k][h];
-                    v += weight * shared.out[k][h][d];
+                    add_scaled(v, weight, *reinterpret_cast<const float4 *>(&shared.out[k][h][d]));
                 }
                 if (alone) {
-                    write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
+                    write_out(p, item.token, width, head0 * HD + i, divided(v, total));
                 } else {
-                    p.partial[(place * HEADS_HELD + h) * HD + d] = v;
+                    *reinterpret_cast<float4 *>(p.partial + place * HEADS_HELD * HD + i) = v;
                     if (d == 0) p.partial_sums[place * HEADS_HELD + h] = make_float2(top, total);
                 }
             }
@@ -316,38 +342,7 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                 __syncthreads();
                 if (shared.last) {
                     __threadfence();
-                    const size_t base = (static_cast<size_t>(item.first_index) * head_blocks + item.block) * HEADS_HELD;
-                    const size_t step = static_cast<size_t>(head_blocks) * HEADS_HELD;
-                    // Eight splits at a time, each head's by its own threads; running maximum over the groups of eight.
-#pragma unroll 1
-                    for (int i = threadIdx.x; i < held * HD; i += DECODE_THREADS) {
-                        const int h = i / HD, d = i % HD;
-                        float top = -INFINITY, total = 0.f, v = 0.f;
-#pragma unroll 1
-                        for (int k0 = 0; k0 < item.splits; k0 += 8) {
-                            float2 sums[8];
-                            float part[8];
-#pragma unroll
-                            for (int k = 0; k < 8; k++) {
-                                const size_t at = base + (k0 + k) * step + h;
-                                const bool there = k0 + k < item.splits;
-                                sums[k] = there ? __ldcg(p.partial_sums + at) : make_float2(-INFINITY, 0.f);
-                                part[k] = there ? __ldcg(p.partial + at * HD + d) : 0.f;
-                            }
-                            float higher = top;
-#pragma unroll
-                            for (int k = 0; k < 8; k++) higher = fmaxf(higher, sums[k].x);
-                            const float keep = exp2_fast(top - higher);
-                            total *= keep, v *= keep, top = higher;
-#pragma unroll
-                            for (int k = 0; k < 8; k++) {
-                                const float weight = exp2_fast(sums[k].x - top);
-                                total += weight * sums[k].y;
-                                v += weight * part[k];
-                            }
-                        }
-                        write_out(p, item.token, width, (head0 + h) * HD + d, v / total);
-                    }
+                    merge_splits<HD>(p, item, head_blocks, width);
                 }
             }
             __syncthreads();  // the results and the query are free again

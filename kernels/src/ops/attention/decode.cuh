@@ -4,16 +4,16 @@
 
 // One split of one token's context: positions [begin, end), `begin` a multiple of 64.
 struct AttentionItem {
-    int token, begin, end;
-    int split, splits, first_item;  // of the token's items
+    int token, position, run, begin;
+    int end, split, splits, first_item;  // the last three: of the token's items
 };
 
 constexpr int SPLIT_GRAIN = 64, SPLIT_MIN = 128, HEADS_HELD = 8;
+// Work that a block of the kernel looks up at a time: the list of items has room for that of all blocks.
+constexpr int LISTED = 32;
 
 struct AttentionParams {
     Pages pages;
-    const int *positions;   // [tokens]
-    const int *token_run;   // [tokens]: row of the page tables
     const AttentionItem *items;
     const int *item_count;
     // Queries: normalised and rotated [tokens, heads * head_dim], or, with `qkv`, made here.

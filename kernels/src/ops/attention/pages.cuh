@@ -11,16 +11,17 @@ constexpr int TILE_TOKENS = 16;
 
 template <int KV> constexpr int KV_BYTES = KV == KV_BF16 ? 2 : 1;
 
-// Byte offset of (row of the tile, byte of the row). Rows of 256 bytes are two halves of 128, each half a tile of its
-// own: 16 rows of 128 bytes, the layout that `wgmma` calls the 128-byte swizzle.
+// Byte offset of (row of the tile, byte of the row). Rows of 256 bytes are two halves of 128; eight rows of one half lie
+// together, the layout that `wgmma` calls the 128-byte swizzle, then the same rows of the other half: so any number of tiles
+// one behind the other is one operand.
 template <int ROW_BYTES> DEVICE uint32_t swizzled(int row, int byte) {
     if constexpr (ROW_BYTES == 64) return row * 64 + (byte ^ (((row >> 1) & 3) * 16));
-    return (byte / 128) * (TILE_TOKENS * 128) + row * 128 + ((byte % 128) ^ ((row & 7) * 16));
+    return row / 8 * (8 * ROW_BYTES) + byte / 128 * 1024 + row % 8 * 128 + ((byte % 128) ^ (row % 8 * 16));
 }
 
 // Row of the tile that a byte of it belongs to.
 template <int ROW_BYTES> DEVICE int tile_row(int byte) {
-    return ROW_BYTES == 64 ? byte / 64 : byte % (TILE_TOKENS * 128) / 128;
+    return ROW_BYTES == 64 ? byte / 64 : byte / (8 * ROW_BYTES) * 8 + byte % 1024 / 128;
 }
 
 struct Pages {

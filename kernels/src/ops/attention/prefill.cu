@@ -1,4 +1,5 @@
-// out[t, h] = softmax(q[t, h] K^T / sqrt(d)) V, causal, for runs of many tokens over their paged context.
+// out[t, h] = softmax(q[t, h] K^T / sqrt(d)) V, causal, for runs of many tokens over their paged context: heads that
+// prefill_wide.cu does not serve.
 //
 // A row is one (token, query head of the kv head), packed, so any number of heads per kv head fills the 128 rows of a
 // block. Eight warps own 16 rows each; a ninth copies tiles of 64 positions of keys and values into a ring of shared
@@ -168,9 +169,6 @@ template <int KV, int HD> DEVICE void attention_prefill(const PrefillParams &p) 
     extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)                                                   \
         attention_prefill_##NAME##_##HD(const __grid_constant__ PrefillParams p) { attention_prefill<KV, HD>(p); }
 
-PREFILL(bf16, KV_BF16, 128)
 PREFILL(bf16, KV_BF16, 64)
-PREFILL(e4m3, KV_E4M3, 128)
 PREFILL(e4m3, KV_E4M3, 64)
-PREFILL(e5m2, KV_E5M2, 128)
 PREFILL(e5m2, KV_E5M2, 64)

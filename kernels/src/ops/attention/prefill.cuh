@@ -14,7 +14,7 @@ struct PrefillParams {
     Pages pages;
     const PrefillBlock *blocks;  // [block_count], longest contexts first
     const float *q;              // [tokens, heads * head_dim], or null:
-    const __nv_bfloat16 *q16;    // the same, times scale
+    const uint16_t *q16;         // the same, times scale: BF16, with FP8 keys F16
     float *out;                  // [tokens, heads * head_dim] or null
     uint8_t *plane;              // plane of the tokens or null
     int plane_blocks, heads, block_count;

@@ -24,7 +24,7 @@ pub(crate) struct RopeParams {
     pub(crate) token_run: u64,
     pub(crate) pages: Pages,
     pub(crate) q: u64,
-    /// For `attention_prefill_wide`: of the tokens from `first16` on, scaled BF16.
+    /// For `attention_prefill_wide_*`: of the tokens from `first16` on, scaled BF16 (FP8 keys: F16).
     pub(crate) q16: u64,
     pub(crate) first16: i32,
     pub(crate) scale: f32,

@@ -12,7 +12,7 @@ struct RopeParams {
     const int *positions, *token_run;
     Pages pages;
     float *q;  // [tokens, heads * head_dim], of the tokens before `first16`
-    __nv_bfloat16 *q16;  // the same, times scale, of the tokens from there on
+    uint16_t *q16;  // the same, times scale, of the tokens from there on: BF16, with FP8 keys F16
     int first16;
     float scale;
 };
@@ -146,7 +146,7 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
         for (int i = 4 * threadIdx.x; i < q_width; i += 4 * ROPE_THREADS) {
             const float4 v = *reinterpret_cast<const float4 *>(values + i);
             *reinterpret_cast<uint2 *>(p.q16 + row_of_q + i) =
-                make_uint2(pack_bf16(v.x * p.scale, v.y * p.scale), pack_bf16(v.z * p.scale, v.w * p.scale));
+                make_uint2(pack_kv<KV>(v.x * p.scale, v.y * p.scale), pack_kv<KV>(v.z * p.scale, v.w * p.scale));
         }
     }
     for (int i = threadIdx.x * 2; i < kv_width; i += ROPE_THREADS * 2) {

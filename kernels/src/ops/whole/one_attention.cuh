@@ -126,18 +126,19 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
     meet();
 }
 
-// One row of a tile's chunk of dims, from shared memory.
-template <int KV, int CHUNK> DEVICE void patch_row(uint32_t slot, const float *from, int row, int lane) {
-    uint8_t *tile = static_cast<uint8_t *>(__cvta_shared_to_generic(slot));
+// One row of a tile, from shared memory.
+template <int KV> DEVICE void patch_row(uint32_t place, const float *from, int row, int lane) {
+    uint8_t *tile = static_cast<uint8_t *>(__cvta_shared_to_generic(place));
 #pragma unroll 1
-    for (int d = lane * 2; d < CHUNK; d += 2 * WARP) store_pair<KV, CHUNK>(tile, row, d, from[d], from[d + 1]);
+    for (int d = lane * 2; d < HEAD_DIM; d += 2 * WARP) store_pair<KV, HEAD_DIM>(tile, row, d, from[d], from[d + 1]);
 }
 
 // Rows behind the newest one hold anything and must not spoil the sum.
-DEVICE void clear_rows(uint32_t slot, int first, int lane) {
-    uint4 *tile = static_cast<uint4 *>(__cvta_shared_to_generic(slot));
+template <int KV> DEVICE void clear_rows(uint32_t place, int first, int lane) {
+    uint4 *tile = static_cast<uint4 *>(__cvta_shared_to_generic(place));
 #pragma unroll 1
-    for (int i = first * 8 + lane; i < TILE_TOKENS * 8; i += WARP) tile[i] = make_uint4(0, 0, 0, 0);
+    for (int i = lane; i < KEY_BYTES<KV> / 16; i += WARP)
+        if (tile_row<HEAD_DIM * KV_BYTES<KV>>(i * 16) >= first) tile[i] = make_uint4(0, 0, 0, 0);
 }
 
 // Scores of a tile's 16 tokens (rows) and 8 heads (columns), of the query's two parts.
@@ -235,15 +236,12 @@ template <int KV> DEVICE void weigh_unit(uint32_t tile, int unit, int lane, cons
 // A warp's tile: leaves probabilities, maximum and sum of its tokens, and where the values are. Returns whether something was
 // written into the values, so that a fence must stand before the next copy to their place.
 template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, int tile, int lane, int warp) {
-    constexpr int SLOTS = HEAD_DIM * KV_BYTES<KV> / 128, CHUNK = HEAD_DIM / SLOTS;
     const int row = lane >> 2, t = lane & 3;
     const int valid = shared.position + 1 - tile * TILE_TOKENS;  // rows of the tile, 16 or more: all
     const bool last = tile == shared.tiles - 1;  // its newest row comes from here
-    uint32_t place = stream.front(KEY_BYTES<KV>);  // chunks of 128 bytes a token lie one behind the other
+    uint32_t place = stream.front(KEY_BYTES<KV>);
     if (last) {
-#pragma unroll
-        for (int i = 0; i < SLOTS; i++)
-            patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.key + i * CHUNK, valid - 1, lane);
+        patch_row<KV>(place, shared.key, valid - 1, lane);
         __syncwarp();
     }
     float high[4] = {}, low[4] = {};
@@ -283,11 +281,8 @@ template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, in
     place = stream.front(KEY_BYTES<KV>);
     if (lane == 0) shared.values[warp] = place;
     if (last) {
-#pragma unroll
-        for (int i = 0; i < SLOTS; i++) {
-            patch_row<KV, CHUNK>(place + i * (KEY_BYTES<KV> / SLOTS), shared.value + i * CHUNK, valid - 1, lane);
-            clear_rows(place + i * (KEY_BYTES<KV> / SLOTS), valid, lane);
-        }
+        patch_row<KV>(place, shared.value, valid - 1, lane);
+        clear_rows<KV>(place, valid, lane);
     }
     return last;
 }

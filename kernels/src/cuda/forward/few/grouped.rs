@@ -52,7 +52,7 @@ impl Piece<'_> {
             out: if self.products { 0 } else { places.attended },
             plane: if self.products { places.attended_plane } else { 0 },
             plane_blocks: plane_blocks(FEW_TOKENS) as i32,
-            ..layer.attention.at(step, self.first)
+            ..layer.attention
         };
         attention::decode(gpu, cache, &params)?;
 

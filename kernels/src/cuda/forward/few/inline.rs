@@ -115,7 +115,7 @@ impl Piece<'_> {
             q_norm: layer.q_norm,
             k_norm: layer.k_norm,
             leave_splits: 1,
-            ..layer.attention.at(&backend.step, self.first)
+            ..layer.attention
         };
         let cache = cache(backend, layer);
         attention::decode(gpu, cache, &params)?;
