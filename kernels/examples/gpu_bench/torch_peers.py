@@ -14,6 +14,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HIDDEN, HEADS, KV_HEADS, DIM, EXPERTS, TOP_K, INTER = 3072, 48, 8, 128, 256, 8, 1536
 QKV, OUT = (HEADS + 2 * KV_HEADS) * DIM, HEADS * DIM
@@ -109,15 +110,25 @@ def grouped(tokens):
 
 
 def attention(batch, context, queries):
-    def make():
-        q = bf16(batch, HEADS, queries, DIM)
-        k, v = bf16(batch, KV_HEADS, context, DIM), bf16(batch, KV_HEADS, context, DIM)
-        causal = queries > 1
-        return [lambda: F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)]
+    """Each backend of SDPA alone; keys and values rotate among sets that together are larger than the L2."""
+    size = 4.0 * batch * KV_HEADS * DIM * context
+    sets = 1 if queries > 1 else min(16, max(2, round(160e6 / size)))
+    causal = queries > 1
 
-    work = 4.0 * batch * HEADS * DIM * queries * context / (2 if queries > 1 else 1)
-    name = f"sdpa bf16 gqa      {batch} x {context}, {queries} queries each"
-    line(name, make, work, 4.0 * batch * KV_HEADS * DIM * context)
+    def make(backend):
+        q = [bf16(batch, HEADS, queries, DIM) for _ in range(sets)]
+        k, v = ([bf16(batch, KV_HEADS, context, DIM) for _ in range(sets)] for _ in range(2))
+
+        def call(i):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q[i], k[i], v[i], is_causal=causal, enable_gqa=True)
+
+        return [lambda i=i: call(i) for i in range(sets)]
+
+    work = 4.0 * batch * HEADS * DIM * queries * context / (2 if causal else 1)
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+        name = f"sdpa {backend.name.split('_')[0].lower():5} bf16 gqa {batch} x {context}, {queries} queries each"
+        line(name, lambda: make(backend), work, size)
 
 
 def captured(calls):
@@ -208,5 +219,6 @@ for tokens in (1, 32, 96, 4096):
     dense("output", HIDDEN, OUT, tokens)
 for tokens in (1, 32, 96, 8192):
     grouped(tokens)
-for batch, context, queries in ((1, 1024, 1), (32, 2048, 1), (96, 1024, 1), (1, 4096, 4096), (1, 8192, 8192)):
+DECODE = ((1, 1024, 1), (16, 256, 1), (32, 2048, 1), (96, 1024, 1))
+for batch, context, queries in (*DECODE, (1, 4096, 4096), (1, 8192, 8192)):
     attention(batch, context, queries)
