@@ -104,6 +104,7 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         if (sender == p.rank) p.owner[token * p.k + slot] = rank < 0 ? 0 : rank;
         if (local != ABSENT) mark_row(tokens_of, d.group.words, local, row);
     };
+    bool shared = false;
     const int turns = ceil_div(p.ranks * d.messages.carried, FEW_THREADS / p.k * SLOTS_AHEAD);
     for (int turn = 0; turn < turns; turn++) {
         if (turn > 0) read_slots(d, turn, slots);
@@ -115,25 +116,27 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
             if (held.y != ABSENT) {
                 const int row = sender * p.few_tokens + token;
                 atomicOr(&several[row / 32], 1u << (row % 32));
+                shared = true;
                 continue;
             }
             const int rank = held.x == ABSENT ? -1 : static_cast<int>(held.x >> 16);
             keep(sender, token, slots.slot, rank, rank == p.rank ? held.x & 0xffffu : ABSENT, slots.weight[a]);
         }
     }
-    __syncthreads();
-    // Rows with an expert that several ranks hold: a warp each.
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
-    for (int row = warp; row < p.ranks * p.few_tokens; row += FEW_THREADS / WARP) {
-        if (!(several[row / 32] >> (row % 32) & 1)) continue;
-        const int sender = row / p.few_tokens, token = row % p.few_tokens;
-        const Message from = message_of(d.messages, sender, 0, p.k);
-        int rank;
-        uint32_t local;
-        choose_for(p, d.layer, from, sender, token, exchange, lane, rank, local);
-        if (lane < p.k) keep(sender, token, lane, rank, local, from.weights[token * p.k + lane]);
+    if (__syncthreads_or(shared)) {
+        // Rows with an expert that several ranks hold: a warp each.
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
+        for (int row = warp; row < p.ranks * p.few_tokens; row += FEW_THREADS / WARP) {
+            if (!(several[row / 32] >> (row % 32) & 1)) continue;
+            const int sender = row / p.few_tokens, token = row % p.few_tokens;
+            const Message from = message_of(d.messages, sender, 0, p.k);
+            int rank;
+            uint32_t local;
+            choose_for(p, d.layer, from, sender, token, exchange, lane, rank, local);
+            if (lane < p.k) keep(sender, token, lane, rank, local, from.weights[token * p.k + lane]);
+        }
+        __syncthreads();
     }
-    __syncthreads();
     finish_groups(d.group, heads.rows, p.ranks, p.few_tokens, p.k,
                   [&](uint32_t slot) { return id_of[slot] == 0xffffu ? ABSENT : id_of[slot]; }, tokens_of);
 }

@@ -6,8 +6,9 @@ use super::launch;
 use super::messages::{ArriveFew, HEAD, PackFew, ReturnFew, SumFew};
 use crate::backend::Result;
 use crate::cuda::Gpu;
+use crate::cuda::exchange::layout::{ExchangeParams, GroupRows};
 use crate::cuda::exchange::{FewResults, FewRows, Tokens};
-use crate::ops::route::cuda::PackBeside;
+use crate::ops::route::cuda::{PackBeside, max_groups};
 
 impl Live {
     /// What the choice of experts is to write beside its own work.
@@ -34,8 +35,9 @@ impl Live {
         let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
         self.fits(tokens, few)?;
         let (exact, messages) = (connected.shape.exact, self.places.few(few));
+        let exchange = self.of_few(few);
         let pack = PackFew {
-            exchange: connected.params,
+            exchange,
             messages,
             tokens: connected.tokens(tokens, few)?,
             normed,
@@ -48,22 +50,38 @@ impl Live {
         let message = |rank| (self.places.message(rank), bytes);
         self.carry(&gpu.stream, |_| message(rank), message)?;
         let arrive = ArriveFew {
-            exchange: connected.params,
+            exchange,
             messages,
             x: connected.places.x.address,
-            group: connected.group_rows(),
+            group: GroupRows {
+                words: (connected.shape.ranks * few).div_ceil(32) as i32,
+                ..connected.group_rows()
+            },
             layer: tokens.layer as i32,
         };
         launch::arrive_few(gpu, exact, &arrive)?;
-        Ok(connected.few_rows())
+        let slots = connected.shape.ranks * few * connected.shape.top_k;
+        Ok(FewRows {
+            most_groups: max_groups(slots, connected.places.local_experts),
+            ..connected.few_rows()
+        })
+    }
+
+    /// The kernels' parameters where each rank has at most `few` tokens: rows that came are counted by that many a rank.
+    fn of_few(&self, few: usize) -> ExchangeParams {
+        ExchangeParams {
+            few_tokens: few as i32,
+            ..self.connected.params
+        }
     }
 
     pub(super) fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let (connected, few) = (&self.connected, self.step.get().few);
         let (exact, messages) = (connected.shape.exact, self.places.few(few));
         self.fits(tokens, few)?;
+        let exchange = self.of_few(few);
         let back = ReturnFew {
-            exchange: connected.params,
+            exchange,
             messages,
             y: results.y,
         };
@@ -72,7 +90,7 @@ impl Live {
         let to = |rank| (self.places.results_for(rank), bytes);
         self.carry(&gpu.stream, to, |rank| (self.places.results_of(rank), bytes))?;
         let sum = SumFew {
-            exchange: connected.params,
+            exchange,
             messages,
             tokens: connected.tokens(tokens, few)?,
             norm: results.norm,
