@@ -21,11 +21,10 @@ use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
 use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
-    Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows, StepSizes,
-    Tokens,
+    Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
+    StepSizes, Tokens,
 };
 use crate::cuda::{Gpu, Memory, shape};
-use crate::ops::route::cuda::PackBeside;
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
@@ -250,8 +249,18 @@ impl Exchange for NcclExchange {
         self.live()?.watch.mark(gpu).map(|_| ())
     }
 
-    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
-        self.live()?.pack(tokens, normed).map(Some)
+    fn recordings(&self, tokens: usize) -> Vec<StepSizes> {
+        self.live
+            .as_ref()
+            .map_or(Vec::new(), |live| live.recordings(tokens))
+    }
+
+    fn chooses(&self) -> bool {
+        true
+    }
+
+    fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        self.live()?.choose_and_dispatch(gpu, tokens, choice)
     }
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {

@@ -3,16 +3,18 @@
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveFew, HEAD, PackFew, ReturnFew, SumFew};
+use super::messages::{ArriveFew, ChooseFew, HEAD, PackFew, ReturnFew, SumFew};
 use crate::backend::Result;
 use crate::cuda::Gpu;
 use crate::cuda::exchange::layout::{ExchangeParams, GroupRows};
-use crate::cuda::exchange::{FewResults, FewRows, Tokens};
-use crate::ops::route::cuda::{PackBeside, max_groups};
+use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
+use crate::cuda::shape;
+use crate::ops::linear::cuda::INLINE_WIDTH;
+use crate::ops::route::cuda::{PackBeside, RouteTokens, max_groups, route};
 
 impl Live {
     /// What the choice of experts is to write beside its own work.
-    pub(super) fn pack(&self, tokens: &Tokens, normed: u64) -> Result<PackBeside> {
+    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<PackBeside> {
         let (shape, few) = (&self.connected.shape, self.step.get().few);
         self.fits(tokens, few)?;
         let message = self.places.message(self.communicator.rank);
@@ -32,25 +34,61 @@ impl Live {
     }
 
     pub(super) fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
+        let (connected, few) = (&self.connected, self.step.get().few);
         self.fits(tokens, few)?;
-        let (exact, messages) = (connected.shape.exact, self.places.few(few));
-        let exchange = self.of_few(few);
         let pack = PackFew {
-            exchange,
-            messages,
+            exchange: self.of_few(few),
+            messages: self.places.few(few),
             tokens: connected.tokens(tokens, few)?,
             normed,
             rows: connected.places.rows.address,
         };
-        if !tokens.packed {
-            launch::pack_few(gpu, exact, &pack)?;
+        launch::pack_few(gpu, connected.shape.exact, &pack)?;
+        self.carry_few(gpu, tokens)
+    }
+
+    /// The same where experts are still to be chosen: by a kernel that packs as well.
+    pub(super) fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        let (connected, few) = (&self.connected, self.step.get().few);
+        self.fits(tokens, few)?;
+        if choice.normed != 0 {
+            let params = RouteTokens {
+                route: choice.route,
+                ids: tokens.ids,
+                weights: tokens.weights,
+                pack: self.pack(tokens, choice.normed)?,
+                ..RouteTokens::default()
+            };
+            route(gpu, &params)?;
+            return self.carry_few(gpu, tokens);
         }
+        let hidden = connected.shape.hidden;
+        if choice.norm.x0 == 0 || choice.norm.more > 1 || hidden > INLINE_WIDTH {
+            let wanted = format!("rows, or a norm of at most {INLINE_WIDTH} values");
+            return Err(shape("exchange", "input", hidden, wanted));
+        }
+        let params = ChooseFew {
+            exchange: self.of_few(few),
+            messages: self.places.few(few),
+            route: choice.route,
+            ids: tokens.ids,
+            weights: tokens.weights,
+            norm: choice.norm,
+            rows: connected.places.rows.address,
+        };
+        launch::choose_few(gpu, connected.shape.exact, &params)?;
+        self.carry_few(gpu, tokens)
+    }
+
+    /// This rank's message is written: to all others, and theirs as rows for the experts here.
+    fn carry_few(&self, gpu: &Gpu, tokens: &Tokens) -> Result<FewRows> {
+        let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
+        let (exact, messages) = (connected.shape.exact, self.places.few(few));
         let bytes = self.places.sizes.few_bytes(few);
         let message = |rank| (self.places.message(rank), bytes);
         self.carry(&gpu.stream, |_| message(rank), message)?;
         let arrive = ArriveFew {
-            exchange,
+            exchange: self.of_few(few),
             messages,
             x: connected.places.x.address,
             group: GroupRows {
