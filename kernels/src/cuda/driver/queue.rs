@@ -89,8 +89,13 @@ impl Stream {
         let mut graph = std::ptr::null_mut();
         // SAFETY: pointer to a local; this stream is capturing.
         let ended = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) };
-        result?;
-        device.check("end of graph capture", ended)?;
+        if let Err(error) = result.and_then(|()| device.check("end of graph capture", ended)) {
+            if !graph.is_null() {
+                // SAFETY: what the driver gave of work that was queued in part; it holds what that work belongs to.
+                unsafe { sys::cuGraphDestroy(graph) };
+            }
+            return Err(error);
+        }
         let mut raw = std::ptr::null_mut();
         let made = drop_event_nodes(device, graph).and_then(|()| {
             // SAFETY: a graph that the driver just gave.

@@ -13,6 +13,9 @@ use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::{StepSizes, Tokens};
 use crate::cuda::{Gpu, Memory, Stream, as_bytes, shape};
 
+/// From so many rows on messages grow by as many, below by doubling.
+const STRIDE: usize = 16;
+
 pub(super) struct Live {
     pub(super) connected: Connected,
     pub(super) places: Places,
@@ -189,11 +192,15 @@ impl Live {
 
 /// Rows that an exchange of few carries for each rank, if the largest has `largest`: few sizes, so that few are recorded.
 fn carried(largest: usize, most: usize) -> usize {
-    largest.max(1).next_power_of_two().min(most)
+    let rows = match largest {
+        ..=STRIDE => largest.max(1).next_power_of_two(),
+        _ => largest.next_multiple_of(STRIDE),
+    };
+    rows.min(most)
 }
 
-/// For which largest ranks the steps of a rank with `tokens` tokens are recorded beforehand: one that has about as many, or up
-/// to twice the room. Ranks differ by little; what is rarer is recorded when it comes.
+/// For which largest ranks the steps of a rank with `tokens` tokens are recorded beforehand: one that has about as many, or the
+/// next size. Ranks differ by little; what is rarer is recorded when it comes.
 fn largest_of(tokens: usize, most: usize) -> Vec<usize> {
     let first = carried(tokens, most);
     let mut largest = vec![first, carried(first + 1, most)];
@@ -235,8 +242,10 @@ mod tests {
             (1, 128, vec![1, 2]),
             (2, 128, vec![2, 4]),
             (5, 128, vec![8, 16]),
-            (33, 128, vec![64, 128]),
-            (65, 128, vec![128]),
+            (16, 128, vec![16, 32]),
+            (33, 128, vec![48, 64]),
+            (112, 128, vec![112, 128]),
+            (113, 128, vec![128]),
             (20, 25, vec![25]),
         ] {
             let largest = largest_of(tokens, most);

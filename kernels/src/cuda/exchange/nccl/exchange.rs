@@ -1,8 +1,8 @@
 //! The exchange over NCCL: this rank writes one message for all others, the library carries it, and kernels make of all
 //! ranks' messages what is to be done here; results go back the same way, one piece to each rank.
 //!
-//! low_latency (few tokens): every message has room for as many tokens as the largest rank has, rounded up to a power of
-//! two, so that sizes are the same for all and are recorded with the graph. high_throughput (many tokens): the ranks
+//! low_latency (few tokens): every message has room for as many tokens as the largest rank has, rounded up, so that sizes
+//! are the same for all and are recorded with the graph. high_throughput (many tokens): the ranks
 //! tell each other how many tokens they have, once a step, and carry just those. Must stay true: all ranks carry the
 //! same sizes in the same order; what a rank is told by a peer is checked against the capacity before it is used.
 
