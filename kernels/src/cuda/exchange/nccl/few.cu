@@ -142,9 +142,9 @@ struct SlotsAhead {
     int slot, sender[SLOTS_AHEAD], token[SLOTS_AHEAD];  // sender: -1 beyond the last
     uint32_t id[SLOTS_AHEAD];
     float weight[SLOTS_AHEAD];
-    uint4 held[SLOTS_AHEAD];
+    uint2 held[SLOTS_AHEAD];  // the first two owners: the second says whether there are several
 };
-DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
+DEVICE void locate_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
     const ExchangeParams &p = d.exchange;
     const unsigned width = FEW_THREADS / p.k, first = threadIdx.x / p.k, carried = d.messages.carried;
     s.slot = threadIdx.x - first * p.k;
@@ -154,12 +154,20 @@ DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
         s.sender[a] = -1;
         if (first >= width || row >= p.ranks * carried) continue;
         s.sender[a] = row / carried, s.token[a] = row - s.sender[a] * carried;
+    }
+}
+DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
+    const ExchangeParams &p = d.exchange;
+    locate_slots(d, turn, s);
+#pragma unroll
+    for (int a = 0; a < SLOTS_AHEAD; a++) {
+        if (s.sender[a] < 0) continue;
         const Message from = message_of(d.messages, s.sender[a], 0, p.k);
         s.id[a] = from.ids[s.token[a] * p.k + s.slot], s.weight[a] = from.weights[s.token[a] * p.k + s.slot];
     }
 #pragma unroll
     for (int a = 0; a < SLOTS_AHEAD; a++)
-        if (s.sender[a] >= 0) s.held[a] = owners_of(p, d.layer, s.id[a]);
+        if (s.sender[a] >= 0) s.held[a] = first_owners(p, d.layer, s.id[a]);
 }
 
 // Which rows of all ranks are for experts here, grouped by expert. By one block; `slots`: the first.
@@ -167,7 +175,9 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
     constexpr int ROW_WORDS = 1024 / 32;
     const ExchangeParams &p = d.exchange;
     __shared__ uint32_t several[ROW_WORDS];
-    uint16_t *id_of = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
+    // Where the rows of each word of marks begin; the slots' experts.
+    uint16_t *starts = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
+    uint16_t *id_of = starts + d.group.experts * d.group.words;
     if (threadIdx.x < ROW_WORDS) several[threadIdx.x] = 0;
     if (threadIdx.x < p.ranks) {
         p.counts[threadIdx.x] = heads.rows[threadIdx.x];
@@ -190,7 +200,7 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         for (int a = 0; a < SLOTS_AHEAD; a++) {
             const int sender = slots.sender[a], token = slots.token[a];
             if (sender < 0 || token >= heads.rows[sender]) continue;
-            const uint4 held = slots.held[a];
+            const uint2 held = slots.held[a];
             if (held.y != ABSENT) {
                 const int row = sender * p.few_tokens + token;
                 atomicOr(&several[row / 32], 1u << (row % 32));
@@ -215,14 +225,30 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         }
         __syncthreads();
     }
-    finish_groups(d.group, heads.rows, p.ranks, p.few_tokens, p.k,
-                  [&](uint32_t slot) { return id_of[slot] == 0xffffu ? ABSENT : id_of[slot]; }, tokens_of);
+    int begin = make_groups(d.group, tokens_of);
+    if (threadIdx.x < d.group.experts)
+        for (int w = threadIdx.x * d.group.words; w < (threadIdx.x + 1) * d.group.words; w++) starts[w] = begin, begin += __popc(tokens_of[w]);
+    __syncthreads();
+    for (int turn = 0; turn < turns; turn++) {
+        if (turns > 1) locate_slots(d, turn, slots);
+#pragma unroll
+        for (int a = 0; a < SLOTS_AHEAD; a++) {
+            const int sender = slots.sender[a], token = slots.token[a];
+            if (sender < 0 || token >= heads.rows[sender]) continue;
+            const uint32_t row = sender * p.few_tokens + token, slot = row * p.k + slots.slot, id = id_of[slot];
+            if (id == 0xffffu) continue;
+            const uint32_t word = id * d.group.words + row / 32;
+            const uint32_t place = starts[word] + __popc(tokens_of[word] & ((1u << row % 32) - 1));
+            d.group.groups.row_token[place] = row;
+            d.group.groups.row_slot[place] = slot;
+        }
+    }
 }
 
 // Block 0 groups, the others make F32 rows of what came.
 template <bool EXACT> DEVICE void arrive_few(const ArriveFew &d) {
     using V = Values<EXACT>;
-    extern __shared__ uint32_t tokens_of[];  // [local experts][words], then the slots' experts, 16 bits each
+    extern __shared__ uint32_t tokens_of[];  // [local experts][words], as many half words, the slots' experts as half words
     __shared__ Heads heads;
     const ExchangeParams &p = d.exchange;
     if (blockIdx.x == 0)

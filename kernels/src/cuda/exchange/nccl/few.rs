@@ -92,7 +92,8 @@ impl Live {
             messages,
             x: connected.places.x.address,
             group: GroupRows {
-                words: (connected.shape.ranks * few).div_ceil(32) as i32,
+                // An odd number, so that experts' words lie in different banks.
+                words: (connected.shape.ranks * few).div_ceil(32) as i32 | 1,
                 ..connected.group_rows()
             },
             layer: tokens.layer as i32,

@@ -64,7 +64,7 @@ pub(super) fn choose_few(gpu: &Gpu, exact: bool, params: &ChooseFew) -> Result<(
 pub(super) fn arrive_few(gpu: &Gpu, exact: bool, params: &ArriveFew) -> Result<()> {
     let exchange = &params.exchange;
     let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
-    let marks = (params.group.experts * params.group.words * 4) as usize + slots * 2;
+    let marks = (params.group.experts * params.group.words) as usize * (4 + 2) + slots * 2;
     let blocks = 1 + row_blocks(exchange.ranks, params.messages.carried);
     gpu.launch(
         &format!("nccl_arrive_{}", name(exact)),
