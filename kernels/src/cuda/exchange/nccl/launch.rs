@@ -1,4 +1,4 @@
-//! Launches of `few.cu` and `many.cu` of this folder.
+//! Launches of `pack.cu`, `few.cu` and `many.cu` of this folder.
 
 use super::messages::{ArriveFew, ArriveMany, ChooseFew, PackFew, PackMany, ResultsMany, ReturnFew, SumFew};
 use crate::backend::Result;
