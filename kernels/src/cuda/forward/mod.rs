@@ -132,6 +132,16 @@ impl Sizes {
             rotary: layer.attention.rotary_dim,
         }
     }
+
+    /// Whether the kernels that do norm, choice and sum themselves serve such a layer.
+    fn inline(&self, layer: &LayerSpec) -> bool {
+        let whole = layer.attention.qk_norm != QkNorm::PerHead
+            && self.q_width.is_multiple_of(32)
+            && self.kv_width.is_multiple_of(32);
+        let narrow = self.hidden <= INLINE_WIDTH && self.hidden.is_multiple_of(2);
+        let sigmoid = layer.moe.scoring == Scoring::Sigmoid;
+        sigmoid && whole && narrow && self.top_k <= 2 * HALF_SLOTS
+    }
 }
 
 impl CudaBackend {
@@ -193,7 +203,7 @@ impl CudaBackend {
                 },
             });
         }
-        let one = self.prepare_one(&model, &layers, &sizes, &places)?;
+        let one = self.prepare_one(&model, &layers, &sizes, &places, partial)?;
         self.forward = Some(Forward {
             model,
             partial,
@@ -446,14 +456,7 @@ impl Forward {
 
     /// Whether the kernels that do norm, choice and sum themselves serve so many tokens.
     fn inline(&self, tokens: usize) -> bool {
-        let sizes = &self.sizes;
-        let spec = &self.model.spec.layers[0].attention;
-        let whole = spec.qk_norm != QkNorm::PerHead
-            && sizes.q_width.is_multiple_of(32)
-            && sizes.kv_width.is_multiple_of(32);
-        let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden.is_multiple_of(2);
-        let sigmoid = self.model.spec.layers[0].moe.scoring == Scoring::Sigmoid;
-        tokens <= INLINE_TOKENS && sigmoid && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
+        tokens <= INLINE_TOKENS && self.sizes.inline(&self.model.spec.layers[0])
     }
 }
 
