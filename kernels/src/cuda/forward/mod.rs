@@ -25,7 +25,6 @@ use crate::ops::experts::cuda::{ExpertsParam, HALF_SLOTS};
 use crate::ops::experts::many::{SortArea, sorted_rows};
 use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
 use crate::ops::route::cuda::{Groups, RouteParams};
-use crate::ops::sample::cuda as sample;
 use crate::ops::whole::cuda::One;
 use recorded::Graphs;
 
@@ -163,12 +162,7 @@ impl CudaBackend {
             first.attention.rope_theta,
         )?;
         let places = self.places(&sizes, turns)?;
-        sample::params(
-            &self.gpu,
-            &mut self.workspace,
-            self.limits.max_logit_rows,
-            sizes.vocab,
-        )?;
+        self.reserve_sampling(sizes.vocab)?;
         let mut layers = Vec::with_capacity(model.layers.len());
         let mut partial = false;
         for handles in &model.layers {
@@ -247,12 +241,7 @@ impl CudaBackend {
             first.attention.rope_theta,
         )?;
         self.places(&sizes, turns)?;
-        sample::params(
-            &self.gpu,
-            &mut self.workspace,
-            self.limits.max_logit_rows,
-            sizes.vocab,
-        )?;
+        self.reserve_sampling(sizes.vocab)?;
         Ok(())
     }
 
