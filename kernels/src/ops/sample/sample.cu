@@ -15,16 +15,7 @@ extern "C" __global__ void __launch_bounds__(GREEDY_THREADS) sample_greedy(const
     const float *logits = p.logits + static_cast<size_t>(row) * p.vocab;
     const int begin = blockIdx.x * each, end = min(begin + each, p.vocab);
     Best best = nothing();
-    if (p.vocab % 4 == 0) {
-#pragma unroll 4
-        for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * GREEDY_THREADS) {
-            const float4 x = *reinterpret_cast<const float4 *>(logits + i);
-            best = better(better(best, survey(x.x, i)), survey(x.y, i + 1));
-            best = better(better(best, survey(x.z, i + 2)), survey(x.w, i + 3));
-        }
-    } else {
-        for (int i = begin + threadIdx.x; i < end; i += GREEDY_THREADS) best = better(best, survey(logits[i], i));
-    }
+    for (int i = begin + threadIdx.x; i < end; i += GREEDY_THREADS) best = better(best, survey(logits[i], i));
     best = block_best<GREEDY_THREADS / WARP>(best, scratch);
     if (threadIdx.x == 0) {
         p.slices[row * p.slice_count + blockIdx.x] = make_float4(best.value, __int_as_float(best.index), __int_as_float(best.bad), 0.f);

@@ -185,11 +185,14 @@ impl Filler<'_> {
         if let Some(mask) = row.mask {
             extra.mask = self.list(vocab.div_ceil(32), |to| {
                 let (whole, rest) = mask.as_chunks::<4>();
-                let words = whole.iter().map(|word| u32::from_le_bytes(*word));
-                let mut last = [0; 4];
-                last[..rest.len()].copy_from_slice(rest);
-                let words = words.chain([u32::from_le_bytes(last)]);
-                to.iter_mut().zip(words).for_each(|(to, word)| *to = word);
+                for (to, word) in to.iter_mut().zip(whole) {
+                    *to = u32::from_le_bytes(*word);
+                }
+                if let Some(to) = to.get_mut(whole.len()) {
+                    let mut last = [0; 4];
+                    last[..rest.len()].copy_from_slice(rest);
+                    *to = u32::from_le_bytes(last);
+                }
             })?;
         }
         Some(extra)
