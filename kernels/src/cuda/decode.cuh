@@ -87,9 +87,12 @@ template <int F> struct TileDecoder {
         }
     }
 
-    // Of rows g and g + 8, where a step has one scale a row: INT4 with groups of 128.
+    // Of rows g and g + 8, where a step has one scale a row (INT4 with groups of 128) or one for all of them (FP8).
     __device__ __forceinline__ void row_scales(int bf16_scales, float &upper, float &lower) const {
-        upper = scale_value(s0, bf16_scales), lower = scale_value(s1, bf16_scales);
+        if constexpr (F == FP8)
+            upper = lower = __uint_as_float(s0);
+        else
+            upper = scale_value(s0, bf16_scales), lower = scale_value(s1, bf16_scales);
     }
 
     // The low parts of F32 weights.

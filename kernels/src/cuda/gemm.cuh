@@ -14,9 +14,14 @@
 #include "wgmma.cuh"
 #include "wgmma8.cuh"
 
-// Sets of 64 weight rows of a warpgroup.
-constexpr int SETS = 2;
-constexpr int GEMM_CONSUMERS = 2, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128, GEMM_ROWS = 128 * SETS, GEMM_COLUMNS = 256 / SETS;
+// Sets of 64 weight rows of a warpgroup, the warpgroups that multiply, and most activation rows: short.cu has its own.
+#ifndef GEMM_SETS
+#define GEMM_SETS 2
+#define GEMM_WARPGROUPS 2
+#define GEMM_MOST_COLUMNS 128
+#endif
+constexpr int SETS = GEMM_SETS, GEMM_CONSUMERS = GEMM_WARPGROUPS, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128;
+constexpr int GEMM_ROWS = 64 * SETS * GEMM_CONSUMERS, GEMM_COLUMNS = GEMM_MOST_COLUMNS;
 constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
 constexpr int STEP_INPUTS = 128;
 template <int F> constexpr bool QUANTISED = F == FP8_ACT;
@@ -28,7 +33,9 @@ template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout
 template <int F> constexpr int STEP_PLANE = STEP_CHUNKS<F> *GEMM_COLUMNS * 128 + (QUANTISED<F> ? 1024 : 0);
 // Weights, then planes aligned to 1024.
 template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE<F>;
-template <int F> constexpr int GEMM_DEPTH = 225 * 1024 / STEP_BYTES<F> < 4 ? 225 * 1024 / STEP_BYTES<F> : 4;
+// Beside the ring 40 KB of short.cu's results.
+constexpr int RING_ROOM = (GEMM_CONSUMERS == 2 ? 225 : 185) * 1024, MOST_DEPTH_OF_RING = GEMM_CONSUMERS == 2 ? 4 : 6;
+template <int F> constexpr int GEMM_DEPTH = RING_ROOM / STEP_BYTES<F> < MOST_DEPTH_OF_RING ? RING_ROOM / STEP_BYTES<F> : MOST_DEPTH_OF_RING;
 
 // One tile of work.
 struct GemmTile {
@@ -170,7 +177,7 @@ DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgrou
 }
 
 // Of few tokens it is cheaper to scale a step's sums than its weights.
-template <int F, int N> constexpr bool SUMS_SCALED = F == INT4_G128 && N <= 64;
+template <int F, int N> constexpr bool SUMS_SCALED = (F == INT4_G128 || F == FP8) && N <= 64;
 
 // `consume` for weights that become bf16.
 template <int F, int N>

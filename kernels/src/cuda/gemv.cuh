@@ -15,23 +15,23 @@ struct Run {
     int stages;
 };
 
-// The warp's private ring: DEPTH slots of up to SPAN stages. `Next` yields the warp's runs in order: bool next(Run &).
+// The warp's private ring: up to DEPTH slots of up to SPAN stages. `Next` yields the warp's runs in order: bool next(Run &).
 template <int F, int DEPTH, class Next> struct StageQueue {
     static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = Layout<F>::SPAN, SLOT = BYTES * SPAN;
     Next next;
     Run ahead;
     uint32_t slots, full;  // addresses in shared memory
     uint64_t policy;
-    uint32_t slot, parity;
+    uint32_t slot, parity, depth;
     bool leader;
 
-    // `memory`: DEPTH * SLOT for this warp; `barriers`: DEPTH.
-    __device__ __forceinline__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane)
+    // `memory`: `held` slots for this warp; `barriers`: as many.
+    __device__ __forceinline__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane, uint32_t held = DEPTH)
         : next(n), ahead{nullptr, 0}, slots(shared_address(memory)), full(shared_address(barriers)),
-          policy(evict_first_policy()), slot(0), parity(0), leader(lane == 0) {
+          policy(evict_first_policy()), slot(0), parity(0), depth(held), leader(lane == 0) {
         if (leader) {
 #pragma unroll 1
-            for (int i = 0; i < DEPTH; i++) barrier_init(&barriers[i], 1);
+            for (uint32_t i = 0; i < depth; i++) barrier_init(&barriers[i], 1);
             barrier_init_fence();
         }
         __syncwarp();
@@ -54,7 +54,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
 
     __device__ __forceinline__ void fill() {
 #pragma unroll 1
-        for (uint32_t i = 0; i < DEPTH; i++) request(i);
+        for (uint32_t i = 0; i < depth; i++) request(i);
     }
 
     // Address of the oldest slot, once it has arrived.
@@ -75,7 +75,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
     __device__ __forceinline__ void pop() {
         __syncwarp();
         request(slot);
-        if (++slot == DEPTH) slot = 0, parity ^= 1;
+        if (++slot == depth) slot = 0, parity ^= 1;
     }
 };
 
@@ -91,6 +91,13 @@ template <int NT> DEVICE void store_partials(float *partial, int warp, int lane,
         at[0] = acc[n][0] + acc[n][1];
         at[8] = acc[n][2] + acc[n][3];
     }
+}
+
+// The same from `multiply_rows_run`, of eight tokens.
+DEVICE void store_row_partials(float *partial, int warp, int lane, const float (&acc)[4]) {
+    float *at = partial + (warp * 8 + 2 * (lane & 3)) * PARTIAL_STRIDE + (lane >> 2);
+    at[0] = acc[0], at[PARTIAL_STRIDE] = acc[1];
+    at[8] = acc[2], at[PARTIAL_STRIDE + 8] = acc[3];
 }
 
 // Sum over the splits of tile `r`.
@@ -127,6 +134,27 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
             if (i > 0 && i == count) break;
             multiply_stage<F, NT>(stage, x, tail, token_bytes, lane, bf16_scales, acc);
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+        }
+        queue.pop();
+        count -= Layout<F>::SPAN;
+    }
+}
+
+// The same for images of BF16 values.
+template <int F, class Queue>
+DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t token_bytes, int first, int count, int lane, float (&acc)[4]) {
+    constexpr int STEP = Layout<F>::K * 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) acc[i] = 0.f;
+    uint32_t x = image + first * STEP;
+#pragma unroll 1
+    while (count > 0) {
+        uint32_t stage = queue.front();
+#pragma unroll
+        for (int i = 0; i < Layout<F>::SPAN; i++) {
+            if (i > 0 && i == count) break;
+            multiply_rows_stage<F>(stage, x, token_bytes, lane, acc);
+            stage += Layout<F>::BYTES, x += STEP;
         }
         queue.pop();
         count -= Layout<F>::SPAN;
@@ -221,10 +249,9 @@ template <bool BYTES, int TOKENS> struct InlineNorm {
     }
 };
 
-// The slice [begin, end) of images from F32 rows of `k` values, by the whole block: a warp a block of 128 at a time.
-// `row(i)`: address of row i. Ends with a barrier.
-template <bool BYTES, class Row>
-DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uint8_t *image, uint32_t token_bytes) {
+// Images of rows of `k` F32 values by the whole block: a warp a block of 128 at a time. `row(i)`: address of row i;
+// `store(i, block, values)`. Ends with a barrier.
+template <class Row, class Store> DEVICE void fill_blocks(const Row &row, int rows, int k, int begin, int end, const Store &store) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = (end - begin) / IMAGE_BLOCK;
 #pragma unroll 1
     for (int first = warp; first < rows * blocks; first += 4 * GEMV_WARPS) {
@@ -237,9 +264,56 @@ DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uin
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int task = first + i * GEMV_WARPS;
-            if (task < rows * blocks)
-                image_store_block<BYTES>(image + task / blocks * token_bytes, end - begin, task % blocks, v[i], lane);
+            if (task < rows * blocks) store(task / blocks, task % blocks, v[i]);
         }
     }
     __syncthreads();
 }
+
+// The slice [begin, end) of images.
+template <bool BYTES, class Row>
+DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uint8_t *image, uint32_t token_bytes) {
+    const int lane = threadIdx.x & 31;
+    fill_blocks(row, rows, k, begin, end, [&](int r, int block, const float4 &v) {
+        image_store_block<BYTES>(image + r * token_bytes, end - begin, block, v, lane);
+    });
+}
+
+// Whole images of rows whose values are BF16.
+template <class Row> DEVICE void fill_row_images(const Row &row, int rows, int k, int padded, uint8_t *image) {
+    const int lane = threadIdx.x & 31;
+    fill_blocks(row, rows, k, 0, padded, [&](int r, int block, const float4 &v) {
+        row_image_store_block(image + r * row_image_bytes(padded), r, block, v, lane);
+    });
+}
+
+// Rows of the group that is next, on their way in registers while the last unit of this one is multiplied: of a warp's blocks of 128
+// values at most MOST.
+template <int MOST> struct RowsAhead {
+    float4 v[MOST];
+    uint32_t per_row;  // 2^32 / blocks of a row
+
+    static DEVICE bool fits(int rows, int padded) { return rows * (padded / IMAGE_BLOCK) <= MOST * GEMV_WARPS; }
+
+    template <class Row> DEVICE void load(const Row &row, int rows, int k, int padded) {
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = padded / IMAGE_BLOCK;
+        per_row = 0xffffffffu / blocks + 1;
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            const int task = warp + i * GEMV_WARPS, r = row_of(task, blocks), at = (task - r * blocks) * IMAGE_BLOCK + 4 * lane;
+            v[i] = task < rows * blocks ? load_quad(row(r) + at, at < k) : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+    }
+
+    template <class Store> DEVICE void store(int rows, int padded, const Store &store) const {
+        const int warp = threadIdx.x / WARP, blocks = padded / IMAGE_BLOCK;
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            const int task = warp + i * GEMV_WARPS, r = row_of(task, blocks);
+            if (task < rows * blocks) store(r, task - r * blocks, v[i]);
+        }
+    }
+
+  private:
+    DEVICE int row_of(int task, int blocks) const { return blocks == 1 ? task : __umulhi(task, per_row); }
+};

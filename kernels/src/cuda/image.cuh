@@ -5,6 +5,9 @@
 // bits of mantissa), the two halves of the low parts exchanged: the eight lanes that read one token's two parts then
 // touch all 32 banks.
 //
+// Tokens whose values are BF16 need no low parts: per chunk of 64 values 128 bytes, whose halves are exchanged in every other token
+// (`row_image_store_block`).
+//
 // For INT4 weights products are of bytes and exact: x = step * (256 * high + low), 16 bits of the largest of 128
 // values. Per block of 128 values 256 bytes: high bytes, low bytes (their 16-byte units exchanged in pairs), in the order
 // in which lanes read them; behind all blocks per block 32 bytes: the step (F32), the sum of the integers, two unused
@@ -15,6 +18,9 @@
 constexpr int IMAGE_BLOCK = 128;
 
 template <bool BYTES> __host__ __device__ constexpr uint32_t image_bytes(int k) { return BYTES ? k * 2 + k / 4 : k * 4; }
+
+// Of BF16 values.
+__host__ __device__ constexpr uint32_t row_image_bytes(int k) { return k * 2; }
 
 // Bytes of one block's parts, and of what stands behind them.
 template <bool BYTES> constexpr int IMAGE_BLOCK_BYTES = BYTES ? 256 : 512;
@@ -59,4 +65,10 @@ template <bool BYTES> DEVICE void image_store_block(uint8_t *image, int k, int b
         *reinterpret_cast<uint2 *>(to + at) = high;
         *reinterpret_cast<uint2 *>(to + 128 + (at ^ 64)) = low;
     }
+}
+
+// The same of a token whose values are BF16.
+DEVICE void row_image_store_block(uint8_t *image, int token, int block, float4 v, int lane) {
+    const uint2 pairs = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    *reinterpret_cast<uint2 *>(image + block * 256 + (lane / 16) * 128 + ((lane % 16 * 8) ^ (token & 1) * 64)) = pairs;
 }

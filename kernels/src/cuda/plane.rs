@@ -11,6 +11,10 @@ pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
 pub(crate) const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
+/// Most activation rows of the kernels of few, and what these are called; threads of a block, and room of its ring.
+const SHORT_COLUMNS: [(usize, &str); 2] = [(32, "short"), (64, "short64")];
+const SHORT_THREADS: u32 = 640;
+const SHORT_RING: usize = 185 * 1024;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
@@ -87,6 +91,19 @@ pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, quantised: bool, work: usiz
     }
 }
 
+/// The same of `linear/short.cu` and its like for up to `columns` activation rows: a ring and sixteen warps' results.
+fn short_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
+    let stages = 128 / format.stage_inputs();
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * columns * 128;
+    let depth = (SHORT_RING / step).min(6);
+    Launch {
+        grid: (gpu.blocks().min(work as u32), 1),
+        threads: SHORT_THREADS,
+        shared: (1024 + depth * step + 2 * depth * 8) as u32 + 2 * OUT_BYTES,
+        overlap: true,
+    }
+}
+
 /// Mirrors `GemmParams` of `linear/gemm.cu`.
 #[repr(C)]
 struct GemmParams {
@@ -115,6 +132,23 @@ pub(crate) struct GemmCall<'a> {
     pub(crate) parts: usize,
     pub(crate) y: u64,
     pub(crate) residual: u64,
+}
+
+/// Tiles and outputs of weights side by side.
+fn segments_of(weights: &[&Linear]) -> (usize, usize, [WeightParam; 3]) {
+    let mut segments = [WeightParam::default(); 3];
+    for (segment, weight) in segments.iter_mut().zip(weights) {
+        *segment = weight.param();
+    }
+    let tiles = weights.iter().map(|weight| weight.tiles()).sum();
+    (tiles, weights.iter().map(|weight| weight.rows).sum(), segments)
+}
+
+fn is_short(format: Format) -> bool {
+    matches!(
+        format,
+        Format::Fp8 | Format::Bf16 | Format::Int4G128 | Format::Int4G32
+    )
 }
 
 /// Most parts: their sum is the reader's work.
@@ -168,12 +202,7 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
             format!("1 to {steps}"),
         ));
     }
-    let tiles: usize = weights.iter().map(|weight| weight.tiles()).sum();
-    let mut segments = [WeightParam::default(); 3];
-    for (segment, weight) in segments.iter_mut().zip(weights) {
-        *segment = weight.param();
-    }
-    let width: usize = weights.iter().map(|weight| weight.rows).sum();
+    let (tiles, width, segments) = segments_of(weights);
     let params = GemmParams {
         segments,
         plane,
@@ -191,6 +220,12 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
         let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
         let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
         return gpu.launch(&format!("linear_wide_{}", first.format.name()), launch, &params);
+    }
+    let short = SHORT_COLUMNS.into_iter().find(|(most, _)| tokens <= *most);
+    if let Some((columns, name)) = short.filter(|_| !quantised && is_short(first.format)) {
+        let work = (tiles * 16).div_ceil(GEMM_ROWS) * parts;
+        let launch = short_launch(gpu, first.format, columns, work);
+        return gpu.launch(&format!("linear_{name}_{}", first.format.name()), launch, &params);
     }
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
     let launch = gemm_launch(gpu, first.format, quantised, work);

@@ -98,6 +98,18 @@ template <int NT> struct Operands {
     }
 };
 
+// The same of eight tokens whose values are BF16 (`image.cuh`): one column each.
+struct RowOperands {
+    uint32_t b[8];
+    __device__ __forceinline__ void load(uint32_t x, uint32_t token_bytes, int lane) {
+        const int token = lane >> 2, t = lane & 3, odd = token & 1;
+        const uint32_t base = x + token * token_bytes;
+        const uint4 first = load_shared16(base + ((t * 16) ^ (odd * 64))), second = load_shared16(base + ((64 + t * 16) ^ (odd * 64)));
+        b[0] = first.x, b[1] = first.y, b[2] = first.z, b[3] = first.w;
+        b[4] = second.x, b[5] = second.y, b[6] = second.z, b[7] = second.w;
+    }
+};
+
 // The same for a block of 128 of INT4's images.
 template <int NT> struct ByteOperands {
     uint32_t b[NT][8];
@@ -230,6 +242,44 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
 #pragma unroll
             for (int n = 0; n < NT; n++) mma_bf16(acc[n], a, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
         }
+    }
+}
+
+// The same for the images of BF16 values, of FP8 and BF16 weights: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
+// the token behind it, acc[2] and acc[3] to row lane/4 + 8.
+template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t token_bytes, int lane, float (&acc)[4]) {
+    static_assert(F == FP8 || F == BF16, "weights of one part");
+    float part[4] = {};
+#pragma unroll
+    for (int c = 0; c < Layout<F>::K / 64; c++) {
+        RowOperands ops;
+        ops.load(x + c * 128, token_bytes, lane);
+        if constexpr (F == FP8) {
+#pragma unroll
+            for (int p = 0; p < 2; p++) {
+                const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
+                uint32_t a[4];
+                unpack_fp8(words.x, a[0], a[1]);
+                unpack_fp8(words.y, a[2], a[3]);
+                mma_bf16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
+                unpack_fp8(words.z, a[0], a[1]);
+                unpack_fp8(words.w, a[2], a[3]);
+                mma_bf16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
+            }
+        } else {
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                const uint4 v = load_shared16(stage + s * 512 + lane * 16);
+                const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+                mma_bf16(acc, a, ops.b[2 * s], ops.b[2 * s + 1]);
+            }
+        }
+    }
+    if constexpr (F == FP8) {
+        float scale;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[i] += scale * part[i];
     }
 }
 

@@ -34,7 +34,15 @@ fn steps() -> Vec<Vec<(usize, usize)>> {
         vec![(19, 1)], // one token again, short and long
         vec![(20, 1), (54, 1), (10, 1), (713, 1), (722, 3)],
         vec![(21, 1), (55, 1), (11, 1), (714, 1), (725, 1)],
+        twelve([22, 56, 12, 715, 726], 0), // so many that the dense products' parts meet in their kernel
+        twelve([23, 57, 13, 716, 727], 1),
     ]
+}
+
+/// One token of each of twelve sequences: five at these positions, the others at `rest`.
+fn twelve(five: [usize; 5], rest: usize) -> Vec<(usize, usize)> {
+    let positions = five.into_iter().chain([rest; 7]);
+    positions.map(|position| (position, 1)).collect()
 }
 
 pub fn forward(report: &mut Report) {
@@ -67,7 +75,11 @@ pub fn forward(report: &mut Report) {
             let random = &mut Random(99);
             let tables = batch(
                 random,
-                &[(0, 64), (0, 64), (0, 16), (0, 730), (0, 740)],
+                &[
+                    &[(0, 64), (0, 64), (0, 16), (0, 730), (0, 740)][..],
+                    &[(0, 16); 7],
+                ]
+                .concat(),
                 128,
                 shape.vocab,
             );

@@ -8,7 +8,7 @@ use super::super::step::FEW_TOKENS;
 use super::super::workspace::Slot;
 use super::super::{CudaBackend, shape};
 use crate::backend::{Buffer, ExpertRow, ExpertsId, LinearId, Result, VectorId};
-use crate::ops::experts::cuda::{self as experts, ExpertParams};
+use crate::ops::experts::cuda::{self as experts, ExpertParams, Rows};
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormRows, combine_rows};
 use crate::ops::route::cuda::{self as route, GATE_PARTS, Group, Groups, RouteParams, RouteTokens};
@@ -161,7 +161,7 @@ impl CudaBackend {
                 ..ExpertParams::default()
             };
             let most = route::max_groups(EXPERT_ROWS, count);
-            experts::gate_up_groups(&self.gpu, format, most, &params)?;
+            experts::gate_up_groups(&self.gpu, format, most, Rows::Any, &params)?;
             experts::down_groups(&self.gpu, format, most, &ExpertParams { x: acted, ..params })?;
         }
         Ok(())

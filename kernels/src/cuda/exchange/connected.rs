@@ -14,6 +14,7 @@ use super::{
 use crate::backend::{KernelError, Result};
 use crate::cuda::format::padded;
 use crate::cuda::{Gpu, shape};
+use crate::ops::experts::cuda::Rows;
 use crate::ops::linear::cuda::INLINE_WIDTH;
 
 /// What an epoch fixes.
@@ -152,6 +153,10 @@ impl Connected {
     pub(super) fn few_rows(&self) -> FewRows {
         FewRows {
             x: self.places.x.address,
+            kind: match self.shape.exact {
+                true => Rows::Any,
+                false => Rows::Bf16,
+            },
             groups: self.places.groups,
             most_groups: self.places.most_groups,
         }

@@ -53,9 +53,10 @@ pub mod trace;
 
 use crate::backend::{KernelError, Result};
 use crate::cuda::Gpu;
+use crate::ops::experts::cuda::Rows;
 use crate::ops::experts::many::SortParams;
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
-use crate::ops::route::cuda::{Groups, RouteParams};
+use crate::ops::route::cuda::{Groups, PackBeside, RouteParams};
 
 /// Most ranks of an epoch, and most ranks that hold the same expert.
 pub const MAX_RANKS: usize = 64;
@@ -99,6 +100,8 @@ pub(crate) struct Tokens {
     pub(crate) ids: u64,
     /// F32 `[count, top_k]`.
     pub(crate) weights: u64,
+    /// What [`Exchange::pack`] asked for has been written.
+    pub(crate) packed: bool,
 }
 
 /// What a step is, before its exchanges.
@@ -127,6 +130,8 @@ pub(crate) struct Choice {
 pub(crate) struct FewRows {
     /// F32 `[ranks * few_tokens, hidden]`; `groups.row_token` points into it, `groups.row_slot` is row * top_k + slot.
     pub(crate) x: u64,
+    /// What travelled.
+    pub(crate) kind: Rows,
     pub(crate) groups: Groups,
     /// Most groups that there can be.
     pub(crate) most_groups: usize,
@@ -270,6 +275,12 @@ pub(crate) trait Exchange: Send {
     fn queued(&self, gpu: &Gpu) -> Result<()> {
         let _ = gpu;
         Ok(())
+    }
+
+    /// What the choice of experts is to write beside its own work, for `dispatch_few` to find; nothing of most exchanges.
+    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
+        let _ = (tokens, normed);
+        Ok(None)
     }
 
     /// Whether `choose_and_dispatch` is there.

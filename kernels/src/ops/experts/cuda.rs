@@ -7,6 +7,8 @@ use crate::ops::rmsnorm::cuda::NormInput;
 use crate::ops::route::cuda::{GROUP_ROWS, Group, Groups, RouteParams};
 
 const THREADS: u32 = 512;
+/// Shared memory of the kernels of groups that is not dynamic, at most.
+const FIXED_BYTES: usize = 1024;
 /// Slots of half a token's experts in `down_sum`.
 pub(crate) const HALF_SLOTS: usize = 4;
 
@@ -38,6 +40,7 @@ pub(crate) struct ExpertParams {
     pub(crate) residual: u64,
     pub(crate) halves: u64,
     pub(crate) most: i32,
+    pub(crate) ahead: i32,
 }
 
 fn launch(gpu: &Gpu, shared: usize) -> Launch {
@@ -49,29 +52,58 @@ fn launch(gpu: &Gpu, shared: usize) -> Launch {
     }
 }
 
+/// What the rows of groups are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// F32 values.
+    Any,
+    /// F32 words that hold BF16 values: weights of 8 or 16 bits then meet eight rows at a time instead of four.
+    Bf16,
+}
+
 /// silu(gate) * up for the groups that the device has listed; `groups`: most of them.
-pub(crate) fn gate_up_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let images = GROUP_ROWS * format.image_bytes(params.experts.hidden_padded as usize);
-    let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
-    let params = ExpertParams {
-        most: groups as i32,
-        ..*params
+pub(crate) fn gate_up_groups(
+    gpu: &Gpu,
+    format: Format,
+    groups: usize,
+    rows: Rows,
+    params: &ExpertParams,
+) -> Result<()> {
+    let padded = params.experts.hidden_padded as usize;
+    let (name, image, ahead) = match (rows, format) {
+        (Rows::Bf16, Format::Fp8 | Format::Bf16) => ("rows", padded * 2, true),
+        _ => ("groups", format.image_bytes(padded), false),
     };
-    gpu.launch(
-        &format!("gate_up_{}_groups", format.name()),
-        launch(gpu, shared),
-        &params,
-    )
+    let name = format!("gate_up_{}_{name}", format.name());
+    launch_groups(gpu, &name, format, (image, ahead), groups, params)
 }
 
 pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let images = GROUP_ROWS * format.image_bytes(params.experts.inter_padded as usize);
-    let shared = format.ring_bytes() + images + partial_bytes(2) + groups * size_of::<Group>();
-    gpu.launch(
-        &format!("down_{}_groups", format.name()),
-        launch(gpu, shared),
-        params,
-    )
+    let image = format.image_bytes(params.experts.inter_padded as usize);
+    let name = format!("down_{}_groups", format.name());
+    launch_groups(gpu, &name, format, (image, true), groups, params)
+}
+
+/// `image`: bytes of a row's; `ahead`: the kernel can load the images of the next group while it multiplies those of one.
+fn launch_groups(
+    gpu: &Gpu,
+    name: &str,
+    format: Format,
+    (image, ahead): (usize, bool),
+    groups: usize,
+    params: &ExpertParams,
+) -> Result<()> {
+    let images = GROUP_ROWS * image;
+    let rest = format.ring_bytes() + partial_bytes(2) + groups * size_of::<Group>();
+    let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
+    let ahead = ahead && rest + 2 * images <= room;
+    let params = ExpertParams {
+        most: groups as i32,
+        ahead: ahead.into(),
+        ..*params
+    };
+    let shared = rest + if ahead { 2 * images } else { images };
+    gpu.launch(name, launch(gpu, shared), &params)
 }
 
 /// Up to four tokens: norm, choice and first products in one kernel.

@@ -23,15 +23,16 @@ template <int F> struct DownRuns {
     }
 };
 
-template <int F, int NT, class Queue>
+template <int F, int NT, class Queue, class Meanwhile>
 DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, int r, uint32_t x, uint32_t tails,
-                      uint32_t token_bytes, int first, int count, float *partial) {
+                      uint32_t token_bytes, int first, int count, float *partial, const Meanwhile &meanwhile) {
     constexpr int HELD = 4 * NT;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const bool mine = (c * (DOWN_ROWS / TILE_ROWS) + r) * TILE_ROWS < p.experts.hidden;
     float acc[NT][4];
     multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
     store_partials<NT>(partial, warp, lane, acc);
+    meanwhile();
     __syncthreads();
 #pragma unroll 1
     for (int e = threadIdx.x; e < group.rows * DOWN_ROWS; e += GEMV_THREADS) {
@@ -41,6 +42,9 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
                 sum_partials(partial, HELD, row / TILE_ROWS, RUNS, i, row % TILE_ROWS);
     }
 }
+
+// Blocks of 128 values of a group's rows that a warp holds on their way: of eight rows of 1,536 values all.
+constexpr int ROWS_AHEAD = 6;
 
 template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
@@ -53,7 +57,7 @@ template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     const uint32_t bytes = image_bytes<BYTES>(padded);
     constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
     uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
-    float *partial = reinterpret_cast<float *>(image + 4 * NT_MAX * bytes);
+    float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
     Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
     // the last one's tail still runs.
@@ -73,21 +77,35 @@ template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     wait_for_inputs();
     allow_next_kernel();
 
-    const uint32_t x = shared_address(image), tails = x + padded * 2;
-    int loaded = -1, buffer = 0;
+    int loaded = -1, buffer = 0, place = 0;
 #pragma unroll 1
     for (int unit = begin; unit < end; unit++) {
         const Group group = listed[g];
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
+        const auto row_of = [&](int of) {
+            return [from = p.x + static_cast<size_t>(listed[of].first) * padded, padded](int i) { return from + static_cast<size_t>(i) * padded; };
+        };
         if (g != loaded) {
-            const float *from = p.x + static_cast<size_t>(group.first) * padded;
-            fill_images<BYTES>([&](int i) { return from + static_cast<size_t>(i) * padded; }, group.rows, padded, 0, padded, image, bytes);
+            fill_images<BYTES>(row_of(g), group.rows, padded, 0, padded, image + place * GROUP_ROWS * bytes, bytes);
             loaded = g;
         }
+        // The next group's rows come while this one's last unit is multiplied.
+        RowsAhead<ROWS_AHEAD> ahead;
+        const bool turns = p.ahead && c + 1 == units_per_group && unit + 1 < end && ahead.fits(listed[g + 1].rows, padded);
+        if (turns) ahead.load(row_of(g + 1), listed[g + 1].rows, padded, padded);
+        const auto store = [&] {
+            if (!turns) return;
+            uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
+            ahead.store(listed[g + 1].rows, padded, [&](int i, int block, const float4 &v) {
+                image_store_block<BYTES>(next + i * bytes, padded, block, v, lane);
+            });
+        };
+        const uint32_t x = shared_address(image) + place * GROUP_ROWS * bytes, tails = x + padded * 2;
         if (group.rows <= 4)
-            down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit);
+            down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
         else
-            down_unit<F, NT_MAX>(p, queue, group, c, r, x, tails, bytes, first, run, sums_of_unit);
+            down_unit<F, NT_MAX>(p, queue, group, c, r, x, tails, bytes, first, run, sums_of_unit, store);
+        if (turns) place ^= 1, loaded = g + 1;
         buffer ^= 1;
         if (++c == units_per_group) c = 0, g++;
     }

@@ -29,4 +29,5 @@ struct ExpertParams {
     const float *residual;
     float *halves;  // [2][tokens, hidden]
     int most;       // groups: those that there is room for
+    int ahead;      // groups: there is room for the images of two
 };

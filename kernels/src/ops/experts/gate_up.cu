@@ -21,15 +21,22 @@ template <int F> struct GateUpRuns {
     }
 };
 
-// Multiplies one unit and writes its activations.
-template <int F, int NT, class Queue>
+// Multiplies one unit, does `meanwhile`, and writes its activations; of up to 4 * NT rows, or, ROWS, of eight whose values are BF16.
+template <int F, int NT, bool ROWS, class Queue, class Meanwhile>
 DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, uint32_t x, uint32_t tails,
-                         uint32_t token_bytes, int first, int count, float *partial) {
-    constexpr int HELD = 4 * NT;
+                         uint32_t token_bytes, int first, int count, float *partial, const Meanwhile &meanwhile) {
+    constexpr int HELD = ROWS ? 8 : 4 * NT;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
-    float acc[NT][4];
-    multiply_run<F, NT>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
-    store_partials<NT>(partial, warp, lane, acc);
+    if constexpr (ROWS) {
+        float acc[4];
+        multiply_rows_run<F>(queue, x, token_bytes, first, count, lane, acc);
+        store_row_partials(partial, warp, lane, acc);
+    } else {
+        float acc[NT][4];
+        multiply_run<F, NT>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
+        store_partials<NT>(partial, warp, lane, acc);
+    }
+    meanwhile();
     __syncthreads();
     if (warp < group.rows) {
         const int tile = lane / TILE_ROWS, row = lane % TILE_ROWS;
@@ -40,22 +47,34 @@ DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group
     }
 }
 
-// TOKENS: 1, 2 or 4 with norm and choice here; 8: rows of groups.
-template <int F, int TOKENS, int DEPTH> DEVICE void gate_up(const ExpertParams &p) {
+// Blocks of 128 values of a group's rows that a warp holds on their way: of eight rows of 3,072 values all.
+constexpr int ROWS_AHEAD = 12;
+
+// Which rows the groups are of, for the first few groups of a block.
+constexpr int ROWS_LISTED = 16;
+using RowLists = uint32_t[ROWS_LISTED][GROUP_ROWS];
+
+DEVICE const uint32_t *listed_rows(const ExpertParams &p, const Group *groups, const RowLists &rows, int first, int group) {
+    return group - first < ROWS_LISTED ? rows[group - first] : p.groups.row_token + groups[group].first;
+}
+
+// TOKENS: 1, 2 or 4 with norm and choice here; 8: rows of groups. ROWS: all their values are BF16, as after an exchange of such rows.
+template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     constexpr bool INLINE = TOKENS <= INLINE_TOKENS, BYTES = INT4<F>;
     constexpr int NT_MAX = INLINE ? 1 : 2;
     __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
     __shared__ float scratch[GEMV_WARPS];
     __shared__ Group groups[INLINE ? INLINE_TOKENS * MAX_TOP_K : 1];
+    __shared__ RowLists rows;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.hidden_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
-    const uint32_t bytes = image_bytes<BYTES>(padded);
+    const uint32_t bytes = ROWS ? row_image_bytes(padded) : image_bytes<BYTES>(padded);
 
     constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
     uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
-    float *partial = reinterpret_cast<float *>(image + TOKENS * bytes);
+    float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
     Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
 
     int count;
@@ -97,28 +116,53 @@ template <int F, int TOKENS, int DEPTH> DEVICE void gate_up(const ExpertParams &
     GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
     StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
+    const int g0 = g;
+    if constexpr (!INLINE) {
+        const int of = threadIdx.x / GROUP_ROWS, row = threadIdx.x % GROUP_ROWS;
+        if (of < ROWS_LISTED && g0 + of < count && row < listed[g0 + of].rows) rows[of][row] = __ldcg(p.groups.row_token + listed[g0 + of].first + row);
+        __syncthreads();
+    }
     if constexpr (INLINE) norm.store(p.input, p.route.tokens, 0, padded, image, bytes, scratch);
 
     const uint32_t x = shared_address(image), tails = padded * 2;
-    int loaded = -1, buffer = 0;
+    int loaded = -1, buffer = 0, place = 0;
 #pragma unroll 1
     for (int unit = begin; unit < end; unit++) {
         const Group group = listed[g];
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
         if constexpr (INLINE) {
             const uint32_t mine = x + group.token * bytes;  // the token's image serves every column
-            gate_up_unit<F, 1>(p, queue, group, c, mine, mine + tails, 0, first, run, sums_of_unit);
+            gate_up_unit<F, 1, false>(p, queue, group, c, mine, mine + tails, 0, first, run, sums_of_unit, [] {});
         } else {
+            const auto row_of = [&](int of) {
+                return [&p, tokens = listed_rows(p, listed, rows, g0, of)](int i) { return p.x + static_cast<size_t>(tokens[i]) * p.experts.hidden; };
+            };
             if (g != loaded) {  // every warp is past the barrier of the unit before: nobody reads the old images
-                const uint32_t *tokens = p.groups.row_token + group.first;
-                fill_images<BYTES>([&](int i) { return p.x + static_cast<size_t>(tokens[i]) * p.experts.hidden; }, group.rows,
-                                   p.experts.hidden, 0, padded, image, bytes);
+                if constexpr (ROWS)
+                    fill_row_images(row_of(g), group.rows, p.experts.hidden, padded, image + place * GROUP_ROWS * bytes);
+                else
+                    fill_images<BYTES>(row_of(g), group.rows, p.experts.hidden, 0, padded, image, bytes);
                 loaded = g;
             }
-            if (group.rows <= 4)
-                gate_up_unit<F, 1>(p, queue, group, c, x, x + tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit);
-            else
-                gate_up_unit<F, NT_MAX>(p, queue, group, c, x, x + tails, bytes, first, run, sums_of_unit);
+            if constexpr (ROWS) {
+                // The next group's rows come while this one's last unit is multiplied.
+                RowsAhead<ROWS_AHEAD> ahead;
+                const bool turns = p.ahead && c + 1 == units_per_group && unit + 1 < end && ahead.fits(listed[g + 1].rows, padded);
+                if (turns) ahead.load(row_of(g + 1), listed[g + 1].rows, p.experts.hidden, padded);
+                const auto store = [&] {
+                    if (!turns) return;
+                    uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
+                    ahead.store(listed[g + 1].rows, padded, [&](int r, int block, const float4 &v) {
+                        row_image_store_block(next + r * bytes, r, block, v, lane);
+                    });
+                };
+                gate_up_unit<F, 1, true>(p, queue, group, c, x + place * GROUP_ROWS * bytes, 0, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
+                if (turns) place ^= 1, loaded = g + 1;
+            } else if (group.rows <= 4) {
+                gate_up_unit<F, 1, false>(p, queue, group, c, x, x + tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, [] {});
+            } else {
+                gate_up_unit<F, NT_MAX, false>(p, queue, group, c, x, x + tails, bytes, first, run, sums_of_unit, [] {});
+            }
         }
         buffer ^= 1;
         if (++c == units_per_group) c = 0, g++;
@@ -135,7 +179,13 @@ template <int F, int TOKENS, int DEPTH> DEVICE void gate_up(const ExpertParams &
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
         gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, DEPTH>(p); }
 
+#define GATE_UP_ROWS(NAME, FORMAT, DEPTH)                                                                              \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
+        gate_up_##NAME##_rows(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, DEPTH, true>(p); }
+
 GATE_UP(int4_g128, INT4_G128, 2)
 GATE_UP(int4_g32, INT4_G32, 2)
 GATE_UP(fp8, FP8, 2)
 GATE_UP(bf16, BF16, 2)
+GATE_UP_ROWS(fp8, FP8, 2)
+GATE_UP_ROWS(bf16, BF16, 2)

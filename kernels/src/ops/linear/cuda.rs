@@ -8,6 +8,11 @@ use crate::ops::rmsnorm::cuda::NormInput;
 
 const THREADS: u32 = 512;
 const SEGMENTS: usize = 3;
+/// Slots of a warp's ring that `linear.cu` has barriers for.
+const MOST_DEPTH: usize = 4;
+/// What a block may have of a multiprocessor's shared memory so that one of attention's still fits beside it: the deeper the rings,
+/// the more of the weights is there before the inputs are.
+const ROOM_BESIDE_NEXT: usize = 140 * 1024;
 /// Tokens whose norm a block computes itself, and how wide they may be.
 pub(crate) const INLINE_TOKENS: usize = 4;
 pub(crate) const INLINE_WIDTH: usize = 3072;
@@ -64,6 +69,7 @@ struct LinearParams {
     tiles: i32,
     tiles_log2: i32,
     parts: i32,
+    depth: i32,
 }
 
 /// Rows of one unit when sums of squares are asked for: a warp's worth.
@@ -87,16 +93,20 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     let width: usize = call.weights.iter().map(|weight| weight.rows).sum();
     let slice = (first.padded() / 128).div_ceil(call.parts) * 128;
     // Tokens of one pass, as the kernels are compiled for.
-    let shared = |held: usize| {
+    let rest = |held: usize| {
         let images = if held == 1 { 1 } else { held.max(4) };
-        format.ring_bytes() + images * format.image_bytes(slice) + partial_bytes(held.div_ceil(4))
+        images * format.image_bytes(slice) + partial_bytes(held.div_ceil(4))
     };
+    let shared = |held: usize| format.ring_bytes() + rest(held);
     let limit = gpu.device.shared_bytes as usize - 1024;
     let held = match call.tokens.next_power_of_two() {
         few @ (1 | 2 | 4) => few,
         _ if shared(8) > limit => 4,
         _ => 8,
     };
+    let slot = format.ring_bytes() / format.depth();
+    let room = ROOM_BESIDE_NEXT.saturating_sub(rest(held));
+    let depth = (room / slot).clamp(format.depth(), MOST_DEPTH);
     let stages = format.stages(slice);
     let blocks = gpu.blocks() as usize / call.parts * call.parts;
     let per_part = blocks / call.parts;
@@ -132,6 +142,7 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
         tiles: tiles as i32,
         tiles_log2: tiles_per_unit.ilog2() as i32,
         parts: call.parts as i32,
+        depth: depth as i32,
     };
     let launch = Launch {
         grid: (
@@ -139,7 +150,7 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
             call.tokens.div_ceil(held) as u32,
         ),
         threads: THREADS,
-        shared: shared(held) as u32,
+        shared: (depth * slot + rest(held)) as u32,
         overlap: true,
     };
     gpu.launch(&format!("linear_{}_{held}", format.name()), launch, &params)

@@ -7,7 +7,7 @@
 // Bytes: the weight's stream; floor = bytes / bandwidth.
 #include "../../cuda/gemv.cuh"
 
-constexpr int LINEAR_SEGMENTS = 3, HEADS_HELD = 8;
+constexpr int LINEAR_SEGMENTS = 3, HEADS_HELD = 8, MOST_DEPTH = 4;
 
 // Attention's result as unfinished splits: the weighted sum over a token's splits is the input.
 struct SplitInput {
@@ -27,6 +27,7 @@ struct LinearParams {
     float *squares;                    // [tokens][units]: sums of squares of each unit's outputs, or null
     int tokens, inputs, width;
     int tiles, tiles_log2, parts;  // tiles a unit: 1, 2 or 4
+    int depth;                     // slots of a warp's ring, at most MOST_DEPTH
 };
 
 // The tile's segment and the tile within it.
@@ -127,11 +128,11 @@ DEVICE void fill_from_splits(const SplitInput &in, const SplitPlan &plan, int to
     __syncthreads();
 }
 
-template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p) {
+template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     constexpr int NT = TOKENS > 4 ? 2 : 1, HELD = 4 * NT;
     constexpr bool BYTES = INT4<F>;
-    __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
+    __shared__ uint64_t ring_barriers[GEMV_WARPS * MOST_DEPTH];
     __shared__ float scratch[GEMV_WARPS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int splits = GEMV_WARPS >> p.tiles_log2, r = warp >> (4 - p.tiles_log2), s = warp & (splits - 1);
@@ -144,15 +145,15 @@ template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p
     int first, count;
     split_stages((end - begin) / Layout<F>::K, splits, s, first, count);
 
-    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
-    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    const int slots = p.depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     const uint32_t slice = image_bytes<BYTES>(end - begin);
     constexpr int IMAGES = TOKENS == 1 ? 1 : HELD;  // a lone token's image serves every column
     float *partial = reinterpret_cast<float *>(image + IMAGES * slice);
 
     LinearRuns<F> runs{&p, static_cast<int>(blockIdx.x) / p.parts, static_cast<int>(gridDim.x) / p.parts, units, r,
                        begin / Layout<F>::K + first, count};
-    StageQueue<F, DEPTH, LinearRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
+    StageQueue<F, MOST_DEPTH, LinearRuns<F>> queue(runs, ring, ring_barriers + warp * MOST_DEPTH, lane, p.depth);
     queue.fill();
     bool done = false;
     if constexpr (TOKENS <= INLINE_TOKENS) {
@@ -218,19 +219,19 @@ template <int F, int TOKENS, int DEPTH> DEVICE void linear(const LinearParams &p
 }
 
 // Up to four tokens fit twice on a multiprocessor, so the next kernel's weights are on their way before this one ends.
-#define LINEAR(NAME, FORMAT, DEPTH)                                                                                    \
+#define LINEAR(NAME, FORMAT)                                                                                           \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
-        linear_##NAME##_1(const __grid_constant__ LinearParams p) { linear<FORMAT, 1, DEPTH>(p); }                     \
+        linear_##NAME##_1(const __grid_constant__ LinearParams p) { linear<FORMAT, 1>(p); }                            \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
-        linear_##NAME##_2(const __grid_constant__ LinearParams p) { linear<FORMAT, 2, DEPTH>(p); }                     \
+        linear_##NAME##_2(const __grid_constant__ LinearParams p) { linear<FORMAT, 2>(p); }                            \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
-        linear_##NAME##_4(const __grid_constant__ LinearParams p) { linear<FORMAT, 4, DEPTH>(p); }                     \
+        linear_##NAME##_4(const __grid_constant__ LinearParams p) { linear<FORMAT, 4>(p); }                            \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        linear_##NAME##_8(const __grid_constant__ LinearParams p) { linear<FORMAT, 8, DEPTH>(p); }
+        linear_##NAME##_8(const __grid_constant__ LinearParams p) { linear<FORMAT, 8>(p); }
 
-LINEAR(int4_g128, INT4_G128, 2)
-LINEAR(int4_g32, INT4_G32, 2)
-LINEAR(fp8, FP8, 2)
-LINEAR(bf16, BF16, 2)
-LINEAR(f16, F16, 2)
-LINEAR(f32, F32, 1)
+LINEAR(int4_g128, INT4_G128)
+LINEAR(int4_g32, INT4_G32)
+LINEAR(fp8, FP8)
+LINEAR(bf16, BF16)
+LINEAR(f16, F16)
+LINEAR(f32, F32)

@@ -8,7 +8,7 @@ use crate::cuda::forward::{Layer, cache};
 use crate::cuda::plane::plane_blocks;
 use crate::cuda::step::FEW_TOKENS;
 use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
-use crate::ops::experts::cuda::{self as experts, ExpertParams};
+use crate::ops::experts::cuda::{self as experts, ExpertParams, Rows};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_rows};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens, max_groups};
@@ -99,8 +99,12 @@ impl Piece<'_> {
             let rows = exchange.choose_and_dispatch(gpu, &self.exchanged(index), &choice)?;
             self.received_experts(layer, &rows)?;
         } else if let Some(exchange) = exchange {
-            route::route(gpu, &params)?;
-            let rows = exchange.dispatch_few(gpu, &self.exchanged(index), places.normed)?;
+            let mut own = self.exchanged(index);
+            let pack = exchange.pack(&own, places.normed)?;
+            own.packed = pack.is_some();
+            let pack = pack.unwrap_or_default();
+            route::route(gpu, &RouteTokens { pack, ..params })?;
+            let rows = exchange.dispatch_few(gpu, &own, places.normed)?;
             self.received_experts(layer, &rows)?;
         } else {
             route::route_groups(gpu, &params)?;
@@ -112,7 +116,8 @@ impl Piece<'_> {
                 y: places.expert_out,
                 ..ExpertParams::default()
             };
-            self.expert_groups(layer, max_groups(tokens * sizes.top_k, sizes.experts), &params)?;
+            let most = max_groups(tokens * sizes.top_k, sizes.experts);
+            self.expert_groups(layer, (most, Rows::Any), &params)?;
         }
 
         let stream = Stream {
@@ -156,6 +161,7 @@ impl Piece<'_> {
             count: self.tokens,
             ids: places.ids,
             weights: places.weights,
+            packed: false,
         }
     }
 
@@ -170,11 +176,11 @@ impl Piece<'_> {
             y: places.expert_out,
             ..ExpertParams::default()
         };
-        self.expert_groups(layer, rows.most_groups, &params)
+        self.expert_groups(layer, (rows.most_groups, rows.kind), &params)
     }
 
-    fn expert_groups(&self, layer: &Layer, most: usize, params: &ExpertParams) -> Result<()> {
-        experts::gate_up_groups(self.gpu, layer.format, most, params)?;
+    fn expert_groups(&self, layer: &Layer, (most, rows): (usize, Rows), params: &ExpertParams) -> Result<()> {
+        experts::gate_up_groups(self.gpu, layer.format, most, rows, params)?;
         let down = ExpertParams {
             x: params.acted,
             ..*params
