@@ -32,6 +32,8 @@ use crate::layers::LayerError;
 const BLOCKING_TIMEOUT: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
+    // SAFETY: no other thread has been started yet.
+    unsafe { conclave_worker::transport::nccl::set_environment() };
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();

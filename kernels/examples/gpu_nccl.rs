@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use conclave_kernels::cuda::exchange::nccl::measure::Bench;
-use conclave_kernels::cuda::exchange::nccl::{ID_BYTES, Nccl, UniqueId};
+use conclave_kernels::cuda::exchange::nccl::{ID_BYTES, Nccl, UniqueId, set_environment};
 
 /// How long a survivor lets its graph wait for the killed one.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -31,6 +31,8 @@ struct Arguments {
 
 fn main() {
     let arguments = arguments();
+    // SAFETY: no other thread has been started yet.
+    unsafe { set_environment() };
     match arguments.role.as_str() {
         "time" => time(&arguments, false),
         "time-blocking" => time(&arguments, true),

@@ -269,6 +269,18 @@ pub trait Backend: Send + fmt::Debug {
         3 * format.stored_bytes(intermediate, hidden)
     }
 
+    /// Bytes that `set_forward` takes here beside weights and workspace, for a model all of whose experts are here.
+    /// `formats`: of the attention's weights, the gate and the experts.
+    fn forward_bytes(
+        &self,
+        spec: &conclave_plan::model::ModelSpec,
+        formats: [WeightFormat; 3],
+        kv: KvDtype,
+    ) -> u64 {
+        let _ = (spec, formats, kv);
+        0
+    }
+
     /// A random weight made on the device, a function of the seed and the shape. `None`: this backend takes host
     /// weights only.
     fn make_linear(

@@ -1,8 +1,8 @@
 """End to end on a machine with a GPU: python3 tests/gpu/e2e.py BINARY [--root DIR] [--only PART,...]
 
 Serves the bundled model on the GPU and compares every recorded answer token for token, on one worker and on two: over ipc, on
-one GPU under MPS or on two, and over nccl where there are two; verifies every reference checkpoint; turns FP8 activations on and
-off; runs out of KV pages; kills a worker of two in mid-answer; injects a faulty kernel and a NaN; starts a model that does not fit.
+one GPU under MPS or on two, and over nccl where there are two; verifies every reference checkpoint; compares log-probabilities,
+penalties and constrained answers with the CPU's; turns FP8 activations on and off; runs out of KV pages; kills a worker of two in mid-answer; injects a faulty kernel and a NaN; starts a model that does not fit.
 Needs only Python's standard library. Prints one line a check, ends with status 1 if one fails.
 """
 import argparse
@@ -23,7 +23,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("--root", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 parser.add_argument("--device", default="cuda")
-parser.add_argument("--only", default="verify,serve_checks,fp8_activations,preemption,cluster,faults,out_of_memory")
+parser.add_argument("--only", default="verify,serve_checks,sampling,fp8_activations,preemption,cluster,faults,out_of_memory")
 arguments = parser.parse_args()
 failures = 0
 
@@ -172,6 +172,82 @@ def serve_checks():
         answers(server, name)
         together(server, name)
         ended(server, name)
+
+
+def sampling():
+    """What a request may ask of its tokens: as the CPU says it, alone and beside others that ask for other things."""
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}, "count": {"type": "integer"},
+                                               "kind": {"enum": ["a", "b"]}}, "required": ["name", "count", "kind"]}
+    constrained = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}}
+    chats = cases(("chat",))[:4]
+    kinds = [("log-probabilities", {"logprobs": True, "top_logprobs": 20}), ("a penalty on frequency", {"frequency_penalty": 0.7}),
+             ("a penalty on repetition", {"repetition_penalty": 1.3, "presence_penalty": 0.2}), ("no log-probabilities", {}),
+             ("biases", {"logit_bias": {str(token): -100 for token in range(100, 400)}, "logprobs": True, "top_logprobs": 5}),
+             ("a schema", constrained), ("a schema, drawn", constrained | {"temperature": 1, "seed": 5, "top_p": 0.9})]
+    bodies = [(name, body_of(case) | {"max_tokens": 48, "return_tokens_as_token_ids": True} | more)
+              for case in chats for name, more in kinds]
+
+    def all_at_once(server):
+        found = [None] * len(bodies)
+
+        def one(index):
+            found[index] = server.ask(bodies[index][1])["choices"][0]
+
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    found = {}
+    for device in ("cpu", arguments.device):
+        server = Server("--workers=1", f"--device={device}")
+        began = time.time()
+        found[device] = all_at_once(server)
+        print(f"      {len(bodies)} requests at once on {device}: {time.time() - began:.2f} s")
+        if device == arguments.device:
+            alone = [server.ask(body)["choices"][0] for _, body in bodies]
+        ended(server, f"sampling on {device}")
+    ours, cpu = found[arguments.device], found["cpu"]
+    for name, _ in kinds:
+        mine = [index for index, (other, _) in enumerate(bodies) if other == name]
+        same = [ours[index]["token_ids"] == cpu[index]["token_ids"] for index in mine]
+        as_alone = sum(ours[index]["token_ids"] == alone[index]["token_ids"] for index in mine)
+        apart, most, wrong = [], 0.0, []
+        for index in mine:
+            said = [(choice["logprobs"] or {}).get("content") or [] for choice in (ours[index], cpu[index])]
+            for own, other in zip(*said):
+                if own["token"] != other["token"]:
+                    break
+                theirs = {entry["token"]: entry["logprob"] for entry in other["top_logprobs"]}
+                apart.append(abs(own["logprob"] - other["logprob"]))
+                values = [entry["logprob"] for entry in own["top_logprobs"]]
+                listed = {entry["token"]: entry["logprob"] for entry in own["top_logprobs"]}
+                if values != sorted(values, reverse=True) or listed.get(own["token"], own["logprob"]) != own["logprob"]:
+                    wrong.append(own)
+                most = max([most, *(abs(value - theirs[token]) for token, value in listed.items() if token in theirs)])
+        detail = f"{sum(same)} of {len(mine)} as the CPU's, {as_alone} as alone"
+        if apart:
+            detail += f"; log-probabilities of {len(apart)} tokens {sum(apart) / len(apart):.1e} from the CPU's in the mean, {most:.1e} at most"
+        # A close choice may turn by rounding, which differs between the devices and between batches.
+        good = sum(same) >= len(mine) - 1 and as_alone >= len(mine) - 1 and not wrong and sum(apart) <= TIE * len(apart)
+        if "schema" in name:
+            good = all(fits(ours[index]) for index in mine)
+            detail += f"; the first: {ours[mine[0]]['message']['content'][:60]!r}"
+        check(f"sampling with {name}", good, detail + (f"; {wrong[0]}" if wrong else ""))
+    plain, told = ([ours[index]["token_ids"] for index, (other, _) in enumerate(bodies) if other == name]
+                   for name in ("no log-probabilities", "log-probabilities"))
+    check("log-probabilities change no token", sum(a == b for a, b in zip(plain, told)) >= len(plain) - 1)
+
+
+def fits(choice):
+    """Whether a constrained answer is whole and what its schema says, or was cut off by its length."""
+    if choice["finish_reason"] == "length":
+        return choice["message"]["content"].lstrip().startswith("{")
+    value = json.loads(choice["message"]["content"])
+    return (set(value) >= {"name", "count", "kind"} and isinstance(value["name"], str) and isinstance(value["count"], int)
+            and value["kind"] in ("a", "b"))
 
 
 def gpus():
@@ -402,7 +478,7 @@ def verify():
             check(name, run.returncode == 0, "; ".join(kept) + (run.stderr[-300:] if run.returncode else ""))
 
 
-for part in (verify, serve_checks, fp8_activations, preemption, cluster, faults, out_of_memory):
+for part in (verify, serve_checks, sampling, fp8_activations, preemption, cluster, faults, out_of_memory):
     if part.__name__ not in arguments.only.split(","):
         continue
     began = time.time()

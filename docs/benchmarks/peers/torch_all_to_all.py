@@ -4,6 +4,11 @@ One process a GPU. Times a pair of all_to_all_single, there and back, of BF16 ro
 eager, and the copy bandwidth between two GPUs. `--tokens` are tokens a rank; each token sends one row to every rank (what a
 token with eight experts does on few ranks), so a rank sends tokens x ranks rows there and gets as many back, its own included.
 
+The pair alone moves rows that lie ready. The column "with its work" is a layer's exchange as one would write it with torch, in a
+graph: rows gathered in the order of their destinations, the pair, before the way back each row's eight / ranks results of
+experts summed by weight, and what came back added to the F32 hidden state. Which token goes where is known beforehand, no
+weights and expert numbers travel, and rows that come are not grouped by expert: all that `gpu_exchange bench` times as well.
+
     python3 torch_all_to_all.py [--gpus N] [--tokens 1,8,32,128,512,4096] [--hidden 3072]
 """
 
@@ -17,6 +22,7 @@ import torch.multiprocessing as mp
 
 GRAPH_PAIRS = 20
 REPEATS = 30
+TOP_K = 8
 
 
 def timed(run, calls):
@@ -67,6 +73,39 @@ def pair_times(tokens, hidden, ranks, device):
     return recorded, eager
 
 
+def worked_times(tokens, hidden, ranks, device):
+    """A pair with what a layer does on either side of it."""
+    rows, slots = ranks * tokens, max(1, TOP_K // ranks)
+    x = torch.randn(tokens, hidden, device=device).bfloat16()
+    order = torch.arange(tokens, device=device).repeat(ranks)
+    there, back = (torch.empty(rows, hidden, device=device, dtype=torch.bfloat16) for _ in range(2))
+    weights = torch.full((rows, 1, slots), 1 / slots / ranks, device=device, dtype=torch.bfloat16)
+    results = torch.zeros(rows, slots, hidden, device=device, dtype=torch.bfloat16)
+    state = torch.zeros(tokens, hidden, device=device)
+
+    def layer():
+        dist.all_to_all_single(there, x.index_select(0, order))
+        dist.all_to_all_single(back, torch.bmm(weights, results).view(rows, hidden))
+        state.add_(back.view(ranks, tokens, hidden).sum(0, dtype=torch.float32))
+
+    for _ in range(3):
+        layer()
+    results.copy_(there[:, None, :].expand_as(results))
+    state.zero_()
+    layer()
+    torch.cuda.synchronize()
+    error = (state - x).norm() / x.norm()
+    assert error < 1e-2, f"experts that do nothing give another state: {error}"
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(GRAPH_PAIRS):
+            layer()
+    graph.replay()
+    recorded = slowest(timed(graph.replay, GRAPH_PAIRS), device)
+    del graph
+    return recorded
+
+
 def peer_copy(bytes_, both):
     """GB/s of copies from GPU 0 to GPU 1, or both ways at once (the sum)."""
     a, b = (torch.empty(bytes_, dtype=torch.uint8, device=f"cuda:{i}") for i in range(2))
@@ -99,13 +138,14 @@ def rank_main(rank, ranks, args):
     dist.init_process_group("nccl", rank=rank, world_size=ranks, device_id=device)
     if rank == 0:
         print(f"torch {torch.__version__}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}, {ranks} x {torch.cuda.get_device_name()}")
-        print("tokens a rank | bytes to each rank | pair in a graph us | GB/s | pair eager us")
+        print("tokens a rank | bytes to each rank | pair in a graph us | GB/s | pair eager us | with its work, in a graph us")
     for tokens in args.tokens:
         recorded, eager = pair_times(tokens, args.hidden, ranks, device)
+        worked = worked_times(tokens, args.hidden, ranks, device)
         if rank == 0:
             wire = tokens * args.hidden * 2
             rate = 2 * wire * (ranks - 1) / recorded / 1000
-            print(f"{tokens:>13} | {wire:>18} | {recorded:>18.1f} | {rate:>4.0f} | {eager:>13.1f}", flush=True)
+            print(f"{tokens:>13} | {wire:>18} | {recorded:>18.1f} | {rate:>4.0f} | {eager:>13.1f} | {worked:>28.1f}", flush=True)
     dist.destroy_process_group()
 
 

@@ -2,10 +2,11 @@
 //!
 //! `gpu_bench [--format int4|ct|fp8|bf16] [--layers 62] [--kv bf16|e4m3] [--decode BATCH:CONTEXT,..] [--prefill TOKENS,..]
 //!  [--steps 64] [--profile BATCH:CONTEXT] [--profile-prefill TOKENS] [--zipf 1.0] [--deterministic on|off] [--one on|off]
-//!  [--fp8-activations on|off] [--trace CONTEXT,..] [--json FILE]`
+//!  [--fp8-activations on|off] [--trace CONTEXT,..] [--json FILE]`, or `gpu_bench --sample ROWS,..`
 //!
 //! `--one`: a lone token as one kernel, or by six kernels a layer.
 //! `--trace`: where that kernel's blocks spend their cycles.
+//! `--sample`: sampling alone, without a model.
 //!
 //! Floor of a decode step: the bytes that a checkpoint of this format holds of every weight touched, plus keys and
 //! values, over the measured read bandwidth.
@@ -14,6 +15,7 @@
 
 mod model;
 mod run;
+mod sample;
 
 use std::time::Instant;
 
@@ -35,6 +37,7 @@ pub struct Arguments {
     pub one: String,
     pub trace: Vec<usize>,
     pub json: Option<String>,
+    pub sample: Vec<usize>,
 }
 
 fn pairs(text: &str) -> Vec<(usize, usize)> {
@@ -65,6 +68,7 @@ fn arguments() -> Arguments {
         one: "on".into(),
         trace: Vec::new(),
         json: None,
+        sample: Vec::new(),
     };
     let mut list = std::env::args().skip(1);
     while let Some(name) = list.next() {
@@ -89,6 +93,7 @@ fn arguments() -> Arguments {
             "--fp8-activations" => found.fp8_activations = value == "on",
             "--one" => found.one = value,
             "--trace" => found.trace = numbers(&value),
+            "--sample" => found.sample = numbers(&value),
             "--json" => found.json = Some(value),
             other => panic!("unknown argument {other}"),
         }
@@ -99,6 +104,9 @@ fn arguments() -> Arguments {
 fn main() {
     let start = Instant::now();
     let arguments = arguments();
+    if !arguments.sample.is_empty() {
+        return sample::bench(&arguments.sample);
+    }
     let mut setup = Setup::new(&arguments);
     println!("device            {}", setup.describe());
     println!(

@@ -205,8 +205,9 @@ impl Setup {
         b.reserve(&spec).unwrap();
         let free = b.memory().unwrap().0;
         println!("workspace         {:.2} GB", (before - free) as f64 / 1e9);
-        // What is left beside the logits and the driver's own needs.
-        let room = (free as usize).saturating_sub(ROWS * VOCAB * 4 + RESERVE) / page_bytes;
+        // What is left beside the logits, the folded gates and the driver's own needs.
+        let folded = arguments.layers * EXPERTS * q * 4;
+        let room = (free as usize).saturating_sub(ROWS * VOCAB * 4 + folded + RESERVE) / page_bytes;
         if room < pages {
             println!("pages             {pages} wanted, {room} fit: sequences share pages");
         }

@@ -208,7 +208,7 @@ pub fn profile_decode(setup: &mut Setup, batch: usize, context: usize) {
 /// Where the blocks of the one kernel spend a step of one token: microseconds a layer, at the clock that the whole adds up
 /// to.
 pub fn trace(setup: &mut Setup, context: usize) {
-    const OPS: [&str; 6] = ["qkv", "attention", "output", "gate", "gate and up", "down"];
+    const OPS: [&str; 6] = ["qkv", "gate", "attention", "output", "gate and up", "down"];
     if !setup.backend.set_one(true, true).unwrap() {
         return;
     }

@@ -38,7 +38,7 @@ fn main() {
         parts.is_none_or(|parts| parts.split(',').any(|part| name.contains(part)))
     };
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 14] = [
+    let checks: [(&str, Check); 15] = [
         ("loading", ops::loading::check),
         ("head", ops::linear::head),
         ("linear_add", ops::linear::linear_add),
@@ -46,6 +46,7 @@ fn main() {
         ("route", ops::experts::route),
         ("experts", ops::experts::experts),
         ("combine", ops::experts::combine),
+        ("fold", ops::fold::check),
         ("sample", ops::sample::sample),
         ("forward", forward::forward),
         ("fp8_activations", quantised::check),

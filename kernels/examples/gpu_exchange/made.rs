@@ -42,7 +42,10 @@ pub fn make(to: &Path, tiny: &Path) {
     let file = SafeTensors::deserialize(&data).unwrap();
     let random = &mut Random(5);
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (name, tensor) in file.tensors() {
+    // In one order: what is drawn depends on it.
+    let mut all = file.tensors();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, tensor) in all {
         let (mut shape, mut bytes) = (tensor.shape().to_vec(), tensor.data().to_vec());
         if name.contains(".gate.") || name.ends_with("e_score_correction_bias") {
             shape[0] = EXPERTS;

@@ -28,6 +28,8 @@ mod vanish;
 
 use std::process::exit;
 
+use conclave_kernels::cuda::exchange::nccl;
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub mode: String,
@@ -94,8 +96,23 @@ fn options() -> Options {
     options
 }
 
+/// As a worker does at its start. NCCL connects every pair of ranks by 32 channels, and `check` and `vanish` make dozens of
+/// epochs: what they look at does not depend on the number, so one will do unless the environment says otherwise.
+fn set_environment(options: &Options) {
+    const CHANNELS: &str = "NCCL_MAX_P2P_NCHANNELS";
+    let makes_many_epochs = matches!(options.mode.as_str(), "check" | "vanish");
+    // SAFETY: no other thread has been started yet.
+    unsafe {
+        nccl::set_environment();
+        if makes_many_epochs && std::env::var_os(CHANNELS).is_none() {
+            std::env::set_var(CHANNELS, "1");
+        }
+    }
+}
+
 fn main() {
     let options = options();
+    set_environment(&options);
     // The others would wait for a rank that is gone.
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

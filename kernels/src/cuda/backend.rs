@@ -356,6 +356,10 @@ impl Backend for CudaBackend {
         made::expert_bytes(format, hidden, intermediate)
     }
 
+    fn forward_bytes(&self, spec: &ModelSpec, formats: [DummyFormat; 3], kv: KvDtype) -> u64 {
+        self.folded_bytes(spec, formats.map(Format::of), kv)
+    }
+
     fn make_linear(
         &mut self,
         format: DummyFormat,

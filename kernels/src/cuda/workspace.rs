@@ -23,12 +23,13 @@ pub(crate) enum Slot {
     /// The groups of expert rows: count, groups, row_token, row_slot, input rows.
     Groups,
     RouteArrived,
-    /// Sampling: slices' maxima, arrivals, rows' maxima, specs, tokens.
+    /// Sampling: slices' maxima, arrivals, specs, what rows list, tokens, log-probabilities.
     Slices,
     SampleArrived,
-    Best,
     Specs,
+    SampleLists,
     Tokens,
+    SampleLogprobs,
     /// The forward pass's residual stream and its parts.
     Hidden,
     Halves,

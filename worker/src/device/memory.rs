@@ -37,7 +37,7 @@ pub fn open(
     let mut executor = Executor::new(backend, spec.clone(), layout.limits.clone(), modes)?;
     let device = executor.backend();
     if let Some(memory) = device.device_memory().map_err(ModelError::from)? {
-        let needs = Needs::of(device, source);
+        let needs = Needs::of(device, source, config);
         divide(memory, &needs, config, source, layout)?;
     }
     executor.allocate_kv(layout.kv)?;
@@ -58,6 +58,18 @@ fn has_fp8(source: &WeightSource) -> bool {
     })
 }
 
+/// What whole steps make of the weights, where one worker holds them all.
+fn forward_bytes(device: &dyn Backend, source: &WeightSource, config: &WorkerConfig) -> u64 {
+    let spec = source.spec();
+    if config.expected_workers > 1 || spec.layers.is_empty() {
+        return 0;
+    }
+    let layer = modules::layer(spec, 0);
+    let formats =
+        [&layer.q, &layer.gate, &modules::expert(spec, 0, 0).gate].map(|module| source.format(module));
+    device.forward_bytes(spec, formats, config.kv_cache_dtype)
+}
+
 /// Bytes of weights on the device.
 struct Needs {
     replicated: u64,
@@ -68,7 +80,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(device: &dyn Backend, source: &WeightSource) -> Needs {
+    fn of(device: &dyn Backend, source: &WeightSource, config: &WorkerConfig) -> Needs {
         let spec = source.spec();
         let linear = |module: &modules::LinearModule| {
             device.linear_bytes(source.format(module), module.out_features, module.in_features)
@@ -77,6 +89,7 @@ impl Needs {
         if modules::head(spec) != modules::embedding(spec) {
             replicated += linear(&modules::head(spec));
         }
+        replicated += forward_bytes(device, source, config);
         let (mut expert, mut experts) = (0, 0);
         for (index, layer) in spec.layers.iter().enumerate() {
             let modules = modules::layer(spec, index);
@@ -264,7 +277,7 @@ mod tests {
         };
         // Any device gives sizes; this one counts what a checkpoint stores.
         let device = CpuBackend::new(limits, 1, None).map_err(ModelError::from)?;
-        let needs = Needs::of(&device, &source);
+        let needs = Needs::of(&device, &source, &config);
         let memory = DeviceMemory {
             free: total - (3 << 30),
             total,

@@ -13,6 +13,18 @@ impl std::fmt::Debug for CommunicatorId {
     }
 }
 
+/// Sets what NCCL is to find in the environment, where the user has not.
+///
+/// # Safety
+/// No other thread has been started.
+pub unsafe fn set_environment() {
+    #[cfg(feature = "cuda")]
+    // SAFETY: by the caller's word.
+    unsafe {
+        conclave_kernels::cuda::exchange::nccl::set_environment();
+    }
+}
+
 /// A new one; it works as long as this process lives. `Err`: what this build or machine lacks.
 #[cfg(feature = "cuda")]
 pub fn draw_id() -> Result<CommunicatorId, String> {

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod experts;
+pub mod fold;
 pub mod linear;
 pub mod loading;
 pub mod sample;

@@ -8,7 +8,6 @@ use super::super::{CudaBackend, shape};
 use crate::backend::{Buffer, LinearId, Result, SampleRow, Sampled, VectorId};
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::ops::rmsnorm::cuda::{MAX_WIDTH, NormInput, NormRows, norm_rows};
-use crate::ops::sample::cuda as sample;
 
 impl CudaBackend {
     pub(in crate::cuda) fn op_head(
@@ -57,50 +56,11 @@ impl CudaBackend {
         first: usize,
         rows: &[SampleRow<'_>],
     ) -> Result<Vec<Sampled>> {
-        const OP: &str = "sample";
         self.gpu.device.enter()?;
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let end = first
-            .saturating_add(rows.len())
-            .saturating_mul(vocab)
-            .saturating_mul(4);
-        let address = self.memory_of(OP, "logits", logits, end)? + (first * vocab * 4) as u64;
-        let capacity = self.limits.max_logit_rows.max(rows.len());
-        let mut params = sample::params(&self.gpu, &mut self.workspace, capacity, vocab)?;
-        let specs: Vec<_> = rows
-            .iter()
-            .enumerate()
-            .map(|(i, row)| sample::spec(row, row.position, i))
-            .collect();
-        self.sampling.sent.clear();
-        sample::send_specs(&self.gpu, &self.workspace, &specs)?;
-        (params.logits, params.rows) = (address, rows.len() as i32);
-        let drawn = rows.iter().any(|row| row.params.temperature != 0.0);
-        sample::sample(&self.gpu, &params, drawn)?;
-        let mut tokens = vec![0u8; rows.len() * 4];
-        if let Some(memory) = self.workspace.memory(Slot::Tokens) {
-            self.gpu.read(memory, 0, &mut tokens)?;
-        }
-        self.check_exchange()?;
         let mut sampled = Vec::with_capacity(rows.len());
-        for (i, (row, token)) in rows.iter().zip(tokens.as_chunks::<4>().0).enumerate() {
-            sampled.push(match sample::on_device(row) {
-                true => sample::result(u32::from_le_bytes(*token)),
-                false => {
-                    let mut bytes = vec![0u8; vocab * 4];
-                    self.gpu
-                        .read(&self.buffers[&logits.handle], (first + i) * vocab * 4, &mut bytes)?;
-                    let values: Vec<f32> = bytes
-                        .as_chunks::<4>()
-                        .0
-                        .iter()
-                        .map(|b| f32::from_le_bytes(*b))
-                        .collect();
-                    sample::on_host(&values, row)
-                }
-            });
+        for part in rows.chunks(self.limits.max_logit_rows.max(1)) {
+            let first = first.saturating_add(sampled.len());
+            sampled.extend(self.sample_now(logits, vocab, first, part)?);
         }
         Ok(sampled)
     }

@@ -94,6 +94,20 @@ impl Memory {
         })
     }
 
+    /// Starts a copy of page-locked memory to the first bytes; `from` must not be touched before an event after it.
+    pub(crate) fn start_write(&self, device: &Device, stream: &Stream, from: &[u8]) -> Result<()> {
+        self.bounds(device, 0, from.len())?;
+        // SAFETY: bounds checked; the caller keeps `from` as it is until the copy has ended.
+        device.check("copy to the device", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                self.address,
+                from.as_ptr().cast::<c_void>(),
+                from.len(),
+                stream.raw,
+            )
+        })
+    }
+
     /// Starts a copy of the first bytes to page-locked memory, which must not be touched before an event after it.
     pub(crate) fn start_read(&self, device: &Device, stream: &Stream, to: &mut [u8]) -> Result<()> {
         self.bounds(device, 0, to.len())?;
@@ -150,9 +164,19 @@ impl Pinned {
         })
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn slice(&self) -> &[u8] {
         // SAFETY: allocated with this size and initialised.
         unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
+    }
+
+    /// The same as words.
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above; the driver aligns to pages, and any bits are a word.
+        unsafe { std::slice::from_raw_parts_mut(self.address.cast::<u32>(), self.bytes / 4) }
     }
 
     pub(crate) fn slice_mut(&mut self) -> &mut [u8] {

@@ -89,15 +89,22 @@ impl Stream {
         let mut graph = std::ptr::null_mut();
         // SAFETY: pointer to a local; this stream is capturing.
         let ended = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) };
-        result?;
-        device.check("end of graph capture", ended)?;
+        if let Err(error) = result.and_then(|()| device.check("end of graph capture", ended)) {
+            if !graph.is_null() {
+                // SAFETY: what the driver gave of work that was queued in part; it holds what that work belongs to.
+                unsafe { sys::cuGraphDestroy(graph) };
+            }
+            return Err(error);
+        }
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a graph that the driver just gave.
-        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
+        let made = drop_event_nodes(device, graph).and_then(|()| {
+            // SAFETY: a graph that the driver just gave.
+            let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
+            device.check("graph instance", made)
+        });
         // SAFETY: the instance does not need it any more.
         unsafe { sys::cuGraphDestroy(graph) };
-        device.check("graph instance", made)?;
-        Ok(Graph { raw })
+        made.map(|()| Graph { raw })
     }
 }
 
@@ -106,6 +113,41 @@ impl Drop for Stream {
         // SAFETY: no work of ours is queued after the owner's end; the driver finishes what is.
         unsafe { sys::cuStreamDestroy_v2(self.raw) };
     }
+}
+
+/// Takes out of a recorded graph the nodes that record events or wait for them. All are NCCL's: each of its kernels waits for the
+/// one before by such a node, across graphs, should a communicator's run side by side. Ours follow one another on a stream
+/// anyway, and a chain of kernels alone runs faster. Where the library does work on the host as well, which its events
+/// order too, they stay.
+fn drop_event_nodes(device: &Device, graph: sys::CUgraph) -> Result<()> {
+    const WHAT: &str = "nodes of a recorded graph";
+    let mut count = 0;
+    // SAFETY: a graph that the driver just gave; null asks for the number alone.
+    device.check(WHAT, unsafe {
+        sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut count)
+    })?;
+    let mut nodes = vec![std::ptr::null_mut(); count];
+    // SAFETY: room for as many.
+    device.check(WHAT, unsafe {
+        sys::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &mut count)
+    })?;
+    let mut of_events = Vec::new();
+    for node in nodes {
+        let mut kind = sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_EMPTY;
+        // SAFETY: a node of the graph; pointer to a local.
+        device.check(WHAT, unsafe { sys::cuGraphNodeGetType(node, &mut kind) })?;
+        match kind {
+            sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_HOST => return Ok(()),
+            sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_EVENT_RECORD
+            | sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_WAIT_EVENT => of_events.push(node),
+            _ => {}
+        }
+    }
+    for node in of_events {
+        // SAFETY: a node of the graph, once; nobody else knows it.
+        device.check(WHAT, unsafe { sys::cuGraphDestroyNode(node) })?;
+    }
+    Ok(())
 }
 
 /// Recorded work.

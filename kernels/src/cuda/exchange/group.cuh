@@ -36,12 +36,8 @@ DEVICE int2 scan_pairs(int a, int b, int2 *scratch, int2 &total) {
     return make_int2(before.x + sum.x - a, before.y + sum.y - b);
 }
 
-// From the marks to groups, after a barrier. `id_of(slot)`: the local expert of slot row * k + j, or ABSENT, for the rows
-// r * region + i, i < counts[r]. Ends without a barrier.
-template <class Id>
-DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int region, int k, const Id &id_of,
-                          const uint32_t *tokens_of) {
-    __shared__ int first[MAX_EXPERTS];
+// From the marks to groups, after a barrier. Returns where the rows of the thread's expert begin. Ends without a barrier.
+DEVICE int make_groups(const GroupRows &p, const uint32_t *tokens_of) {
     __shared__ int2 scratch[MAX_EXPERTS / WARP];
     const int expert = threadIdx.x;
     int rows = 0;
@@ -52,10 +48,20 @@ DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int 
     int2 total;
     const int2 at = scan_pairs(rows, pieces, scratch, total);
     if (threadIdx.x == 0) *p.groups.count = total.y, *p.rows = total.x;
-    if (expert < MAX_EXPERTS) first[expert] = at.x;
 #pragma unroll 1
     for (int piece = 0; piece < pieces; piece++)
         p.groups.group[at.y + piece] = {expert, at.x + piece * GROUP_ROWS, min(GROUP_ROWS, rows - piece * GROUP_ROWS), 0};
+    return at.x;
+}
+
+// The same, and where each row is in its group. `id_of(slot)`: the local expert of slot row * k + j, or ABSENT, for the rows
+// r * region + i, i < counts[r].
+template <class Id>
+DEVICE void finish_groups(const GroupRows &p, const int *counts, int ranks, int region, int k, const Id &id_of,
+                          const uint32_t *tokens_of) {
+    __shared__ int first[MAX_EXPERTS];
+    const int begin = make_groups(p, tokens_of);
+    if (threadIdx.x < MAX_EXPERTS) first[threadIdx.x] = begin;
     __syncthreads();
     int tokens = 0;
 #pragma unroll 1

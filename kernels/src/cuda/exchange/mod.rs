@@ -56,7 +56,7 @@ use crate::cuda::Gpu;
 use crate::ops::experts::cuda::Rows;
 use crate::ops::experts::many::SortParams;
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
-use crate::ops::route::cuda::{Groups, PackBeside, RouteParams};
+use crate::ops::route::cuda::{Groups, RouteParams};
 
 /// Most ranks of an epoch, and most ranks that hold the same expert.
 pub const MAX_RANKS: usize = 64;
@@ -100,8 +100,6 @@ pub(crate) struct Tokens {
     pub(crate) ids: u64,
     /// F32 `[count, top_k]`.
     pub(crate) weights: u64,
-    /// What [`Exchange::pack`] asked for has been written.
-    pub(crate) packed: bool,
 }
 
 /// What a step is, before its exchanges.
@@ -275,12 +273,6 @@ pub(crate) trait Exchange: Send {
     fn queued(&self, gpu: &Gpu) -> Result<()> {
         let _ = gpu;
         Ok(())
-    }
-
-    /// What the choice of experts is to write beside its own work, for `dispatch_few` to find; nothing of most exchanges.
-    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
-        let _ = (tokens, normed);
-        Ok(None)
     }
 
     /// Whether `choose_and_dispatch` is there.

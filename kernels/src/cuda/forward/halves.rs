@@ -44,7 +44,6 @@ pub(super) fn in_halves(
                     count: end - first,
                     ids: places.ids,
                     weights: places.weights,
-                    packed: false,
                 };
                 halves.start_dispatch(gpu, &tokens, (places.plane, places.blocks))?;
                 sent.push((tokens, hidden));

@@ -325,7 +325,6 @@ fn experts(
             count,
             ids: places.ids,
             weights: places.weights,
-            packed: false,
         };
         let rows = exchange.dispatch_many(gpu, &tokens, places.plane, places.blocks)?;
         let results = work(gpu, forward, layer, exchange, &rows, hidden)?;

@@ -25,7 +25,6 @@ use crate::ops::experts::cuda::{ExpertsParam, HALF_SLOTS};
 use crate::ops::experts::many::{SortArea, sorted_rows};
 use crate::ops::linear::cuda::{INLINE_TOKENS, INLINE_WIDTH};
 use crate::ops::route::cuda::{Groups, RouteParams};
-use crate::ops::sample::cuda as sample;
 use crate::ops::whole::cuda::One;
 use recorded::Graphs;
 
@@ -132,6 +131,16 @@ impl Sizes {
             rotary: layer.attention.rotary_dim,
         }
     }
+
+    /// Whether the kernels that do norm, choice and sum themselves serve such a layer.
+    fn inline(&self, layer: &LayerSpec) -> bool {
+        let whole = layer.attention.qk_norm != QkNorm::PerHead
+            && self.q_width.is_multiple_of(32)
+            && self.kv_width.is_multiple_of(32);
+        let narrow = self.hidden <= INLINE_WIDTH && self.hidden.is_multiple_of(2);
+        let sigmoid = layer.moe.scoring == Scoring::Sigmoid;
+        sigmoid && whole && narrow && self.top_k <= 2 * HALF_SLOTS
+    }
 }
 
 impl CudaBackend {
@@ -153,12 +162,7 @@ impl CudaBackend {
             first.attention.rope_theta,
         )?;
         let places = self.places(&sizes, turns)?;
-        sample::params(
-            &self.gpu,
-            &mut self.workspace,
-            self.limits.max_logit_rows,
-            sizes.vocab,
-        )?;
+        self.reserve_sampling(sizes.vocab)?;
         let mut layers = Vec::with_capacity(model.layers.len());
         let mut partial = false;
         for handles in &model.layers {
@@ -193,7 +197,7 @@ impl CudaBackend {
                 },
             });
         }
-        let one = self.prepare_one(&model, &layers, &sizes, &places)?;
+        let one = self.prepare_one(&model, &layers, &sizes, &places, partial)?;
         self.forward = Some(Forward {
             model,
             partial,
@@ -237,12 +241,7 @@ impl CudaBackend {
             first.attention.rope_theta,
         )?;
         self.places(&sizes, turns)?;
-        sample::params(
-            &self.gpu,
-            &mut self.workspace,
-            self.limits.max_logit_rows,
-            sizes.vocab,
-        )?;
+        self.reserve_sampling(sizes.vocab)?;
         Ok(())
     }
 
@@ -446,14 +445,7 @@ impl Forward {
 
     /// Whether the kernels that do norm, choice and sum themselves serve so many tokens.
     fn inline(&self, tokens: usize) -> bool {
-        let sizes = &self.sizes;
-        let spec = &self.model.spec.layers[0].attention;
-        let whole = spec.qk_norm != QkNorm::PerHead
-            && sizes.q_width.is_multiple_of(32)
-            && sizes.kv_width.is_multiple_of(32);
-        let narrow = sizes.hidden <= INLINE_WIDTH && sizes.hidden.is_multiple_of(2);
-        let sigmoid = self.model.spec.layers[0].moe.scoring == Scoring::Sigmoid;
-        tokens <= INLINE_TOKENS && sigmoid && whole && narrow && sizes.top_k <= 2 * HALF_SLOTS
+        tokens <= INLINE_TOKENS && self.sizes.inline(&self.model.spec.layers[0])
     }
 }
 

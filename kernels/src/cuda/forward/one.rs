@@ -1,10 +1,33 @@
 //! A step of one decode token as one kernel, for the models that `ops/whole` serves.
 
+use conclave_plan::model::ModelSpec;
+
 use super::{Layer, Places, Sizes};
-use crate::backend::{ForwardModel, Result};
-use crate::cuda::CudaBackend;
+use crate::backend::{ForwardModel, KernelError, KvDtype, LinearId, Result, VectorId};
+use crate::cuda::weights::Linear;
 use crate::cuda::workspace::Slot;
+use crate::cuda::{CudaBackend, Format, Memory, shape as wrong_shape};
 use crate::ops::whole::cuda::{One, OneLayer, OneParams, OneShape, TRACE};
+use crate::ops::whole::fold;
+
+/// `formats`: of attention, gate and experts.
+fn one_shape(sizes: &Sizes, head_dim: usize, formats: [Format; 3], kv: KvDtype) -> OneShape {
+    let [dense, gate, experts] = formats;
+    OneShape {
+        dense,
+        gate,
+        experts,
+        kv,
+        head_dim,
+        width: sizes.hidden,
+        q_width: sizes.q_width,
+        kv_width: sizes.kv_width,
+        inter: sizes.inter,
+        expert_count: sizes.experts,
+        top_k: sizes.top_k,
+        rotary: sizes.rotary,
+    }
+}
 
 impl CudaBackend {
     /// `None`: the model's shapes or formats are not the kernel's.
@@ -14,31 +37,38 @@ impl CudaBackend {
         layers: &[Layer],
         sizes: &Sizes,
         places: &Places,
+        partial: bool,
     ) -> Result<Option<One>> {
         const OP: &str = "forward";
         let spec = &model.spec.layers[0];
         let first = &layers[0].handles;
-        let shape = OneShape {
-            dense: self.linear(OP, first.attention.q)?.format,
-            gate: self.linear(OP, first.gate)?.format,
-            experts: layers[0].format,
-            kv: self.caches[first.kv.0 as usize].dtype,
-            head_dim: spec.attention.head_dim,
-            width: sizes.hidden,
-            q_width: sizes.q_width,
-            kv_width: sizes.kv_width,
-            inter: sizes.inter,
-            expert_count: sizes.experts,
-            top_k: sizes.top_k,
-            rotary: sizes.rotary,
-        };
-        if !shape.fits(self.gpu.blocks() as usize) {
+        let formats = [
+            self.linear(OP, first.attention.q)?.format,
+            self.linear(OP, first.gate)?.format,
+            layers[0].format,
+        ];
+        let kv = self.caches[first.kv.0 as usize].dtype;
+        let shape = one_shape(sizes, spec.attention.head_dim, formats, kv);
+        let alone = !partial && self.exchange().is_none() && !self.deterministic;
+        if !alone || !sizes.inline(spec) || !shape.fits(self.gpu.blocks() as usize) {
             return Ok(None);
         }
+        // The folds of a model that was set before go first.
+        if let Some(forward) = &mut self.forward {
+            forward.graphs.clear();
+            forward.one = None;
+        }
+        let each = fold::folded_bytes(sizes.experts, sizes.q_width);
+        let folded = match Memory::raw(&self.gpu.device, each * layers.len(), "folded gates") {
+            Ok(memory) => memory,
+            // A rank that served with others may have given its memory to experts and pages.
+            Err(KernelError::OutOfMemory { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let mut rows = Vec::with_capacity(layers.len());
-        for layer in layers {
+        for (index, layer) in layers.iter().enumerate() {
             let (handles, weights) = (&layer.handles, &layer.handles.attention);
-            let mut streams = [0; 8];
+            let mut streams = [0; 9];
             let mut bf16_scales = [0; 4];
             for (i, id) in [weights.q, weights.k, weights.v, weights.o]
                 .into_iter()
@@ -57,11 +87,18 @@ impl CudaBackend {
             if !same {
                 return Ok(None);
             }
+            let output = self.linear(OP, weights.o)?;
+            if !fold::folds(gate, output) {
+                return Ok(None);
+            }
+            let product = folded.address + (index * each) as u64;
+            fold::queue(&self.gpu, gate, layer.moe_norm, output, product)?;
             streams[4..].copy_from_slice(&[
                 gate.memory.address,
                 layer.experts.base,
                 cache.keys.address,
                 cache.values.address,
+                product,
             ]);
             rows.push(OneLayer {
                 streams,
@@ -96,7 +133,53 @@ impl CudaBackend {
             scale: crate::ops::attention::cuda::scale(shape.head_dim),
             ..OneParams::default()
         };
-        One::new(&self.gpu, &mut self.workspace, &shape, &rows, params).map(Some)
+        One::new(&self.gpu, &mut self.workspace, &shape, &rows, folded, params).map(Some)
+    }
+
+    /// Bytes of the folded gates, if the kernel serves the model.
+    pub(in crate::cuda) fn folded_bytes(&self, spec: &ModelSpec, formats: [Format; 3], kv: KvDtype) -> u64 {
+        let Some(layer) = spec.layers.first().filter(|_| !self.deterministic) else {
+            return 0;
+        };
+        let sizes = Sizes::of(spec, layer);
+        let shape = one_shape(&sizes, layer.attention.head_dim, formats, kv);
+        match sizes.inline(layer) && shape.fits(self.gpu.blocks() as usize) {
+            true => (spec.layers.len() * fold::folded_bytes(sizes.experts, sizes.q_width)) as u64,
+            false => 0,
+        }
+    }
+
+    /// The gate times the norm's weights times the output projection, as a weight of its own: what `set_forward` makes of
+    /// each layer for a lone token, to be looked at.
+    pub fn fold_gate(&mut self, gate: LinearId, norm: VectorId, output: LinearId) -> Result<LinearId> {
+        const OP: &str = "fold_gate";
+        self.gpu.device.enter()?;
+        let (gate, output) = (self.linear(OP, gate)?, self.linear(OP, output)?);
+        if !fold::folds(gate, output) {
+            let what = format!("{:?} [{}, {}]", output.format, output.rows, output.inputs);
+            return Err(wrong_shape(
+                OP,
+                "weights",
+                what,
+                "a gate in F32 and an output projection for it",
+            ));
+        }
+        let (rows, inputs) = (gate.rows, output.inputs);
+        let norm = self.vector(OP, norm, gate.inputs)?;
+        let memory = Memory::raw(
+            &self.gpu.device,
+            fold::folded_bytes(rows, inputs),
+            "a folded gate",
+        )?;
+        fold::queue(&self.gpu, gate, norm, output, memory.address)?;
+        self.linears.push(Linear {
+            memory,
+            format: Format::F32,
+            rows,
+            inputs,
+            bf16_scales: false,
+        });
+        Ok(LinearId(self.linears.len() as u32 - 1))
     }
 
     /// Whether a lone decode token goes through one kernel from now on, and whether that kernel counts cycles. `false`: it

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::few::{self, Pieces};
 use super::{Forward, Way};
-use crate::backend::{Batch, BatchRun, Buffer, Result};
+use crate::backend::{Batch, BatchRun, Buffer, KernelError, Result};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::{CudaBackend, Graph, shape};
 
@@ -162,15 +162,25 @@ impl CudaBackend {
                     rows: tokens,
                     way,
                 };
-                self.record(key, &pieces)?;
+                let recorded = self.record(key, &pieces);
+                // Of an epoch that ends meanwhile no more steps come.
+                if matches!(recorded, Err(KernelError::Exchange { .. })) {
+                    self.all_recorded();
+                    return Ok(false);
+                }
+                recorded?;
                 self.gpu.stream.wait(&self.gpu.device)?;
                 return Ok(true);
             }
         }
+        self.all_recorded();
+        Ok(false)
+    }
+
+    fn all_recorded(&mut self) {
         if let Some(forward) = &mut self.forward {
             forward.graphs.complete = true;
         }
-        Ok(false)
     }
 
     /// What `run_forward` may choose for so many.

@@ -13,6 +13,11 @@ const FIRST_SORTED: usize = 256;
 /// Up to so many best ones are collected in one pass over the logits; more are selected from all.
 const FEW: usize = 256;
 
+/// Why a row has no token; the device's sampler says the same.
+pub(super) const SPOILT: &str = "a penalty or bias made a logit infinite or NaN";
+pub(super) const NONE_ALLOWED: &str = "no token is allowed";
+pub(super) const NONE_LIKELY: &str = "min_p leaves no token";
+
 /// A value and its token.
 pub(super) type Candidate = (f32, u32);
 
@@ -124,9 +129,9 @@ pub(super) fn choose(
     candidates: &mut Vec<Candidate>,
 ) -> Result<u32, String> {
     let params = row.params;
-    let best = survey(isa, values).ok_or("a penalty or bias made a logit infinite or NaN")?;
+    let best = survey(isa, values).ok_or(SPOILT)?;
     if best == f32::NEG_INFINITY {
-        return Err("no token is allowed".into());
+        return Err(NONE_ALLOWED.into());
     }
     if params.temperature.is_nan() || params.temperature < 0.0 {
         return Err(format!(
@@ -173,7 +178,7 @@ pub(super) fn choose(
     }
     // Rounding of the running sum only: the last candidate owns the end of the interval.
     let last = candidates.last().map(|(_, token)| *token);
-    last.ok_or_else(|| "min_p leaves no token".into())
+    last.ok_or_else(|| NONE_LIKELY.into())
 }
 
 fn total(candidates: &[Candidate]) -> f64 {

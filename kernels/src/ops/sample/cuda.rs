@@ -1,12 +1,19 @@
-//! Launches of `sample.cu`; rows with penalties, biases, masks or log-probabilities come to the host's sampler.
+//! Launches of the sampling kernels and what they say; `lists` packs what a row asks for beyond its numbers.
 
-use crate::backend::{Result, SampleParams, SampleRow, Sampled};
+pub(crate) mod lists;
+
+use crate::backend::{Result, SampleRow, Sampled};
 use crate::cuda::workspace::{Slot, Workspace};
-use crate::cuda::{Gpu, Launch, as_bytes};
+use crate::cuda::{Gpu, Launch};
 
 const SLICES: usize = 64;
-const BAD_LOGIT: u32 = u32::MAX;
-const NO_TOKEN: u32 = u32::MAX - 1;
+/// Mirror `ROW_BLOCKS` and `ROW_THREADS` of `row.cuh`.
+const ROW_BLOCKS: usize = 8;
+const ROW_THREADS: u32 = 512;
+/// Best log-probabilities that a row may ask for: the API's limit.
+pub(crate) const MAX_TOP: usize = 20;
+/// A cluster holds a row of so many logits, and a block the candidates for its best ones.
+pub(crate) const MAX_VOCAB: usize = 1 << 18;
 
 /// Mirrors `SampleSpec`.
 #[repr(C)]
@@ -19,6 +26,69 @@ pub(crate) struct SampleSpec {
     seed: u64,
     position: u32,
     token: u32,
+    extra: u32,
+    /// 0: none; n + 1: the sampled token's and the n best.
+    logprobs: u32,
+}
+
+impl SampleSpec {
+    const NO_EXTRA: u32 = u32::MAX;
+
+    /// `token`: where the result goes.
+    fn new(row: &SampleRow<'_>, position: u32, token: usize, extra: Option<u32>) -> SampleSpec {
+        SampleSpec {
+            temperature: row.params.temperature,
+            top_p: row.params.top_p,
+            min_p: row.params.min_p,
+            top_k: row.params.top_k,
+            seed: row.params.seed,
+            position,
+            token: token as u32,
+            extra: extra.unwrap_or(SampleSpec::NO_EXTRA),
+            logprobs: row.params.logprobs.map_or(0, |best| best + 1),
+        }
+    }
+
+    /// The largest logit as it is: `sample_greedy`'s.
+    fn is_plain(&self) -> bool {
+        self.temperature == 0.0 && self.extra == SampleSpec::NO_EXTRA && self.logprobs == 0
+    }
+
+    pub(crate) fn wants_logprobs(&self) -> bool {
+        self.logprobs > 0
+    }
+}
+
+/// Mirrors `SampleLogprobs`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SampleLogprobs {
+    logprob: f32,
+    rank: u32,
+    count: u32,
+    unused: u32,
+    tokens: [u32; MAX_TOP],
+    logprobs: [f32; MAX_TOP],
+}
+
+impl SampleLogprobs {
+    pub(crate) const BYTES: usize = size_of::<SampleLogprobs>();
+
+    /// As the device wrote it.
+    pub(crate) fn read(bytes: &[u8; SampleLogprobs::BYTES]) -> SampleLogprobs {
+        let word = |at: usize| {
+            let word = bytes.get(4 * at..).and_then(|rest| rest.first_chunk());
+            u32::from_le_bytes(word.copied().unwrap_or_default())
+        };
+        SampleLogprobs {
+            logprob: f32::from_bits(word(0)),
+            rank: word(1),
+            count: word(2),
+            unused: 0,
+            tokens: std::array::from_fn(|i| word(4 + i)),
+            logprobs: std::array::from_fn(|i| f32::from_bits(word(4 + MAX_TOP + i))),
+        }
+    }
 }
 
 /// Mirrors `SampleTokens`.
@@ -29,43 +99,18 @@ pub(crate) struct SampleTokens {
     pub(crate) specs: u64,
     pub(crate) positions: u64,
     pub(crate) token_of: u64,
+    pub(crate) extras: u64,
     slices: u64,
     arrived: u64,
-    best: u64,
     pub(crate) tokens: u64,
+    pub(crate) logprobs: u64,
     pub(crate) rows: i32,
     vocab: i32,
     slice_count: i32,
+    each: i32,
 }
 
-/// Whether the device's sampler knows all that the row asks for.
-pub(crate) fn on_device(row: &SampleRow<'_>) -> bool {
-    let SampleParams {
-        temperature,
-        repetition_penalty,
-        presence_penalty,
-        frequency_penalty,
-        ..
-    } = *row.params;
-    let plain = repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0;
-    let open = row.params.logit_bias.is_empty() && row.mask.is_none() && row.forbidden.is_empty();
-    plain && open && row.params.logprobs.is_none() && temperature >= 0.0 && temperature.is_finite()
-}
-
-/// `token`: where the result goes.
-pub(crate) fn spec(row: &SampleRow<'_>, position: u32, token: usize) -> SampleSpec {
-    SampleSpec {
-        temperature: row.params.temperature,
-        top_p: row.params.top_p,
-        min_p: row.params.min_p,
-        top_k: row.params.top_k,
-        seed: row.params.seed,
-        position,
-        token: token as u32,
-    }
-}
-
-/// The parameters for up to `capacity` rows; specs and tokens are pieces of the workspace.
+/// The parameters for up to `capacity` rows and `list_bytes` of lists, all in pieces of the workspace.
 pub(crate) fn params(
     gpu: &Gpu,
     workspace: &mut Workspace,
@@ -75,46 +120,42 @@ pub(crate) fn params(
     Ok(SampleTokens {
         slices: workspace.get(gpu, Slot::Slices, capacity * SLICES * 16)?,
         arrived: workspace.get(gpu, Slot::SampleArrived, capacity * 4)?,
-        best: workspace.get(gpu, Slot::Best, capacity * 16)?,
         specs: workspace.get(gpu, Slot::Specs, capacity * size_of::<SampleSpec>())?,
+        extras: workspace.get(gpu, Slot::SampleLists, lists::bytes(capacity, vocab))?,
         tokens: workspace.get(gpu, Slot::Tokens, capacity * 4)?,
+        logprobs: workspace.get(gpu, Slot::SampleLogprobs, capacity * SampleLogprobs::BYTES)?,
         vocab: vocab as i32,
         slice_count: SLICES as i32,
+        each: (vocab.div_ceil(4).div_ceil(ROW_BLOCKS) * 4) as i32,
         ..SampleTokens::default()
     })
 }
 
-/// Sends the specs of the rows.
-pub(crate) fn send_specs(gpu: &Gpu, workspace: &Workspace, specs: &[SampleSpec]) -> Result<()> {
-    match workspace.memory(Slot::Specs) {
-        Some(memory) => gpu.write(memory, 0, as_bytes(specs)),
-        None => Ok(()),
-    }
-}
-
-/// Queues the sampling of `params.rows` rows. `drawn`: some row has a temperature.
-pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, drawn: bool) -> Result<()> {
-    let rows = params.rows as u32;
-    let greedy = Launch {
-        grid: (SLICES as u32, rows),
-        threads: 256,
-        shared: 0,
-        overlap: true,
-    };
-    gpu.launch("sample_greedy", greedy, params)?;
-    if drawn {
-        let rest = Launch {
-            grid: (rows, 1),
-            threads: 1024,
+/// Queues the sampling of `specs`' rows: each kernel if some row is its.
+pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, specs: &[SampleSpec]) -> Result<()> {
+    let rows = specs.len() as u32;
+    if specs.iter().any(SampleSpec::is_plain) {
+        let greedy = Launch {
+            grid: (SLICES as u32, rows),
+            threads: 256,
             shared: 0,
             overlap: true,
         };
-        gpu.launch("sample_rest", rest, params)?;
+        gpu.launch("sample_greedy", greedy, params)?;
+    }
+    if !specs.iter().all(SampleSpec::is_plain) {
+        let row = Launch {
+            grid: (ROW_BLOCKS as u32, rows),
+            threads: ROW_THREADS,
+            shared: params.each as u32 * 4,
+            overlap: true,
+        };
+        gpu.launch("sample_row", row, params)?;
     }
     Ok(())
 }
 
-/// The CPU's sampler, for rows that ask for more than the device's knows.
+/// The CPU's sampler, for rows that the device's does not take.
 pub(crate) fn on_host(logits: &[f32], row: &SampleRow<'_>) -> Sampled {
     super::sample(
         crate::simd::Isa::detect(),
@@ -124,17 +165,36 @@ pub(crate) fn on_host(logits: &[f32], row: &SampleRow<'_>) -> Sampled {
     )
 }
 
-/// What a token from the device means.
-pub(crate) fn result(token: u32) -> Sampled {
-    let error = match token {
-        BAD_LOGIT => Some("a logit is NaN or infinite".to_owned()),
-        NO_TOKEN => Some("no token is allowed".to_owned()),
-        _ => None,
+/// What the device says of a row: its token, or why there is none, in the CPU's words.
+pub(crate) fn result(token: u32, logprobs: Option<SampleLogprobs>) -> Sampled {
+    let index = token & 0x0fff_ffff;
+    let error = match token >> 28 {
+        0 => None,
+        1 => Some(format!("the logit of token {index} is NaN")),
+        2 => Some(format!("the logit of token {index} is inf")),
+        3 => Some(super::choose::SPOILT.to_owned()),
+        4 => Some(super::choose::NONE_ALLOWED.to_owned()),
+        5 => Some(super::choose::NONE_LIKELY.to_owned()),
+        _ => Some(format!("the device gave {token:#x} for a token")),
     };
-    let token = if error.is_some() { 0 } else { token };
+    if error.is_some() {
+        return Sampled {
+            error,
+            ..Sampled::default()
+        };
+    }
+    let Some(found) = logprobs else {
+        return Sampled {
+            token,
+            ..Sampled::default()
+        };
+    };
+    let top = found.tokens.into_iter().zip(found.logprobs);
     Sampled {
         token,
-        error,
-        ..Sampled::default()
+        logprob: found.logprob,
+        rank: found.rank,
+        top: top.take(found.count as usize).collect(),
+        error: None,
     }
 }

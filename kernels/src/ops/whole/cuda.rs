@@ -2,7 +2,7 @@
 
 use crate::backend::{KvDtype, Result};
 use crate::cuda::workspace::{Slot, Workspace};
-use crate::cuda::{Format, Gpu, Launch, as_bytes};
+use crate::cuda::{Format, Gpu, Launch, Memory, as_bytes};
 use crate::ops::attention::cuda::kv_name;
 use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
 
@@ -18,9 +18,12 @@ const HEAD_DIM: usize = 128;
 /// Bytes of a warp's ring.
 const RING: usize = 10_752;
 const HEADS_HELD: usize = 8;
-const MAX_WIDTH: usize = 4096;
+/// The lower warps have two blocks of 128 values of the residual stream, the upper ones one and an expert a thread.
+const MAX_WIDTH: usize = 3072;
 const MAX_SPLITS: usize = 32;
 const MAX_OUTPUT_PARTS: usize = 3;
+/// Cuts of a part's inputs in the gate's units of the output projection.
+const FOLD_CUTS: usize = 2;
 const HALF_SLOTS: usize = 4;
 /// Tiles of 16 tokens of one block's share of a context, and runs of a warp in one layer.
 const MAX_TILES: usize = 1024;
@@ -34,8 +37,8 @@ pub(crate) const TRACE: (usize, usize) = (6, 4);
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct OneLayer {
-    /// q, k, v, o, gate, experts, and the pages of keys and values.
-    pub(crate) streams: [u64; 8],
+    /// q, k, v, o, gate, experts, the pages of keys and values, and the gate's weights times the output projection's.
+    pub(crate) streams: [u64; 9],
     /// norm, q_norm, k_norm, moe_norm, bias.
     pub(crate) vectors: [u64; 5],
     /// Of q, k, v, o.
@@ -109,6 +112,8 @@ pub(crate) struct One {
     pub(crate) params: OneParams,
     /// Contexts that the kernel serves are shorter.
     pub(crate) longest: usize,
+    /// Of all layers, the gate's weights times the output projection's (`fold.cu`).
+    _folded: Memory,
     kernel: String,
     shared: u32,
 }
@@ -117,12 +122,12 @@ impl OneShape {
     /// Runs of weights that the busiest warp reads in one layer (`write_program`).
     fn entries(&self, blocks: usize) -> usize {
         let units = (self.q_width + 2 * self.kv_width) / 32;
-        let output = self.width / 32 * self.parts();
+        let output = (self.width / 32 + self.expert_count / 16 * FOLD_CUTS) * self.parts();
         let gate_up = self.top_k * self.inter / 32;
         units.div_ceil(blocks)
             + 1
             + output.div_ceil(blocks / self.parts() * self.parts())
-            + 1
+            + 2
             + gate_up.div_ceil(blocks)
             + (self.width / 16).div_ceil(blocks / 2)
     }
@@ -186,7 +191,7 @@ impl OneShape {
             rows * HEADS_HELD * HEAD_DIM,
             rows * HEADS_HELD * 2,
             self.parts() * self.width,
-            GATE_PARTS * self.expert_count,
+            (GATE_PARTS + self.parts() * FOLD_CUTS) * self.expert_count,
             self.top_k * self.inter,
             2 * self.width,
             TRACE.0 * LINE_WORDS,
@@ -203,12 +208,14 @@ impl OneShape {
 }
 
 impl One {
-    /// `params` holds addresses and sizes of the step; the rest is filled in here.
+    /// `params` holds addresses and sizes of the step; the rest is filled in here. `folded`: what the layers' last streams
+    /// lie in.
     pub(crate) fn new(
         gpu: &Gpu,
         workspace: &mut Workspace,
         shape: &OneShape,
         layers: &[OneLayer],
+        folded: Memory,
         params: OneParams,
     ) -> Result<One> {
         let bytes = std::mem::size_of_val(layers);
@@ -262,6 +269,7 @@ impl One {
         let name = |format: Format| format.name();
         Ok(One {
             params,
+            _folded: folded,
             longest: (MAX_TILES - 1) * 16 * shape.splits(blocks),
             kernel: format!(
                 "decode_one_{}_{}_{}",

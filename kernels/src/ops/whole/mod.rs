@@ -3,3 +3,4 @@
 //! The same formulas as the ops one by one; `one.cu` says how the work is cut and where blocks wait for each other.
 
 pub(crate) mod cuda;
+pub(crate) mod fold;

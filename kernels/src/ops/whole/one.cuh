@@ -21,7 +21,13 @@ constexpr uint64_t READ_ONCE = 0x12F0000000000000;
 constexpr int LINE_WORDS = 32;
 constexpr int TRACED = 4;
 
-enum Op : int { QKV, ATTENTION, OUTPUT, GATE, GATE_UP, DOWN, OPS };
+// GATE: what the residual stream before the attention adds to the scores.
+enum Op : int { QKV, GATE, ATTENTION, OUTPUT, GATE_UP, DOWN, OPS };
+
+// The gate's weights times the output projection's (`fold.cu`) are units of OUTPUT: each part's inputs in so many cuts.
+constexpr int FOLD_CUTS = 2, FOLD_IMAGE = 8192;
+// Arrays whose sum, times the norm's factor, is the gate's logits.
+constexpr int MAX_LOGIT_PARTS = GATE_PARTS + MAX_PARTS * FOLD_CUTS;
 
 // What a step leaves for the next one.
 struct OneState {
@@ -30,7 +36,7 @@ struct OneState {
 
 // One layer: a row of a table in device memory.
 struct OneLayer {
-    uint8_t *stream[8];                                     // STREAM_*: weights, and the pages of keys and values
+    uint8_t *stream[9];                                     // STREAM_*: weights, and the pages of keys and values
     const float *norm, *q_norm, *k_norm, *moe_norm, *bias;  // q_norm, k_norm, bias: or null
     int bf16_scales[4];                                     // of q, k, v, o
     int expert_bf16_scales, unused;
@@ -48,7 +54,7 @@ struct OneParams {
     float *partial;               // [kv head][split_stride][8][HEAD_DIM]
     float2 *partial_sums;         // [kv head][split_stride][8]: maximum (base 2) and sum
     float *attended;              // [parts][width]: the residual stream behind the attention as a sum
-    float *logits;                // [GATE_PARTS][experts]
+    float *logits;                // [GATE_PARTS + parts * FOLD_CUTS][experts]: the gate's logits as a sum, without the norm's factor
     float *acted;                 // [top_k][inter]
     float *after;                 // [2][width]: the residual stream behind the layer as a sum
     float *result;                // the same behind the last layer, for the kernels that follow
@@ -80,10 +86,10 @@ struct alignas(8) OneEntry {
     uint32_t offset;
     uint16_t size;
     uint8_t copy;    // of one copy, in units of 16 bytes
-    uint8_t stream;  // of `OneLayer`, bits 0 to 2; ENTRY_*; the experts' slot from bit 4 on
+    uint8_t stream;  // of `OneLayer`, bits 0 to 3; the experts' slot from bit 4 on
 };
 
-enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES };
+enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES, STREAM_FOLD, STREAMS };
 constexpr int ENTRY_SLOT = 16;
 
 // What a block does in an op, the same in every layer.
@@ -91,7 +97,8 @@ struct alignas(16) OnePlan {
     int unit, units, step;  // its units: from `unit` below `units`, one every `step`
     int part;               // of the output projection's inputs, or the half of the slots
     int begin, end;         // inputs
-    int first_slot, slots;  // of `down`
+    int first_slot, slots;  // of `down`; `output`: units of the gate's
+    int plain, unused[3];   // units behind it are the gate's
 };
 
 // The thread's index, not known to be the same in every layer: what follows from it is made where it is needed and does not
@@ -104,7 +111,7 @@ DEVICE int thread_here() {
 
 struct OneShared {
     union {
-        uint8_t image[24576];                  // the op's input
+        uint8_t image[24576];                  // the op's input; OUTPUT's for the gate from FOLD_IMAGE on
         struct {                               // attention: of up to 16 tiles
             uint4 likely[GEMV_WARPS][WARP];    // probabilities against the tile's own maximum, as operands
             float4 rest[HEAD_DIM / 16][WARP];  // what the upper warps' tiles add
@@ -127,7 +134,7 @@ struct OneShared {
     OneParams p;
     uint64_t full[GEMV_WARPS][COPIES], empty[GEMV_WARPS][COPIES];
     uint16_t held[GEMV_WARPS][COPIES];  // bytes of the ring that a copy holds
-    const uint8_t *feeding[2][8];       // the streams of the layers that are being asked for, by the last bit
+    const uint8_t *feeding[2][STREAMS];  // the streams of the layers that are being asked for, by the last bit
     unsigned long long trace[OPS][TRACED];
     long long noted;                    // when the trace was written last
     alignas(16) float scratch[GEMV_WARPS];
@@ -152,6 +159,21 @@ static_assert(sizeof(OneShared) <= 53248, "`cuda.rs` asks for so much behind the
 DEVICE void slice_inputs(int inputs, int parts, int part, int &begin, int &end) {
     const int blocks = inputs / 128, each = ceil_div(blocks, parts);
     begin = min(part * each, blocks) * 128, end = min((part + 1) * each, blocks) * 128;
+}
+
+// The gate's units of OUTPUT: of the part's inputs, in F32 stages of 64, a cut, and of that a warp's stages of BF16 (high
+// parts, low parts), counted from the part's beginning.
+DEVICE void fold_run(int inputs, int cut, int warp, int &first, int &count) {
+    int begin, stages;
+    split_stages(inputs / 64, FOLD_CUTS, cut, begin, stages);
+    split_stages(2 * stages, GEMV_WARPS, warp, first, count);
+    first += 2 * begin;
+}
+
+// Blocks that take the gate's units: those without a share of the context, while they are many. A multiple of the parts.
+DEVICE int gate_blocks(const OneParams &p, int splits) {
+    const int grid = gridDim.x, units = p.experts / TILE_ROWS * GATE_PARTS, idle = grid - p.kv_width / HEAD_DIM * splits;
+    return (2 * idle >= units + 2 * GATE_PARTS ? idle : grid) / GATE_PARTS * GATE_PARTS;
 }
 
 // The units [begin, end) of gate and up that this block takes.
@@ -187,15 +209,15 @@ DEVICE int units_of(int units, int block, int step) { return block < step && blo
 
 // The warp's program of one layer: a lane makes one entry. Entries of no bytes stand for nothing to read; the one of
 // the keys stands for all of them.
-template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OneParams &p, OneShared &shared) {
+template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OneParams &p, OneShared &shared, int splits) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, grid = gridDim.x, block = blockIdx.x;
     int begin, end, first, count;
     gate_up_units(p, begin, end);
-    const int used = grid / p.parts * p.parts;
+    const int used = grid / p.parts * p.parts, gates = gate_blocks(p, splits);
     const int counts[OPS] = {units_of((p.q_width + 2 * p.kv_width) / 32, block, grid),
+                             units_of(p.experts / TILE_ROWS * GATE_PARTS, block, gates),
                              1,
-                             units_of(p.width / 32 * p.parts, block, used),
-                             block < p.experts / TILE_ROWS * GATE_PARTS,
+                             units_of((p.width / 32 + p.experts / TILE_ROWS * FOLD_CUTS) * p.parts, block, used),
                              end - begin,
                              units_of(p.width / TILE_ROWS, block / 2, grid / 2)};
     int op = 0, i = lane, entries = 0;
@@ -217,15 +239,20 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
     } else if (op == ATTENTION) {
         entry = {0, KEY_BYTES<KV> / 16, 0, STREAM_KEYS};
     } else if (op == OUTPUT) {
-        const int unit = block + i * used, stages = p.q_width / Layout<DENSE>::K;
-        slice_inputs(p.q_width, p.parts, unit % p.parts, begin, end);
-        split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
-        entry = entry_of<DENSE>(STREAM_O, unit / p.parts * 2 + warp / DENSE_RUNS, stages, begin / Layout<DENSE>::K + first, count);
+        const int unit = (block + i * used) / p.parts, stages = p.q_width / Layout<DENSE>::K, fold = unit - p.width / 32;
+        slice_inputs(p.q_width, p.parts, block % p.parts, begin, end);
+        if (fold < 0) {
+            split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
+            entry = entry_of<DENSE>(STREAM_O, unit * 2 + warp / DENSE_RUNS, stages, begin / Layout<DENSE>::K + first, count);
+        } else {
+            fold_run(end - begin, fold % FOLD_CUTS, warp, first, count);
+            entry = entry_of<BF16>(STREAM_FOLD, fold / FOLD_CUTS, p.q_width / 32, begin / 32 + first, count);
+        }
     } else if (op == GATE) {
         // A stage of 64 inputs in F32 is two of BF16: high parts, low parts.
         slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, begin, end);
         split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
-        entry = entry_of<BF16>(STREAM_GATE, block / GATE_PARTS, p.width / 32, begin / 32 + first, count);
+        entry = entry_of<BF16>(STREAM_GATE, (block + i * gates) / GATE_PARTS, p.width / 32, begin / 32 + first, count);
     } else if (op == GATE_UP) {
         const int per_expert = p.inter / 32, unit = begin + i, r = warp / EXPERT_RUNS, stages = p.width / Layout<EXPERT>::K;
         split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
@@ -245,8 +272,8 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
 }
 
 // The ops' plans; by thread: an op, and an op and a warp.
-template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, OneShared &shared) {
-    const int grid = gridDim.x, block = blockIdx.x;
+template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, OneShared &shared, int splits) {
+    const int grid = gridDim.x, block = blockIdx.x, gates = gate_blocks(p, splits);
     if (threadIdx.x < OPS) {
         const int op = threadIdx.x, used = grid / p.parts * p.parts;
         OnePlan plan{};
@@ -254,12 +281,14 @@ template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, One
         if (op == QKV) plan.units = (p.q_width + 2 * p.kv_width) / 32;
         if (op == OUTPUT) {
             plan.part = block % p.parts, plan.unit = block / p.parts, plan.step = used / p.parts;
-            plan.units = block < used ? p.width / 32 : 0;
+            plan.units = block < used ? p.width / 32 + p.experts / TILE_ROWS * FOLD_CUTS : 0;
             slice_inputs(p.q_width, p.parts, plan.part, plan.begin, plan.end);
+            plan.slots = units_of(plan.units, plan.unit, plan.step) - units_of(p.width / 32, plan.unit, plan.step);
         }
         if (op == GATE) {
-            plan.units = p.experts / TILE_ROWS * GATE_PARTS;
+            plan.step = gates, plan.units = block < gates ? p.experts / TILE_ROWS * GATE_PARTS : 0;
             slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, plan.begin, plan.end);
+            if (block >= gates) plan.begin = plan.end;
         }
         if (op == GATE_UP) gate_up_units(p, plan.unit, plan.units), plan.step = 1;
         if (op == DOWN) {
@@ -267,6 +296,7 @@ template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, One
             plan.units = block / 2 < grid / 2 ? p.width / TILE_ROWS : 0;
             half_slots(p.k, plan.first_slot, plan.slots);
         }
+        plan.plain = op == OUTPUT ? p.width / 32 : op == GATE ? 0 : plan.units;
         shared.plan[op] = plan;
     }
     if (threadIdx.x < OPS * GEMV_WARPS) {

@@ -6,7 +6,7 @@
 // that no norm waits for the memory: a few lines by each block.
 DEVICE void copy_layer(const OneParams &p, OneShared &shared, int layer) {
     static_assert(sizeof(OneLayer) % 8 == 0 && sizeof(OneLayer) / 8 <= WARP, "a lane copies one word");
-    const int lane = threadIdx.x - (GEMV_THREADS - WARP);
+    const int lane = thread_here() - (GEMV_THREADS - WARP);
     if (lane >= 0 && lane < static_cast<int>(sizeof(OneLayer) / 8))
         reinterpret_cast<uint64_t *>(&shared.layers[layer & 1])[lane] = reinterpret_cast<const uint64_t *>(p.layer + layer)[lane];
     if (lane < 0) return;
@@ -202,14 +202,16 @@ template <int KV> DEVICE void weigh_tile(uint32_t tile, int lane, const uint32_t
     }
 }
 
-// What a block without a share of the context leaves: readers leave it out, but its turn must be right.
+// What a block without a share of the context leaves, in a step's last layer: nobody reads it in this step, and in the next one, where
+// this place may be read, it then has the turn of the layer before the first.
 DEVICE void leave_nothing(const OneShared &shared, uint32_t turn) {
     const OneParams &p = shared.p;
     const size_t first = (static_cast<size_t>(shared.head) * p.split_stride + shared.split) * HEADS_HELD;
     if (shared.split >= p.split_stride) return;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < HEADS_HELD * HEAD_DIM; i += GEMV_THREADS) publish(p.partial + first * HEAD_DIM + i, 0.f, turn);
-    if (threadIdx.x < 2 * HEADS_HELD) publish(&p.partial_sums[first].x + threadIdx.x, 0.f, turn);
+    for (int i = thread_here(); i < HEADS_HELD * HEAD_DIM; i += GEMV_THREADS) publish(p.partial + first * HEAD_DIM + i, 0.f, turn);
+    const int thread = thread_here();
+    if (thread < 2 * HEADS_HELD) publish(&p.partial_sums[first].x + thread, 0.f, turn);
 }
 
 // acc = 16 dims (rows) from `unit` on times the heads' probabilities. BF16: a lane has the dims row and row + 8; FP8: 2 row
@@ -294,8 +296,8 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
     const OneParams &p = shared.p;
     const uint32_t turn = epoch & 1;
     if (shared.split >= shared.splits) {
-        leave_nothing(shared, turn);
-        if (threadIdx.x == 0) announce(p, ATTENTION);
+        if (epoch == shared.epoch + p.layers) leave_nothing(shared, turn);
+        if (thread_here() == 0) announce(p, ATTENTION);
         return;
     }
     const int thread = thread_here(), warp = thread / WARP, lane = thread & 31, row = lane >> 2, t = lane & 3;
@@ -350,7 +352,7 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
         if (written) fence_async_proxy();
         if (warp < count) stream.pop(KEY_BYTES<KV>);
     }
-    if (threadIdx.x == 0) announce(p, ATTENTION);
+    if (thread == 0) announce(p, ATTENTION);
     if (half == 0) {
         const float4 rest = shared.round.rest[unit][lane];
         acc[0] += rest.x, acc[1] += rest.y, acc[2] += rest.z, acc[3] += rest.w;

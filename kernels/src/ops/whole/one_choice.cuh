@@ -6,28 +6,19 @@
 DEVICE void experts_are_chosen() { asm volatile("bar.arrive 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
 DEVICE void wait_for_choice() { asm volatile("bar.sync 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
 
-// From the gate's logits, once all blocks have announced them: `ids`, best first, the lower expert first among equals. Always
-// different experts, even of NaN. A thread has an expert and finds its rank in the warp; the best of each warp then meet.
-// `bias`: of the thread's expert.
-DEVICE void choose(OneShared &shared, float bias, uint32_t turn) {
+// The expert of a computing thread, if it is one. The upper warps have fewer values of the residual stream to receive.
+DEVICE int expert_here() { return thread_here() ^ MAX_EXPERTS; }
+
+// From the gate's logits: `ids`, best first, the lower expert first among equals. Always different experts, even of NaN. A
+// thread has an expert and finds its rank in the warp; the best of each warp then meet. `z`: the thread's logit, `bias`: its
+// expert's.
+DEVICE void choose(OneShared &shared, float z, float bias) {
     static_assert(ONE_TOP_K == 8 && MAX_EXPERTS / WARP == 8 && GEMV_THREADS == 64 * 8, "a thread a candidate and eight others");
     const OneParams &p = shared.p;
-    const int e = thread_here(), lane = e & 31, warp = e / WARP;
+    const int e = expert_here(), lane = e & 31, warp = e / WARP;
     if (warp < MAX_EXPERTS / WARP) {
         uint32_t key = 0;  // larger is better; 0: no such expert
         const bool inside = e < p.experts;
-        uint32_t part[GATE_PARTS];
-        while (true) {
-#pragma unroll
-            for (int i = 0; i < GATE_PARTS; i++) part[i] = peek(p.logits + i * p.experts + (inside ? e : 0));
-            uint32_t wrong = 0;
-#pragma unroll
-            for (int i = 0; i < GATE_PARTS; i++) wrong |= part[i] ^= turn;
-            if (!(wrong & 1)) break;
-        }
-        float z = 0.f;
-#pragma unroll
-        for (int i = 0; i < GATE_PARTS; i++) z += __uint_as_float(part[i]);
         const float score = __fdividef(1.f, 1.f + expf(-z));
         if (inside) key = ordered(score + bias) + 1;
         shared.scores[e] = score;
@@ -57,7 +48,7 @@ DEVICE void choose(OneShared &shared, float bias, uint32_t turn) {
 
 // The chosen experts' weights, by one warp, after a meeting.
 DEVICE void weigh_experts(OneShared &shared) {
-    const int lane = threadIdx.x & 31, k = shared.p.k;
+    const int lane = thread_here() & 31, k = shared.p.k;
     const float mine = lane < k ? shared.scores[shared.ids[lane]] : 0.f, total = warp_sum(mine);
     if (lane < k) shared.weights[lane] = shared.p.renormalize ? mine / total : mine;
 }

@@ -32,23 +32,36 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
     }
 }
 
-// N stages of INT4 at once: the products' columns are the stages' inputs instead of tokens, and of a stage's products only
-// its own columns are kept. So scales are applied once, lane column t those of stage t: a lane's sums are of its stages.
-// The second row of a byte is multiplied with the first still below it, which is taken away from the sum.
-template <int N> DEVICE void multiply_together(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[4]) {
+// The token's inputs of N stages of INT4 as a lane needs them. Not tokens but these stages are the products' columns, and lane
+// column t is that of stage t.
+template <int N> struct StageInputs {
+    uint4 operands[2];  // of a stage's two halves; as `ByteOperands`
+    float step;         // 0 where the column has no stage
+    int sum;
+
+    __device__ __forceinline__ void load(uint32_t x, uint32_t tail, int lane) {
+        static_assert(N <= 4, "a pair of columns a stage");
+        const int column = lane >> 2, low = column & 1;
+        const uint32_t input = x + (column >> 1) * IMAGE_BLOCK_BYTES<true> + low * 128 + (((lane & 3) * 32) ^ (low * 16));
+        operands[0] = load_shared16(input), operands[1] = load_shared16(input ^ 16);
+        const int2 scaled = load_shared8(tail + min(lane & 3, N - 1) * IMAGE_TAIL_BYTES);
+        step = (lane & 3) < N ? __int_as_float(scaled.x) : 0.f, sum = scaled.y;
+    }
+};
+
+// N stages of INT4 at once: of a stage's products only its own columns are kept, so scales are applied once; a lane's sums, of the
+// rows lane / 4 and lane / 4 + 8, are of its stage. The second row of a byte is multiplied with the first still below it, which is
+// taken away from the sum.
+template <int N> DEVICE float2 multiply_together(uint32_t stage, const StageInputs<N> &x, int lane, int bf16_scales) {
     constexpr int BYTES = Layout<INT4_G128>::BYTES;
-    static_assert(N <= 4, "a pair of columns a stage");
     const int row = lane >> 2, t = min(lane & 3, N - 1);
-    // As `ByteOperands`, half of it at a time; the stages' chains of products take turns.
-    const int column = lane >> 2, low = column & 1;
-    const uint32_t input = x + (column >> 1) * IMAGE_BLOCK_BYTES<true> + low * 128 + (((lane & 3) * 32) ^ (low * 16));
     int part[N][4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < 2; half++) {  // the stages' chains of products take turns
         uint4 word[N];
 #pragma unroll
         for (int s = 0; s < N; s++) word[s] = load_shared16(stage + s * BYTES + half * 512 + lane * 16);
-        const uint4 b = load_shared16(half ? input ^ 16 : input);
+        const uint4 b = x.operands[half];
 #pragma unroll
         for (int s = 0; s < N; s++) {
             const uint32_t a[4] = {word[s].x & 0x0f0f0f0fu, word[s].x, word[s].y & 0x0f0f0f0fu, word[s].y};
@@ -60,7 +73,6 @@ template <int N> DEVICE void multiply_together(uint32_t stage, uint32_t x, uint3
             mma_bytes(part[s], a, b.z, b.w);
         }
     }
-    const int2 scaled = load_shared8(tail + t * IMAGE_TAIL_BYTES);
     const uint32_t scales = stage + t * BYTES + 1024;
     const float scale0 = scale_value(load_shared_u16(scales + row * 2), bf16_scales);
     const float scale1 = scale_value(load_shared_u16(scales + 16 + row * 2), bf16_scales);
@@ -73,11 +85,38 @@ template <int N> DEVICE void multiply_together(uint32_t stage, uint32_t x, uint3
         for (int s = 0; s < N - 1; s++)
             if (t == s) own[i] = part[s][i];
     }
-    const int v0 = own[0] * 256 + own[1] - zero0 * scaled.y;
-    const int v1 = ((own[2] - own[0]) >> 4) * 256 + ((own[3] - own[1]) >> 4) - zero1 * scaled.y;
-    const float step = (lane & 3) < N ? __int_as_float(scaled.x) : 0.f;
-    acc[0] += static_cast<float>(v0) * (scale0 * step);
-    acc[2] += static_cast<float>(v1) * (scale1 * step);
+    const int v0 = own[0] * 256 + own[1] - zero0 * x.sum;
+    const int v1 = ((own[2] - own[0]) >> 4) * 256 + ((own[3] - own[1]) >> 4) - zero1 * x.sum;
+    return make_float2(static_cast<float>(v0) * (scale0 * x.step), static_cast<float>(v1) * (scale1 * x.step));
+}
+
+// Adds the columns' sums.
+DEVICE float2 sum_columns(float2 v) {
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2)
+        v.x += __shfl_xor_sync(ALL_LANES, v.x, offset), v.y += __shfl_xor_sync(ALL_LANES, v.y, offset);
+    return v;
+}
+
+// Units one after the other of which this warp has the same N stages of inputs, all of its run: up to `end`, one every `step`, as
+// many as wait for each other. Leaves their sums.
+template <int N, class Scales>
+DEVICE void multiply_units(OneStream &stream, OneShared &shared, uint32_t image, uint32_t tail, int lane, int warp, int &unit, int &held, int end,
+                           int step, const Scales &scales_of) {
+    constexpr int BYTES = N * Layout<INT4_G128>::BYTES;
+    StageInputs<N> x;
+    x.load(image, tail, lane);
+#pragma unroll 1
+    for (; held < MAX_UNITS && unit < end; held++, unit += step) {
+        const int bf16_scales = scales_of(unit);
+        const float2 mine = multiply_together<N>(stream.front(BYTES), x, lane, bf16_scales);
+        stream.pop(BYTES);
+        const float2 sum = sum_columns(mine);
+        if ((lane & 3) == 0) {
+            float *to = shared.partial[held] + warp * TILE_ROWS + (lane >> 2);
+            to[0] = sum.x, to[8] = sum.y;
+        }
+    }
 }
 
 // A warp's run: `count` stages from stage `first` on.
@@ -91,12 +130,17 @@ DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, i
         uint32_t stage = stream.front(bytes);
         if constexpr (F == INT4_G128) {
             static_assert(COPY_STAGES<F> == 3, "one product of them all");
+            const auto add = [&](auto inputs) {
+                inputs.load(x, tail, lane);
+                const float2 sum = multiply_together(stage, inputs, lane, bf16_scales);
+                acc[0][0] += sum.x, acc[0][2] += sum.y;
+            };
             if (held == 3)
-                multiply_together<3>(stage, x, tail, lane, bf16_scales, acc[0]);
+                add(StageInputs<3>{});
             else if (held == 2)
-                multiply_together<2>(stage, x, tail, lane, bf16_scales, acc[0]);
+                add(StageInputs<2>{});
             else
-                multiply_together<1>(stage, x, tail, lane, bf16_scales, acc[0]);
+                add(StageInputs<1>{});
             x += held * STEP, tail += held * IMAGE_TAIL_BYTES;
         } else {
 #pragma unroll 1
@@ -109,11 +153,8 @@ DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, i
         count -= held;
     }
     if constexpr (F == INT4_G128) {
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-            acc[0][i] += __shfl_xor_sync(ALL_LANES, acc[0][i], 1);
-            acc[0][i] += __shfl_xor_sync(ALL_LANES, acc[0][i], 2);
-        }
+        const float2 sum = sum_columns(make_float2(acc[0][0], acc[0][2]));
+        acc[0][0] = sum.x, acc[0][2] = sum.y;
     }
 }
 
@@ -143,7 +184,7 @@ template <int RUNS_OF_TILE> DEVICE float sum_runs(const float *partial, int tile
 
 // One block of 128 values of an image by one warp, lane l with 4l .. 4l + 3; `tail`: the block's, for INT4.
 template <int F> DEVICE void store_block(uint8_t *to, uint8_t *tail, float4 v) {
-    const int lane = threadIdx.x & 31;
+    const int lane = thread_here() & 31;
     if constexpr (INT4<F>) {
         const uint32_t all[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
         // Of absolute values, as integers: NaN and infinity are the largest.

@@ -39,7 +39,7 @@ struct OneStream {
     // Every lane has read it: its place is free.
     __device__ __forceinline__ void pop(int bytes) {
         __syncwarp();
-        if ((threadIdx.x & 31) == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + copy * 8) : "memory");
+        if ((thread_here() & 31) == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + copy * 8) : "memory");
         place += bytes;
         if (++copy == COPIES) copy = 0, parity ^= 1;
     }
@@ -138,8 +138,8 @@ template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     const int pieces = serves && shared.tile0 + warp < shared.tile1 ? 2 * ceil_div(shared.tile1 - shared.tile0 - warp, GEMV_WARPS) : 0;
     OneFeeder feeder{shared, shared_address(rings + warp * WARP_RING), warp};
     feeder.piece = feeder.pieces = pieces;
-    if (lane < 8) shared.feeding[0][lane] = p.layer[0].stream[lane];
-    const uint8_t *ahead = lane < 8 && layers > 1 ? p.layer[1].stream[lane] : nullptr;
+    if (lane < STREAMS) shared.feeding[0][lane] = p.layer[0].stream[lane];
+    const uint8_t *ahead = lane < STREAMS && layers > 1 ? p.layer[1].stream[lane] : nullptr;
     __syncwarp();
     int chosen = -1;
 #pragma unroll 1
@@ -154,8 +154,8 @@ template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
         if (!__any_sync(ALL_LANES, more)) break;
         // All wait for the choice of the layer behind `chosen`: nobody reads the streams of the one before any more.
         chosen++;
-        if (lane < 8) shared.feeding[(chosen + 1) & 1][lane] = ahead;
-        if (lane < 8 && chosen + 2 < layers) ahead = p.layer[chosen + 2].stream[lane];
+        if (lane < STREAMS) shared.feeding[(chosen + 1) & 1][lane] = ahead;
+        if (lane < STREAMS && chosen + 2 < layers) ahead = p.layer[chosen + 2].stream[lane];
         __syncwarp();
         if (shared.chooses) wait_for_choice();
         feeder.waits = false;

@@ -77,6 +77,6 @@ DEVICE void listen(const OneParams &p, int op, unsigned epoch) {
 
 // The same for all computing warps.
 DEVICE void listen_together(const OneParams &p, int op, unsigned epoch) {
-    if (threadIdx.x == LISTENER) listen(p, op, epoch);
+    if (thread_here() == LISTENER) listen(p, op, epoch);
     meet();
 }

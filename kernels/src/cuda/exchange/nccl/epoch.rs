@@ -13,6 +13,9 @@ use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::{StepSizes, Tokens};
 use crate::cuda::{Gpu, Memory, Stream, as_bytes, shape};
 
+/// From so many rows on messages grow by as many, below by doubling.
+const STRIDE: usize = 16;
+
 pub(super) struct Live {
     pub(super) connected: Connected,
     pub(super) places: Places,
@@ -38,7 +41,7 @@ pub(super) struct Step {
 impl Live {
     pub(super) fn begin(&self, gpu: &Gpu, tally: &Tally<'_>, sizes: &StepSizes) -> Result<()> {
         let sized = &self.connected.shape;
-        let few = sizes.largest.max(1).next_power_of_two().min(sized.few_tokens);
+        let few = carried(sizes.largest, sized.few_tokens);
         let each = sizes.many.unwrap_or(sized.many_tokens);
         self.step.set(Step { few, each });
         if sizes.many.is_none() {
@@ -59,6 +62,17 @@ impl Live {
             *kept = count as usize;
         }
         Ok(())
+    }
+
+    /// What steps in which this rank has `tokens` tokens may be, as far as their recordings differ.
+    pub(super) fn recordings(&self, tokens: usize) -> Vec<StepSizes> {
+        let sizes = |largest| StepSizes {
+            largest,
+            tokens,
+            many: None,
+        };
+        let largest = largest_of(tokens, self.connected.shape.few_tokens);
+        largest.into_iter().map(sizes).collect()
     }
 
     /// Tokens of `rank` in the piece.
@@ -176,6 +190,24 @@ impl Live {
     }
 }
 
+/// Rows that an exchange of few carries for each rank, if the largest has `largest`: few sizes, so that few are recorded.
+fn carried(largest: usize, most: usize) -> usize {
+    let rows = match largest {
+        ..=STRIDE => largest.max(1).next_power_of_two(),
+        _ => largest.next_multiple_of(STRIDE),
+    };
+    rows.min(most)
+}
+
+/// For which largest ranks the steps of a rank with `tokens` tokens are recorded beforehand: one that has about as many, or the
+/// next size. Ranks differ by little; what is rarer is recorded when it comes.
+fn largest_of(tokens: usize, most: usize) -> Vec<usize> {
+    let first = carried(tokens, most);
+    let mut largest = vec![first, carried(first + 1, most)];
+    largest.dedup();
+    largest
+}
+
 /// Who is to blame when the library does not say: with one peer it was that, else nobody knows.
 fn other((rank, ranks): (u32, u32)) -> u32 {
     if ranks == 2 { 1 - rank } else { u32::MAX }
@@ -197,4 +229,29 @@ pub(super) struct Tally<'a> {
     /// U64 `[ranks]`.
     pub(super) words: &'a Memory,
     pub(super) control: &'a Control,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_recorded_for_the_sizes_that_the_largest_rank_may_give_it() {
+        for (tokens, most, expected) in [
+            (0, 128, vec![1, 2]),
+            (1, 128, vec![1, 2]),
+            (2, 128, vec![2, 4]),
+            (5, 128, vec![8, 16]),
+            (16, 128, vec![16, 32]),
+            (33, 128, vec![48, 64]),
+            (112, 128, vec![112, 128]),
+            (113, 128, vec![128]),
+            (20, 25, vec![25]),
+        ] {
+            let largest = largest_of(tokens, most);
+            assert_eq!(largest, expected, "{tokens} of {most}");
+            // Each is the size of its own steps.
+            assert!(largest.iter().all(|largest| carried(*largest, most) == *largest));
+        }
+    }
 }

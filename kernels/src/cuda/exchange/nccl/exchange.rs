@@ -1,8 +1,8 @@
 //! The exchange over NCCL: this rank writes one message for all others, the library carries it, and kernels make of all
 //! ranks' messages what is to be done here; results go back the same way, one piece to each rank.
 //!
-//! low_latency (few tokens): every message has room for as many tokens as the largest rank has, rounded up to a power of
-//! two, so that sizes are the same for all and are recorded with the graph. high_throughput (many tokens): the ranks
+//! low_latency (few tokens): every message has room for as many tokens as the largest rank has, rounded up, so that sizes
+//! are the same for all and are recorded with the graph. high_throughput (many tokens): the ranks
 //! tell each other how many tokens they have, once a step, and carry just those. Must stay true: all ranks carry the
 //! same sizes in the same order; what a rank is told by a peer is checked against the capacity before it is used.
 
@@ -21,11 +21,10 @@ use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
 use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
-    Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows, StepSizes,
-    Tokens,
+    Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
+    StepSizes, Tokens,
 };
 use crate::cuda::{Gpu, Memory, shape};
-use crate::ops::route::cuda::PackBeside;
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
@@ -250,8 +249,18 @@ impl Exchange for NcclExchange {
         self.live()?.watch.mark(gpu).map(|_| ())
     }
 
-    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<Option<PackBeside>> {
-        self.live()?.pack(tokens, normed).map(Some)
+    fn recordings(&self, tokens: usize) -> Vec<StepSizes> {
+        self.live
+            .as_ref()
+            .map_or(Vec::new(), |live| live.recordings(tokens))
+    }
+
+    fn chooses(&self) -> bool {
+        true
+    }
+
+    fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        self.live()?.choose_and_dispatch(gpu, tokens, choice)
     }
 
     fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {

@@ -1,5 +1,5 @@
-// The exchange of up to 128 tokens a rank over NCCL: what this rank says, what it makes of what all say, its results, their
-// sum. Rows travel as F32 or BF16; sums are those of ../few.cu, in the same order.
+// The exchange of up to 128 tokens a rank over NCCL: what a rank makes of what all say, its results, their sum. Rows travel as
+// F32 or BF16; sums are those of ../few_combine.cu, in the same order.
 // Bytes: every row is written once, and read once by each rank.
 #include "../../../ops/rmsnorm/rows.cuh"
 #include "../group.cuh"
@@ -7,14 +7,6 @@
 #include "values.cuh"
 
 constexpr int FEW_THREADS = 512;
-
-struct PackFew {
-    ExchangeParams exchange;
-    Messages messages;
-    ExchangeTokens tokens;
-    const float *normed;  // [count, hidden]
-    const int *rows;      // this rank's expert rows of the exchange before: the load that the others see
-};
 
 struct ArriveFew {
     ExchangeParams exchange;
@@ -37,26 +29,6 @@ struct SumFew {
     NormRows norm;
 };
 
-// This rank's message, where the choice of experts has not written it beside its own work: a block a token.
-template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
-    const ExchangeParams &p = d.exchange;
-    const int token = blockIdx.x;
-    const bool mine = token < d.tokens.count;
-    PackedRow<EXACT> row;
-    if (mine) row.read(d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
-    wait_for_inputs();
-    allow_next_kernel();
-    if (failed(p)) return;
-    const Message own = message_of(d.messages, p.rank, 0, p.k);
-    if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
-    if (!mine) return;
-    if (threadIdx.x < p.k) {
-        own.ids[token * p.k + threadIdx.x] = d.tokens.ids[token * p.k + threadIdx.x];
-        own.weights[token * p.k + threadIdx.x] = d.tokens.weights[token * p.k + threadIdx.x];
-    }
-    row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
-}
-
 // Slots of all messages, used or not, and who holds their experts: on their way before anyone knows how many there are. A
 // thread has the same slot of several rows.
 constexpr int SLOTS_AHEAD = 4;
@@ -64,9 +36,9 @@ struct SlotsAhead {
     int slot, sender[SLOTS_AHEAD], token[SLOTS_AHEAD];  // sender: -1 beyond the last
     uint32_t id[SLOTS_AHEAD];
     float weight[SLOTS_AHEAD];
-    uint4 held[SLOTS_AHEAD];
+    uint2 held[SLOTS_AHEAD];  // the first two owners: the second says whether there are several
 };
-DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
+DEVICE void locate_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
     const ExchangeParams &p = d.exchange;
     const unsigned width = FEW_THREADS / p.k, first = threadIdx.x / p.k, carried = d.messages.carried;
     s.slot = threadIdx.x - first * p.k;
@@ -76,12 +48,20 @@ DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
         s.sender[a] = -1;
         if (first >= width || row >= p.ranks * carried) continue;
         s.sender[a] = row / carried, s.token[a] = row - s.sender[a] * carried;
+    }
+}
+DEVICE void read_slots(const ArriveFew &d, int turn, SlotsAhead &s) {
+    const ExchangeParams &p = d.exchange;
+    locate_slots(d, turn, s);
+#pragma unroll
+    for (int a = 0; a < SLOTS_AHEAD; a++) {
+        if (s.sender[a] < 0) continue;
         const Message from = message_of(d.messages, s.sender[a], 0, p.k);
         s.id[a] = from.ids[s.token[a] * p.k + s.slot], s.weight[a] = from.weights[s.token[a] * p.k + s.slot];
     }
 #pragma unroll
     for (int a = 0; a < SLOTS_AHEAD; a++)
-        if (s.sender[a] >= 0) s.held[a] = owners_of(p, d.layer, s.id[a]);
+        if (s.sender[a] >= 0) s.held[a] = first_owners(p, d.layer, s.id[a]);
 }
 
 // Which rows of all ranks are for experts here, grouped by expert. By one block; `slots`: the first.
@@ -89,7 +69,9 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
     constexpr int ROW_WORDS = 1024 / 32;
     const ExchangeParams &p = d.exchange;
     __shared__ uint32_t several[ROW_WORDS];
-    uint16_t *id_of = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
+    // Where the rows of each word of marks begin; the slots' experts.
+    uint16_t *starts = reinterpret_cast<uint16_t *>(tokens_of + d.group.experts * d.group.words);
+    uint16_t *id_of = starts + d.group.experts * d.group.words;
     if (threadIdx.x < ROW_WORDS) several[threadIdx.x] = 0;
     if (threadIdx.x < p.ranks) {
         p.counts[threadIdx.x] = heads.rows[threadIdx.x];
@@ -104,6 +86,7 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         if (sender == p.rank) p.owner[token * p.k + slot] = rank < 0 ? 0 : rank;
         if (local != ABSENT) mark_row(tokens_of, d.group.words, local, row);
     };
+    bool shared = false;
     const int turns = ceil_div(p.ranks * d.messages.carried, FEW_THREADS / p.k * SLOTS_AHEAD);
     for (int turn = 0; turn < turns; turn++) {
         if (turn > 0) read_slots(d, turn, slots);
@@ -111,37 +94,55 @@ DEVICE void group_messages(const ArriveFew &d, uint64_t exchange, const Heads &h
         for (int a = 0; a < SLOTS_AHEAD; a++) {
             const int sender = slots.sender[a], token = slots.token[a];
             if (sender < 0 || token >= heads.rows[sender]) continue;
-            const uint4 held = slots.held[a];
+            const uint2 held = slots.held[a];
             if (held.y != ABSENT) {
                 const int row = sender * p.few_tokens + token;
                 atomicOr(&several[row / 32], 1u << (row % 32));
+                shared = true;
                 continue;
             }
             const int rank = held.x == ABSENT ? -1 : static_cast<int>(held.x >> 16);
             keep(sender, token, slots.slot, rank, rank == p.rank ? held.x & 0xffffu : ABSENT, slots.weight[a]);
         }
     }
-    __syncthreads();
-    // Rows with an expert that several ranks hold: a warp each.
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
-    for (int row = warp; row < p.ranks * p.few_tokens; row += FEW_THREADS / WARP) {
-        if (!(several[row / 32] >> (row % 32) & 1)) continue;
-        const int sender = row / p.few_tokens, token = row % p.few_tokens;
-        const Message from = message_of(d.messages, sender, 0, p.k);
-        int rank;
-        uint32_t local;
-        choose_for(p, d.layer, from, sender, token, exchange, lane, rank, local);
-        if (lane < p.k) keep(sender, token, lane, rank, local, from.weights[token * p.k + lane]);
+    if (__syncthreads_or(shared)) {
+        // Rows with an expert that several ranks hold: a warp each.
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
+        for (int row = warp; row < p.ranks * p.few_tokens; row += FEW_THREADS / WARP) {
+            if (!(several[row / 32] >> (row % 32) & 1)) continue;
+            const int sender = row / p.few_tokens, token = row % p.few_tokens;
+            const Message from = message_of(d.messages, sender, 0, p.k);
+            int rank;
+            uint32_t local;
+            choose_for(p, d.layer, from, sender, token, exchange, lane, rank, local);
+            if (lane < p.k) keep(sender, token, lane, rank, local, from.weights[token * p.k + lane]);
+        }
+        __syncthreads();
     }
+    int begin = make_groups(d.group, tokens_of);
+    if (threadIdx.x < d.group.experts)
+        for (int w = threadIdx.x * d.group.words; w < (threadIdx.x + 1) * d.group.words; w++) starts[w] = begin, begin += __popc(tokens_of[w]);
     __syncthreads();
-    finish_groups(d.group, heads.rows, p.ranks, p.few_tokens, p.k,
-                  [&](uint32_t slot) { return id_of[slot] == 0xffffu ? ABSENT : id_of[slot]; }, tokens_of);
+    for (int turn = 0; turn < turns; turn++) {
+        if (turns > 1) locate_slots(d, turn, slots);
+#pragma unroll
+        for (int a = 0; a < SLOTS_AHEAD; a++) {
+            const int sender = slots.sender[a], token = slots.token[a];
+            if (sender < 0 || token >= heads.rows[sender]) continue;
+            const uint32_t row = sender * p.few_tokens + token, slot = row * p.k + slots.slot, id = id_of[slot];
+            if (id == 0xffffu) continue;
+            const uint32_t word = id * d.group.words + row / 32;
+            const uint32_t place = starts[word] + __popc(tokens_of[word] & ((1u << row % 32) - 1));
+            d.group.groups.row_token[place] = row;
+            d.group.groups.row_slot[place] = slot;
+        }
+    }
 }
 
 // Block 0 groups, the others make F32 rows of what came.
 template <bool EXACT> DEVICE void arrive_few(const ArriveFew &d) {
     using V = Values<EXACT>;
-    extern __shared__ uint32_t tokens_of[];  // [local experts][words], then the slots' experts, 16 bits each
+    extern __shared__ uint32_t tokens_of[];  // [local experts][words], as many half words, the slots' experts as half words
     __shared__ Heads heads;
     const ExchangeParams &p = d.exchange;
     if (blockIdx.x == 0)
@@ -304,7 +305,6 @@ template <bool EXACT, int PAIRS> DEVICE void sum_few(const SumFew &c) {
 }
 
 #define FEW(NAME, EXACT)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(PACK_THREADS) nccl_pack_##NAME(const __grid_constant__ PackFew d) { pack_few<EXACT>(d); } \
     extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) nccl_arrive_##NAME(const __grid_constant__ ArriveFew d) {                 \
         arrive_few<EXACT>(d);                                                                                                          \
     }                                                                                                                                  \

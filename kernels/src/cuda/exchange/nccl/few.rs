@@ -3,15 +3,18 @@
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveFew, HEAD, PackFew, ReturnFew, SumFew};
+use super::messages::{ArriveFew, ChooseFew, HEAD, PackFew, ReturnFew, SumFew};
 use crate::backend::Result;
 use crate::cuda::Gpu;
-use crate::cuda::exchange::{FewResults, FewRows, Tokens};
-use crate::ops::route::cuda::PackBeside;
+use crate::cuda::exchange::layout::{ExchangeParams, GroupRows};
+use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
+use crate::cuda::shape;
+use crate::ops::linear::cuda::INLINE_WIDTH;
+use crate::ops::route::cuda::{PackBeside, RouteTokens, max_groups, route};
 
 impl Live {
     /// What the choice of experts is to write beside its own work.
-    pub(super) fn pack(&self, tokens: &Tokens, normed: u64) -> Result<PackBeside> {
+    fn pack(&self, tokens: &Tokens, normed: u64) -> Result<PackBeside> {
         let (shape, few) = (&self.connected.shape, self.step.get().few);
         self.fits(tokens, few)?;
         let message = self.places.message(self.communicator.rank);
@@ -31,39 +34,93 @@ impl Live {
     }
 
     pub(super) fn dispatch_few(&self, gpu: &Gpu, tokens: &Tokens, normed: u64) -> Result<FewRows> {
-        let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
+        let (connected, few) = (&self.connected, self.step.get().few);
         self.fits(tokens, few)?;
-        let (exact, messages) = (connected.shape.exact, self.places.few(few));
         let pack = PackFew {
-            exchange: connected.params,
-            messages,
+            exchange: self.of_few(few),
+            messages: self.places.few(few),
             tokens: connected.tokens(tokens, few)?,
             normed,
             rows: connected.places.rows.address,
         };
-        if !tokens.packed {
-            launch::pack_few(gpu, exact, &pack)?;
+        launch::pack_few(gpu, connected.shape.exact, &pack)?;
+        self.carry_few(gpu, tokens)
+    }
+
+    /// The same where experts are still to be chosen: by a kernel that packs as well.
+    pub(super) fn choose_and_dispatch(&self, gpu: &Gpu, tokens: &Tokens, choice: &Choice) -> Result<FewRows> {
+        let (connected, few) = (&self.connected, self.step.get().few);
+        self.fits(tokens, few)?;
+        if choice.normed != 0 {
+            let params = RouteTokens {
+                route: choice.route,
+                ids: tokens.ids,
+                weights: tokens.weights,
+                pack: self.pack(tokens, choice.normed)?,
+                ..RouteTokens::default()
+            };
+            route(gpu, &params)?;
+            return self.carry_few(gpu, tokens);
         }
+        let hidden = connected.shape.hidden;
+        if choice.norm.x0 == 0 || choice.norm.more > 1 || hidden > INLINE_WIDTH {
+            let wanted = format!("rows, or a norm of at most {INLINE_WIDTH} values");
+            return Err(shape("exchange", "input", hidden, wanted));
+        }
+        let params = ChooseFew {
+            exchange: self.of_few(few),
+            messages: self.places.few(few),
+            route: choice.route,
+            ids: tokens.ids,
+            weights: tokens.weights,
+            norm: choice.norm,
+            rows: connected.places.rows.address,
+        };
+        launch::choose_few(gpu, connected.shape.exact, &params)?;
+        self.carry_few(gpu, tokens)
+    }
+
+    /// This rank's message is written: to all others, and theirs as rows for the experts here.
+    fn carry_few(&self, gpu: &Gpu, tokens: &Tokens) -> Result<FewRows> {
+        let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
+        let (exact, messages) = (connected.shape.exact, self.places.few(few));
         let bytes = self.places.sizes.few_bytes(few);
         let message = |rank| (self.places.message(rank), bytes);
         self.carry(&gpu.stream, |_| message(rank), message)?;
         let arrive = ArriveFew {
-            exchange: connected.params,
+            exchange: self.of_few(few),
             messages,
             x: connected.places.x.address,
-            group: connected.group_rows(),
+            group: GroupRows {
+                // An odd number, so that experts' words lie in different banks.
+                words: (connected.shape.ranks * few).div_ceil(32) as i32 | 1,
+                ..connected.group_rows()
+            },
             layer: tokens.layer as i32,
         };
         launch::arrive_few(gpu, exact, &arrive)?;
-        Ok(connected.few_rows())
+        let slots = connected.shape.ranks * few * connected.shape.top_k;
+        Ok(FewRows {
+            most_groups: max_groups(slots, connected.places.local_experts),
+            ..connected.few_rows()
+        })
+    }
+
+    /// The kernels' parameters where each rank has at most `few` tokens: rows that came are counted by that many a rank.
+    fn of_few(&self, few: usize) -> ExchangeParams {
+        ExchangeParams {
+            few_tokens: few as i32,
+            ..self.connected.params
+        }
     }
 
     pub(super) fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let (connected, few) = (&self.connected, self.step.get().few);
         let (exact, messages) = (connected.shape.exact, self.places.few(few));
         self.fits(tokens, few)?;
+        let exchange = self.of_few(few);
         let back = ReturnFew {
-            exchange: connected.params,
+            exchange,
             messages,
             y: results.y,
         };
@@ -72,7 +129,7 @@ impl Live {
         let to = |rank| (self.places.results_for(rank), bytes);
         self.carry(&gpu.stream, to, |rank| (self.places.results_of(rank), bytes))?;
         let sum = SumFew {
-            exchange: connected.params,
+            exchange,
             messages,
             tokens: connected.tokens(tokens, few)?,
             norm: results.norm,

@@ -1,6 +1,6 @@
-//! Launches of `few.cu` and `many.cu` of this folder.
+//! Launches of `pack.cu`, `few.cu` and `many.cu` of this folder.
 
-use super::messages::{ArriveFew, ArriveMany, PackFew, PackMany, ReturnFew, ReturnMany, SumFew, SumMany};
+use super::messages::{ArriveFew, ArriveMany, ChooseFew, PackFew, PackMany, ResultsMany, ReturnFew, SumFew};
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
 use crate::ops::rmsnorm::cuda::pairs;
@@ -53,10 +53,18 @@ pub(super) fn pack_few(gpu: &Gpu, exact: bool, params: &PackFew) -> Result<()> {
     )
 }
 
+pub(super) fn choose_few(gpu: &Gpu, exact: bool, params: &ChooseFew) -> Result<()> {
+    gpu.launch(
+        &format!("nccl_choose_{}", name(exact)),
+        launch(params.route.tokens.max(1) as u32, FEW_THREADS + 32, 0),
+        params,
+    )
+}
+
 pub(super) fn arrive_few(gpu: &Gpu, exact: bool, params: &ArriveFew) -> Result<()> {
     let exchange = &params.exchange;
     let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
-    let marks = (params.group.experts * params.group.words * 4) as usize + slots * 2;
+    let marks = (params.group.experts * params.group.words) as usize * (4 + 2) + slots * 2;
     let blocks = 1 + row_blocks(exchange.ranks, params.messages.carried);
     gpu.launch(
         &format!("nccl_arrive_{}", name(exact)),
@@ -112,14 +120,14 @@ pub(super) fn arrive_many(gpu: &Gpu, rows: usize, params: &ArriveMany) -> Result
 }
 
 /// `rows`: for which there are results; `beside`: so many multiprocessors are left to what runs beside it.
-pub(super) fn return_many(gpu: &Gpu, rows: usize, beside: Option<u32>, params: &ReturnMany) -> Result<()> {
+pub(super) fn return_many(gpu: &Gpu, rows: usize, beside: Option<u32>, params: &ResultsMany) -> Result<()> {
     let parts = parts(gpu, rows, params.exchange.hidden as usize / 8);
     let launch = match beside {
         None => warps(gpu, rows * parts),
         // A block a multiprocessor.
         Some(left) => launch(gpu.blocks().saturating_sub(left).max(1), MOST_THREADS, 0),
     };
-    let params = ReturnMany {
+    let params = ResultsMany {
         parts: parts as i32,
         ..*params
     };
@@ -127,11 +135,11 @@ pub(super) fn return_many(gpu: &Gpu, rows: usize, beside: Option<u32>, params: &
 }
 
 /// `whole`: this rank's own results lie where the others' do.
-pub(super) fn sum_many(gpu: &Gpu, whole: bool, params: &SumMany) -> Result<()> {
+pub(super) fn sum_many(gpu: &Gpu, whole: bool, params: &ResultsMany) -> Result<()> {
     let name = if whole { "nccl_add_many" } else { "nccl_sum_many" };
     let rows = params.tokens.count as usize;
     let parts = parts(gpu, rows, params.exchange.hidden as usize / 8);
-    let params = SumMany {
+    let params = ResultsMany {
         parts: parts as i32,
         ..*params
     };

@@ -27,23 +27,15 @@ struct ArriveMany {
     int layer;
 };
 
-struct ReturnMany {
-    ExchangeParams exchange;
-    Messages messages;
-    const __nv_bfloat16 *sorted;  // [sorted rows, hidden]
-    const uint32_t *row_of_slot;  // [ranks][many_tokens, k]
-    int parts;                    // warps of a row
-    int own;                      // for this rank's rows, otherwise for all others'
-};
-
-struct SumMany {
+struct ResultsMany {
     ExchangeParams exchange;
     Messages messages;
     ExchangeTokens tokens;
-    const __nv_bfloat16 *sorted;  // as in ReturnMany
-    const uint32_t *row_of_slot;
-    float *hidden;  // [count, hidden]
-    int parts;      // warps of a row
+    const __nv_bfloat16 *sorted;  // [sorted rows, hidden]
+    const uint32_t *row_of_slot;  // [ranks][many_tokens, k]
+    float *hidden;                // [count, hidden], added to
+    int parts;                    // warps of a row
+    int own;                      // sums for this rank's rows, otherwise for all others'
 };
 
 // `parts` warps a token, as in all that move rows: few tokens are spread over the device.
@@ -129,7 +121,7 @@ DEVICE RowSlots slots_of(const ExchangeParams &p, const Messages &m, const uint3
 }
 
 // The weighted sum of each row's slots here, for the row's owner.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(const __grid_constant__ ReturnMany c) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(const __grid_constant__ ResultsMany c) {
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, owners = c.own ? 1 : p.ranks - 1;
     const int warps = blockDim.x / WARP;
@@ -156,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(cons
 }
 
 // hidden += what came back, in the order of ranks. `OWN`: this rank's share is still to be summed; as rounded as if it had come.
-template <bool OWN> DEVICE void sum_many(const SumMany &c) {
+template <bool OWN> DEVICE void sum_many(const ResultsMany &c) {
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
     wait_for_inputs();
@@ -199,5 +191,5 @@ template <bool OWN> DEVICE void sum_many(const SumMany &c) {
         }
     }
 }
-extern "C" __global__ void __launch_bounds__(MANY_THREADS, 3) nccl_sum_many(const __grid_constant__ SumMany c) { sum_many<true>(c); }
-extern "C" __global__ void __launch_bounds__(MANY_THREADS, 4) nccl_add_many(const __grid_constant__ SumMany c) { sum_many<false>(c); }
+extern "C" __global__ void __launch_bounds__(MANY_THREADS, 3) nccl_sum_many(const __grid_constant__ ResultsMany c) { sum_many<true>(c); }
+extern "C" __global__ void __launch_bounds__(MANY_THREADS, 4) nccl_add_many(const __grid_constant__ ResultsMany c) { sum_many<false>(c); }

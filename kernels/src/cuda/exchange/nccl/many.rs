@@ -7,7 +7,7 @@
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveMany, HEAD, PackMany, Places, ReturnMany, SumMany};
+use super::messages::{ArriveMany, HEAD, PackMany, Places, ResultsMany};
 use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::{ManyResults, ManyRows, Tokens, Wire};
@@ -67,6 +67,24 @@ struct Channel<'a> {
     places: &'a Places,
     /// Which slots are for experts here: U32 `[ranks][many_tokens, top_k]`.
     local: u64,
+}
+
+/// This rank's tokens of a piece, and the results that there are for all ranks' tokens of it.
+type Work<'a> = (&'a Tokens, &'a ManyResults);
+
+impl Channel<'_> {
+    fn results(&self, (tokens, results): Work<'_>, own: bool) -> Result<ResultsMany> {
+        Ok(ResultsMany {
+            exchange: self.connected.params,
+            messages: self.places.many(),
+            tokens: self.connected.tokens(tokens, self.connected.shape.many_tokens)?,
+            sorted: results.sorted,
+            row_of_slot: results.row_of_slot,
+            hidden: results.hidden,
+            parts: 1,
+            own: i32::from(own),
+        })
+    }
 }
 
 impl Live {
@@ -143,24 +161,11 @@ impl Live {
     }
 
     /// Sums for the other ranks, or for this one.
-    fn return_many(
-        &self,
-        gpu: &Gpu,
-        channel: &Channel<'_>,
-        (tokens, results): (&Tokens, &ManyResults),
-        own: bool,
-    ) -> Result<()> {
-        let back = ReturnMany {
-            exchange: channel.connected.params,
-            messages: channel.places.many(),
-            sorted: results.sorted,
-            row_of_slot: results.row_of_slot,
-            parts: 1,
-            own: i32::from(own),
-        };
+    fn return_many(&self, gpu: &Gpu, channel: &Channel<'_>, work: Work<'_>, own: bool) -> Result<()> {
+        let (params, tokens) = (channel.results(work, own)?, work.0);
         match own {
-            true => launch::return_many(gpu, tokens.count, Some(CHANNELS_OF_NCCL), &back),
-            false => launch::return_many(gpu, self.rows(tokens.piece) - tokens.count, None, &back),
+            true => launch::return_many(gpu, tokens.count, Some(CHANNELS_OF_NCCL), &params),
+            false => launch::return_many(gpu, self.rows(tokens.piece) - tokens.count, None, &params),
         }
     }
 
@@ -175,24 +180,8 @@ impl Live {
     }
 
     /// `whole`: this rank's own results have been summed.
-    fn sum_many(
-        &self,
-        gpu: &Gpu,
-        channel: &Channel<'_>,
-        (tokens, results): (&Tokens, &ManyResults),
-        whole: bool,
-    ) -> Result<()> {
-        let connected = channel.connected;
-        let sum = SumMany {
-            exchange: connected.params,
-            messages: channel.places.many(),
-            tokens: connected.tokens(tokens, connected.shape.many_tokens)?,
-            sorted: results.sorted,
-            row_of_slot: results.row_of_slot,
-            hidden: results.hidden,
-            parts: 1,
-        };
-        launch::sum_many(gpu, whole, &sum)?;
+    fn sum_many(&self, gpu: &Gpu, channel: &Channel<'_>, work: Work<'_>, whole: bool) -> Result<()> {
+        launch::sum_many(gpu, whole, &channel.results(work, true)?)?;
         // A long step is watched layer by layer.
         if gpu.stream.is_capturing(&gpu.device)? {
             return Ok(());
@@ -235,7 +224,7 @@ impl Live {
         &self,
         gpu: &Gpu,
         (beside, channel): (&Beside, &Channel<'_>),
-        work: (&Tokens, &ManyResults),
+        work: Work<'_>,
     ) -> Result<()> {
         self.return_many(gpu, channel, work, false)?;
         let stream = beside.follow(gpu, channel.index)?;
@@ -273,7 +262,7 @@ impl Live {
         &self,
         gpu: &Gpu,
         (beside, local): (&Beside, &Memory),
-        work: (&Tokens, &ManyResults),
+        work: Work<'_>,
     ) -> Result<()> {
         let channel = self.of_piece(work.0, local)?;
         self.start_combine(gpu, (beside, &channel), work)
@@ -283,7 +272,7 @@ impl Live {
         &self,
         gpu: &Gpu,
         (beside, local): (&Beside, &Memory),
-        work: (&Tokens, &ManyResults),
+        work: Work<'_>,
     ) -> Result<()> {
         let channel = self.of_piece(work.0, local)?;
         beside.come(gpu, channel.index)?;

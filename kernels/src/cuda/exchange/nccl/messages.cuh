@@ -91,6 +91,11 @@ DEVICE uint4 owners_of(const ExchangeParams &p, int layer, uint32_t expert) {
     return __ldg(reinterpret_cast<const uint4 *>(p.placement) + static_cast<size_t>(layer) * p.experts + expert);
 }
 
+DEVICE uint2 first_owners(const ExchangeParams &p, int layer, uint32_t expert) {
+    if (expert >= static_cast<uint32_t>(p.experts)) return make_uint2(ABSENT, ABSENT);
+    return __ldg(reinterpret_cast<const uint2 *>(p.placement) + (static_cast<size_t>(layer) * p.experts + expert) * (MAX_REPLICAS / 2));
+}
+
 // `choose_ranks` for a row of any rank's message, as every rank does it; lane j < k has slot j's rank and expert there.
 DEVICE void choose_for(const ExchangeParams &p, int layer, const Message &from, int sender, int row, uint64_t exchange, int lane,
                        int &rank, uint32_t &local) {

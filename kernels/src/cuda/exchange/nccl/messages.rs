@@ -4,7 +4,8 @@
 use crate::cuda::exchange::ExchangeShape;
 use crate::cuda::exchange::halves::channel_shape;
 use crate::cuda::exchange::layout::{ExchangeParams, ExchangeTokens, GroupRows};
-use crate::ops::rmsnorm::cuda::NormRows;
+use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
+use crate::ops::route::cuda::RouteParams;
 
 /// Bytes in front of the rows.
 pub(super) const HEAD: usize = 64;
@@ -181,6 +182,19 @@ pub(super) struct PackFew {
     pub(super) rows: u64,
 }
 
+/// Mirrors `ChooseFew`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ChooseFew {
+    pub(super) exchange: ExchangeParams,
+    pub(super) messages: Messages,
+    pub(super) route: RouteParams,
+    pub(super) ids: u64,
+    pub(super) weights: u64,
+    pub(super) norm: NormInput,
+    pub(super) rows: u64,
+}
+
 /// Mirrors `ArriveFew`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -236,22 +250,10 @@ pub(super) struct ArriveMany {
     pub(super) layer: i32,
 }
 
-/// Mirrors `ReturnMany`.
+/// Mirrors `ResultsMany`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct ReturnMany {
-    pub(super) exchange: ExchangeParams,
-    pub(super) messages: Messages,
-    pub(super) sorted: u64,
-    pub(super) row_of_slot: u64,
-    pub(super) parts: i32,
-    pub(super) own: i32,
-}
-
-/// Mirrors `SumMany`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct SumMany {
+pub(super) struct ResultsMany {
     pub(super) exchange: ExchangeParams,
     pub(super) messages: Messages,
     pub(super) tokens: ExchangeTokens,
@@ -259,6 +261,7 @@ pub(super) struct SumMany {
     pub(super) row_of_slot: u64,
     pub(super) hidden: u64,
     pub(super) parts: i32,
+    pub(super) own: i32,
 }
 
 #[cfg(test)]

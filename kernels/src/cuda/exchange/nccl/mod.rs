@@ -14,4 +14,4 @@ mod watch;
 
 pub use communicator::{ABORT_WAIT, Communicator, Until};
 pub(crate) use exchange::NcclExchange;
-pub use library::{ID_BYTES, Nccl, UniqueId, Version};
+pub use library::{ID_BYTES, Nccl, UniqueId, Version, set_environment};

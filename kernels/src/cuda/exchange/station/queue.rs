@@ -44,7 +44,6 @@ impl Station {
             count: b.count,
             ids: b.ids.address,
             weights: b.weights.address,
-            packed: false,
         };
         match family {
             Family::Few => self.queue_few(gpu, b, &tokens, until)?,

@@ -99,12 +99,8 @@ impl Piece<'_> {
             let rows = exchange.choose_and_dispatch(gpu, &self.exchanged(index), &choice)?;
             self.received_experts(layer, &rows)?;
         } else if let Some(exchange) = exchange {
-            let mut own = self.exchanged(index);
-            let pack = exchange.pack(&own, places.normed)?;
-            own.packed = pack.is_some();
-            let pack = pack.unwrap_or_default();
-            route::route(gpu, &RouteTokens { pack, ..params })?;
-            let rows = exchange.dispatch_few(gpu, &own, places.normed)?;
+            route::route(gpu, &params)?;
+            let rows = exchange.dispatch_few(gpu, &self.exchanged(index), places.normed)?;
             self.received_experts(layer, &rows)?;
         } else {
             route::route_groups(gpu, &params)?;
@@ -161,7 +157,6 @@ impl Piece<'_> {
             count: self.tokens,
             ids: places.ids,
             weights: places.weights,
-            packed: false,
         }
     }
 

@@ -1,0 +1,96 @@
+// What the host tells the sampling kernels, and what they tell it; `cuda.rs` mirrors the structs.
+#pragma once
+#include "../../cuda/ptx.cuh"
+
+constexpr uint32_t NO_EXTRA = 0xffffffffu;
+constexpr int MAX_TOP = 20;  // best log-probabilities of a row
+
+struct SampleSpec {
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    uint64_t seed;
+    uint32_t position;  // of the sampled token
+    uint32_t token;     // results go to tokens[token] and logprobs[token]
+    uint32_t extra;     // the row's SampleExtra, or NO_EXTRA
+    uint32_t logprobs;  // 0: none; n + 1: the sampled token's and the n best
+};
+
+// Steps 1 to 3 of a row. Lists begin at so many words behind the first SampleExtra, each at a multiple of four; 0: none.
+struct SampleExtra {
+    uint32_t mask;              // one bit a token
+    uint32_t bias, biases;      // SampleBias, by token; those of one token in the order of their addition
+    uint32_t forbidden, forbids;
+    uint32_t tokens, token_count;  // all tokens so far, or, where no repetition counts, those of the output
+    uint32_t output_start;      // index among them
+    float repetition, presence, frequency;
+    uint32_t unused;
+};
+
+struct SampleBias {
+    uint32_t token;
+    float bias;
+};
+
+struct SampleLogprobs {
+    float logprob;  // of the sampled token
+    uint32_t rank;
+    uint32_t count;  // of the best ones
+    uint32_t unused;
+    uint32_t tokens[MAX_TOP];
+    float logprobs[MAX_TOP];
+};
+
+struct SampleTokens {
+    const float *logits;      // [rows, vocab]
+    const SampleSpec *specs;  // [rows]
+    const int *positions;     // of the step's tokens: position = positions[token_of[row]] + 1; null: the spec's
+    const uint32_t *token_of;
+    SampleExtra *extras;      // and the lists behind them
+    float4 *slices;           // [rows][slices]
+    unsigned *arrived;        // [rows], zero between kernels
+    uint32_t *tokens;         // results: a token, or why there is none
+    SampleLogprobs *logprobs;
+    int rows, vocab, slice_count, each;  // each: logits of one block of a row's cluster
+};
+
+// Why a row has no token: in the upper four bits; below them a token's index.
+constexpr uint32_t LOGIT_IS_NAN = 1u << 28, LOGIT_IS_INFINITE = 2u << 28, ADJUSTED_IS_BAD = 3u << 28, NONE_ALLOWED = 4u << 28,
+                   NONE_LIKELY = 5u << 28;
+
+// Rows with temperature 0 and nothing else belong to `sample_greedy`, all others to `sample_row`.
+DEVICE bool is_plain(const SampleSpec &spec) { return spec.temperature == 0.f && spec.extra == NO_EXTRA && spec.logprobs == 0; }
+
+DEVICE uint32_t bad_logit(const float *logits, int index) {
+    return (isnan(logits[index]) ? LOGIT_IS_NAN : LOGIT_IS_INFINITE) | static_cast<uint32_t>(index);
+}
+
+// The largest value and its lowest index; the first index of a NaN or +infinity.
+struct Best {
+    float value;
+    int index;
+    int bad;
+};
+
+DEVICE Best nothing() { return {-INFINITY, INT32_MAX, INT32_MAX}; }
+
+DEVICE Best better(Best a, Best b) {
+    const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
+    return {second ? b.value : a.value, second ? b.index : a.index, min(a.bad, b.bad)};
+}
+
+DEVICE Best warp_best(Best v) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        v = better(v, {__shfl_xor_sync(ALL_LANES, v.value, offset), __shfl_xor_sync(ALL_LANES, v.index, offset),
+                       __shfl_xor_sync(ALL_LANES, v.bad, offset)});
+    return v;
+}
+
+template <int WARPS> DEVICE Best block_best(Best v, Best *scratch) {
+    v = warp_best(v);
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = v;
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++) v = better(v, scratch[w]);
+    __syncthreads();
+    return v;
+}
