@@ -6,8 +6,8 @@ use crate::cuda::{Format, Gpu, Launch, Memory, as_bytes};
 use crate::ops::attention::cuda::kv_name;
 use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
 
-/// 16 warps that compute and one that feeds them.
-const THREADS: u32 = 544;
+/// 16 warps that compute, one that feeds them, and three that only complete its group.
+const THREADS: u32 = 640;
 const WARPS: usize = 16;
 /// Bytes of `OneShared` at most, behind the rings.
 const SHARED: usize = 53_248;

@@ -43,7 +43,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
         if (threadIdx.x == 0) {
             shared.per_kv = p.q_width / p.kv_width;
             shared.position = position, shared.tiles = tiles, shared.splits = splits, shared.head = head, shared.split = split;
-            shared.tile0 = tile0, shared.tile1 = tile1, shared.epoch = __ldcg(&p.state->layers);
+            shared.tile0 = tile0, shared.tile1 = tile1, shared.epoch = __ldcg(&p.state->layers), shared.released = 0;
         }
         if (threadIdx.x < OPS * TRACED) (&shared.trace[0][0])[threadIdx.x] = 0;
         for (int tile = tile0 + threadIdx.x; tile < min(tile1, tile0 + MAX_TILES); tile += GEMV_THREADS)
@@ -84,6 +84,11 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
         const long long now = clock64();
         shared.trace[op][what] += now - shared.noted;
         shared.noted = now;
+    };
+    // All products of an op are made. By one thread.
+    const auto ends = [&](int op, int layer) {
+        announce(p, op);
+        if (op == GATE_UP) *const_cast<volatile int *>(&shared.released) = layer + 1;
     };
     if (traced) shared.noted = clock64();
 #pragma unroll 1
@@ -207,7 +212,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 if (adds) sum = asked_residual(shared.residual[warp], op == OUTPUT ? arrays : p.parts, op == OUTPUT ? lane : row);
                 if (finishes && (op == QKV || op == GATE_UP)) factor = norm_factor(shared.scratch, p.width, p.eps);
                 meet();
-                if (thread == 0 && unit >= units) announce(p, op), announced = true;
+                if (thread == 0 && unit >= units) ends(op, layer), announced = true;
                 note(op, 2);
                 if (finishes) {
                     const float *partial = shared.partial[warp];
@@ -237,7 +242,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 }
                 if (unit < units) meet();  // the sums' places are free again
             }
-            if (thread == 0 && !announced) announce(p, op);
+            if (thread == 0 && !announced) ends(op, layer);
             note(op, 3);
         }
     }
@@ -255,15 +260,16 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
     OneShared &shared = *reinterpret_cast<OneShared *>(rings + GEMV_WARPS * WARP_RING);
     prepare<DENSE, EXPERT, KV>(params, shared);
     if (threadIdx.x < GEMV_THREADS) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         compute<DENSE, EXPERT, KV>(shared, rings);
     } else {
-        feed<KV>(shared, rings);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEED_REGISTERS));
+        if (threadIdx.x < ONE_THREADS) feed<KV>(shared, rings);
     }
 }
 
-
 #define ONE(NAME, DENSE, EXPERT, KV_NAME, KV)                                                                          \
-    extern "C" __global__ void __launch_bounds__(ONE_THREADS, 1)                                                  \
+    extern "C" __global__ void __launch_bounds__(LAUNCH_THREADS, 1)                                               \
         decode_one_##NAME##_##KV_NAME(const __grid_constant__ OneParams p) { decode_one<DENSE, EXPERT, KV>(p); }
 
 ONE(int4_g128_int4_g128, INT4_G128, INT4_G128, bf16, KV_BF16)

@@ -8,6 +8,8 @@
 #include "../route/route.cuh"
 
 constexpr int ONE_THREADS = GEMV_THREADS + WARP;  // the last warp feeds the others
+// The feeding warp's group is whole, three warps of it idle, so that the others can have some of its registers.
+constexpr int LAUNCH_THREADS = GEMV_THREADS + 4 * WARP, COMPUTE_REGISTERS = 104, FEED_REGISTERS = 64;
 constexpr int HEAD_DIM = 128, HEADS_HELD = 8, ONE_TOP_K = 8, HALF_SLOTS = 4, EXPERT_RUNS = 4, DENSE_RUNS = 8;
 // Tiles of a block's share of the context: the host knows the longest context.
 constexpr int MAX_TILES = 1024;
@@ -145,6 +147,8 @@ struct OneShared {
     int ids[ONE_TOP_K];
     unsigned epoch;                 // layers computed before this step
     int entries;                    // of a layer's program
+    int first_down;                 // the entry before which the feeding warp waits for `released`
+    int released;                   // layers of which the block's products of gate and up are made
     int chooses;                    // whether the block reads experts at all
     int position;
     int tiles, splits;              // of one head's context: tiles of 16 tokens, and over how many blocks
@@ -268,7 +272,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
     }
     if (lane < entries) shared.program[warp][lane] = entry;
     if (threadIdx.x == 0)
-        shared.entries = entries, shared.chooses = counts[GATE_UP] + counts[DOWN] > 0;
+        shared.first_down = EXPERT == INT4_G128 ? entries - counts[DOWN] : MAX_ENTRIES, shared.entries = entries, shared.chooses = counts[GATE_UP] + counts[DOWN] > 0;
 }
 
 // The ops' plans; by thread: an op, and an op and a warp.

@@ -92,6 +92,8 @@ struct OneFeeder {
         const int which = entry.y >> 24, stream = which % ENTRY_SLOT;
         waits = stream == STREAM_EXPERTS && chosen < layer;
         if (waits) return;
+        // Other blocks still wait for gate and up.
+        if (at >= shared.first_down && *const_cast<const volatile int *>(&shared.released) <= layer) return;
         if (stream == STREAM_KEYS) {
             piece = 0, at++;
             return;
