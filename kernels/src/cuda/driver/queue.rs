@@ -126,6 +126,10 @@ fn drop_event_nodes(device: &Device, graph: sys::CUgraph) -> Result<()> {
     device.check(WHAT, unsafe {
         sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut count)
     })?;
+    if count == 0 {
+        // The driver refuses a list of no nodes.
+        return Ok(());
+    }
     let mut nodes = vec![std::ptr::null_mut(); count];
     // SAFETY: room for as many.
     device.check(WHAT, unsafe {
