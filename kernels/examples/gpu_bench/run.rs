@@ -11,21 +11,6 @@ use crate::model::*;
 /// Steps that are not counted: graphs are recorded, clocks rise.
 const WARM: usize = 8;
 
-fn greedy() -> SampleParams {
-    SampleParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: 0,
-        logprobs: None,
-    }
-}
-
 /// One decode step of `batch` sequences at `position`.
 fn decode_batch(setup: &Setup, batch: usize, position: usize, first: bool) -> Batch {
     let per_run = setup.pages / batch;
@@ -54,7 +39,7 @@ fn decode_batch(setup: &Setup, batch: usize, position: usize, first: bool) -> Ba
 }
 
 fn step(setup: &mut Setup, batch: usize, position: usize, first: bool) {
-    let params = greedy();
+    let params = SampleParams::default();
     let rows: Vec<SampleRow<'_>> = (0..batch)
         .map(|_| SampleRow {
             params: &params,

@@ -21,16 +21,8 @@ struct Kind {
 
 fn kinds() -> Vec<Kind> {
     let greedy = SampleParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
         seed: 7,
-        logprobs: None,
+        ..SampleParams::default()
     };
     let drawn = SampleParams {
         temperature: 1.0,

@@ -42,6 +42,24 @@ pub struct SampleParams {
     pub logprobs: Option<u32>,
 }
 
+/// The largest logit: temperature 0, nothing adjusted, nothing told.
+impl Default for SampleParams {
+    fn default() -> SampleParams {
+        SampleParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
 /// One row to sample.
 #[derive(Clone)]
 pub struct SampleRow<'a> {

@@ -270,13 +270,8 @@ impl Model {
             temperature: 1.0,
             top_k: 40,
             top_p: 0.95,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
             seed: 1,
-            logprobs: None,
+            ..SampleParams::default()
         };
         let row = |_| SampleRow {
             params: &params,

@@ -281,18 +281,7 @@ impl Model {
 
     /// The greedy token of row `row` of the last step.
     pub fn greedy(&mut self, row: usize) -> u32 {
-        let params = SampleParams {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-            logprobs: None,
-        };
+        let params = SampleParams::default();
         let row_to_sample = SampleRow {
             params: &params,
             position: 0,

@@ -119,15 +119,8 @@ pub(super) fn forced(token: u32, best: u32) -> SampleParams {
     /// Above every logit a model gives, with room to spare in F32.
     const ABOVE_ALL: f32 = 1e30;
     SampleParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
         logit_bias: vec![(token, ABOVE_ALL)],
-        seed: 0,
         logprobs: Some(best),
+        ..SampleParams::default()
     }
 }

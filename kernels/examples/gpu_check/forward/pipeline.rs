@@ -26,14 +26,10 @@ pub fn pipeline(report: &mut Report) {
             temperature: if i == 0 { 0.0 } else { 0.8 },
             top_k: if i == 1 { 0 } else { 20 },
             top_p: 0.95,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
             seed: 7 + i as u64,
             // Nobody waits for these either.
             logprobs: (i == 2).then_some(3),
+            ..SampleParams::default()
         };
         let params = [params(0), params(1), params(2)];
         let mut ends: Vec<u32> = step.runs.iter().map(|run| run.len).collect();

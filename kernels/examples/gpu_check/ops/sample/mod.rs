@@ -8,7 +8,7 @@ use conclave_kernels::cuda::CudaBackend;
 use crate::host::*;
 use crate::pair;
 use crate::report::Report;
-use rows::{Row, greedy};
+use rows::Row;
 
 /// Log-probabilities may be so far from the CPU's: what F32 and two exponentials differ by.
 const CLOSE: f32 = 2e-6;
@@ -192,7 +192,9 @@ fn too_long(report: &mut Report) {
     let mut gpu = CudaBackend::new(limits, 0).unwrap();
     let random = &mut Random(8);
     let logits: Vec<f32> = random.values(3 * vocab, 4.0);
-    let mut rows: Vec<Row> = (0..3).map(|i| Row::plain(greedy(), 1 + i)).collect();
+    let mut rows: Vec<Row> = (0..3)
+        .map(|i| Row::plain(SampleParams::default(), 1 + i))
+        .collect();
     rows[1].repeat_past(1 << 20, 0.001);
     rows[2].repeat_past(1 << 10, 0.001);
     let how: Vec<SampleRow<'_>> = rows.iter().map(Row::how).collect();

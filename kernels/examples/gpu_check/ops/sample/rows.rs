@@ -15,21 +15,6 @@ pub struct Row {
     pub what: String,
 }
 
-pub fn greedy() -> SampleParams {
-    SampleParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: 0,
-        logprobs: None,
-    }
-}
-
 impl Row {
     pub fn plain(params: SampleParams, position: u32) -> Row {
         Row {
@@ -112,12 +97,12 @@ impl Row {
 /// What may be wrong with a row, and what rows at the edge of it are.
 pub fn odd(vocab: usize) -> Vec<Row> {
     let seen = |tokens: Vec<u32>, presence: f32| {
-        let mut row = Row::plain(greedy(), 9);
+        let mut row = Row::plain(SampleParams::default(), 9);
         (row.tokens, row.params.presence_penalty) = (tokens, presence);
         row
     };
     let with = |what: &str, change: &dyn Fn(&mut Row)| {
-        let mut row = Row::plain(greedy(), 9);
+        let mut row = Row::plain(SampleParams::default(), 9);
         change(&mut row);
         row.what = what.into();
         row

@@ -5,15 +5,8 @@ use super::*;
 fn params() -> SampleParams {
     SampleParams {
         temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
         seed: 1,
-        logprobs: None,
+        ..SampleParams::default()
     }
 }
 
