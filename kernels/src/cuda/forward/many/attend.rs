@@ -1,0 +1,155 @@
+//! Attention of one piece of a long step: norm, projections, rotation, attention, output projection.
+
+use super::super::{Forward, Layer, Places, cache};
+use super::{parts_of, quantises};
+use crate::backend::Result;
+use crate::cuda::format::padded;
+use crate::cuda::plane::{GemmCall, linear_gemm};
+use crate::cuda::{CudaBackend, Gpu};
+use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, PrefillPlan, PrefillRows};
+use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
+use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
+use crate::ops::rmsnorm::cuda::{NormMany, norm_many};
+
+/// Norm, projections, attention and output projection of tokens [first, end).
+pub(super) fn attend(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    (first, end): (usize, usize),
+    single: usize,
+    plan: Option<PrefillPlan>,
+) -> Result<()> {
+    const OP: &str = "forward";
+    let (gpu, sizes, places, step) = (&backend.gpu, &forward.sizes, &forward.places, &backend.step);
+    let count = end - first;
+    let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
+    let (blocks, plane_blocks) = (places.blocks, places.blocks as i32);
+    let weights = &layer.handles.attention;
+    let projections = [
+        backend.linear(OP, weights.q)?,
+        backend.linear(OP, weights.k)?,
+        backend.linear(OP, weights.v)?,
+    ];
+    let quantised = quantises(forward, projections[0].format);
+    // One of the two planes.
+    let (plane, quantised_plane) = match quantised {
+        true => (0, places.quantised_plane),
+        false => (places.plane, 0),
+    };
+    norm_many(
+        gpu,
+        count,
+        &NormMany {
+            x: hidden,
+            weight: layer.norm,
+            plane,
+            quantised: quantised_plane,
+            eps: sizes.eps,
+            width: sizes.hidden as i32,
+            padded: padded(sizes.hidden) as i32,
+            plane_blocks,
+        },
+    )?;
+    let rows = projections.iter().map(|projection| projection.rows).sum();
+    let parts = match quantised {
+        true => 1,
+        false => parts_of(gpu, count, rows, projections[0].padded(), 1),
+    };
+    linear_gemm(
+        gpu,
+        &GemmCall {
+            weights: &projections,
+            plane: plane.max(quantised_plane),
+            quantised,
+            blocks,
+            tokens: count,
+            parts,
+            y: places.projection,
+            residual: 0,
+        },
+    )?;
+    let spec = &forward.model.spec.layers[0].attention;
+    let cache = cache(backend, layer);
+    let decoded = if first == 0 { single } else { 0 };
+    // Behind the rows of the tokens that are decoded.
+    let q16 = match attention::wide(cache) {
+        true => places.queries + (decoded * sizes.q_width * 4) as u64,
+        false => 0,
+    };
+    let params = RopeParams {
+        qkv: places.projection,
+        parts: parts as i32,
+        tokens: count as i32,
+        heads: sizes.heads as i32,
+        rotary: sizes.rotary as i32,
+        norm: norm_kind(spec.qk_norm),
+        eps: sizes.eps,
+        q_norm: layer.q_norm,
+        k_norm: layer.k_norm,
+        turns: places.turns,
+        positions: step.positions() + first as u64 * 4,
+        token_run: step.token_run() + first as u64 * 4,
+        pages: Pages::new(cache, step),
+        q: places.queries,
+        q16,
+        first16: match q16 {
+            0 => i32::MAX,
+            _ => decoded as i32,
+        },
+        scale: attention::scale(cache.head_dim),
+    };
+    rope_kv(gpu, cache, &params)?;
+    if first == 0 && single > 0 {
+        let params = AttentionParams {
+            q: places.queries,
+            plane: places.attended_plane,
+            plane_blocks,
+            ..layer.attention
+        };
+        attention::decode(gpu, cache, &params)?;
+    }
+    if let Some(plan) = plan {
+        let rows = PrefillRows {
+            q: places.queries,
+            q16,
+            out: 0,
+            plane: places.attended_plane,
+            plane_blocks: blocks,
+        };
+        attention::prefill(gpu, step, cache, sizes.heads, plan, rows)?;
+    }
+    let output = [backend.linear(OP, weights.o)?];
+    let quantised = quantises(forward, output[0].format);
+    let mut plane = places.attended_plane;
+    if quantised {
+        quantise_tokens(gpu, places, plane, (count, sizes.q_width))?;
+        plane = places.quantised_plane;
+    }
+    linear_gemm(
+        gpu,
+        &GemmCall {
+            weights: &output,
+            plane,
+            quantised,
+            blocks,
+            tokens: count,
+            parts: 1,
+            y: hidden,
+            residual: hidden,
+        },
+    )
+}
+
+/// Quantises a plane of `rows` tokens.
+fn quantise_tokens(gpu: &Gpu, places: &Places, plane: u64, (rows, inputs): (usize, usize)) -> Result<()> {
+    let params = QuantiseParams {
+        plane,
+        quantised: places.quantised_plane,
+        count: 0,
+        rows: rows as i32,
+        chunks: (padded(inputs) / 128) as i32,
+        blocks: places.blocks as i32,
+    };
+    quantise_plane(gpu, &params)
+}
