@@ -10,13 +10,14 @@ import argparse
 import ctypes
 import math
 import pathlib
-import statistics
 import subprocess
 import tempfile
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from graphs import timed
 
 HEADS, KV_HEADS, DIM, PAGE = 48, 8, 128, 16
 GROUP = HEADS // KV_HEADS
@@ -80,27 +81,6 @@ class Driver:
         config = Config(grid, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(attribute), int(overlap))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         self.check(self.cuda.cuLaunchKernelEx(ctypes.byref(config), self.functions[name], pointers, None))
-
-
-def timed(calls, repeat=12):
-    """Median and least microseconds of one of the calls, inside a graph."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(repeat):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times), min(times)
 
 
 def unit_order(kind):

@@ -1,7 +1,7 @@
-"""Our products of many tokens for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
+"""Our products for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
 
-Parameters mirror GemmParams (linear/products.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes and
-shared_bytes of cuda/plane.rs.
+Parameters mirror GemmParams (linear/products.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes,
+short_launch and shared_bytes of cuda/plane.rs.
 """
 
 import ctypes
@@ -44,11 +44,11 @@ class Many(ctypes.Structure):
 
 
 class Kernel:
-    def __init__(self, folder, file, name, shared):
+    def __init__(self, folder, file, name, shared, threads=384):
         found = glob.glob(os.path.join(folder, file + ".*bin"))
         if not found:
             raise RuntimeError(f"no {file}.fatbin in {folder}")
-        module, self.function, self.shared = ctypes.c_void_p(), ctypes.c_void_p(), shared
+        module, self.function, self.shared, self.threads = ctypes.c_void_p(), ctypes.c_void_p(), shared, threads
         check(driver.cuModuleLoad(ctypes.byref(module), found[0].encode()), found[0])
         check(driver.cuModuleGetFunction(ctypes.byref(self.function), module, name.encode()), name)
         check(driver.cuFuncSetAttribute(self.function, 8, shared), f"{name}: {shared} bytes of shared memory")
@@ -57,7 +57,7 @@ class Kernel:
         stream, list_of_one = torch.cuda.current_stream().cuda_stream, ctypes.c_void_p(ctypes.addressof(params))
         check(
             driver.cuLaunchKernel(
-                self.function, blocks, 1, 1, 384, 1, 1, self.shared, ctypes.c_void_p(stream), ctypes.byref(list_of_one), None
+                self.function, blocks, 1, 1, self.threads, 1, 1, self.shared, ctypes.c_void_p(stream), ctypes.byref(list_of_one), None
             ),
             "launch",
         )
@@ -98,6 +98,13 @@ def gemm_shared(kind, rest):
     return 1024 + depth * step + 16 * depth + rest
 
 
+def short_shared(kind, columns):
+    inputs, size = STAGES[kind][:2]
+    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * columns * 128
+    depth = min(6, 185 * 1024 // step)
+    return 1024 + depth * step + 16 * depth + 2 * 8 * 32 * 20 * 4
+
+
 def dense(folder, kind, rows, inputs, tokens, residual, copies):
     """A list of calls (over `copies` weights) and the result that they leave."""
     stage_inputs = STAGES[kind][0]
@@ -109,7 +116,11 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
         work = -(-tiles // 16) * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:
-        kernel = Kernel(folder, "linear_gemm", f"linear_gemm_{kind}", gemm_shared(kind, rest))
+        if tokens <= 64 and kind != "fp8_act":
+            name = "linear_short" if tokens <= 32 else "linear_short64"
+            kernel = Kernel(folder, name, f"{name}_{kind}", short_shared(kind, 32 if tokens <= 32 else 64), 640)
+        else:
+            kernel = Kernel(folder, "linear_gemm", f"linear_gemm_{kind}", gemm_shared(kind, rest))
         if tokens <= 128:
             each = -(-inputs // 128 // min(12, MULTIPROCESSORS // -(-rows // 256)))
             parts = -(-(inputs // 128) // each)

@@ -16,34 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from graphs import captured, replayed, timed
+
 HIDDEN, HEADS, KV_HEADS, DIM, EXPERTS, TOP_K, INTER = 3072, 48, 8, 128, 256, 8, 1536
 QKV, OUT = (HEADS + 2 * KV_HEADS) * DIM, HEADS * DIM
 device = "cuda"
 
 
-def timed(calls, repeat=12):
-    """Median microseconds of one call; `calls` are run one after the other inside a graph."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(repeat):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times)
-
-
 def line(name, make, flop=0.0, byte=0.0):
     try:
-        us = timed(make())
+        us, _ = timed(make())
     except Exception as error:  # the report names what is missing
         print(f"{name:58} not there: {str(error).splitlines()[0][:90]}")
         return
@@ -131,17 +113,6 @@ def attention(batch, context, queries):
         line(name, lambda: make(backend), work, size)
 
 
-def captured(calls):
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph
-
-
 def in_turn(title, flop, entries, rounds=6):
     """Each entry: name, calls, what they leave. Of every round the median of three replays, then the median of rounds."""
     graphs = [(name, captured(calls), len(calls)) for name, calls, _ in entries]
@@ -149,15 +120,7 @@ def in_turn(title, flop, entries, rounds=6):
     for turn in range(rounds):
         for name, graph, count in graphs if turn % 2 else reversed(graphs):
             graph.replay()
-            three = []
-            for _ in range(3):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                graph.replay()
-                end.record()
-                end.synchronize()
-                three.append(start.elapsed_time(end) * 1e3 / count)
-            times[name].append(statistics.median(three))
+            times[name].append(statistics.median(replayed(graph, count) for _ in range(3)))
     for name, all_of in times.items():
         us = statistics.median(all_of)
         print(f"{title:22} {name:24} {us:8.1f} us {flop / us / 1e6:7.1f} TFLOP/s   {min(all_of):.1f} to {max(all_of):.1f}", flush=True)
@@ -175,7 +138,7 @@ def beside_ours(folders):
                 print(f"{label}: {str(error)[:120]}")
 
     for name, rows, inputs in (("qkv", QKV, HIDDEN), ("output", HIDDEN, OUT)):
-        for tokens in (96, 4096):
+        for tokens in (32, 64, 96, 4096):
             copies = 4 if tokens > 1024 else 8
             entries = []
             for kind in ("int4_g128", "fp8", "bf16", "fp8_act"):
