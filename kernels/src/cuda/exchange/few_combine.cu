@@ -165,7 +165,7 @@ template <bool EXACT, int PAIRS, bool TRACED> DEVICE void combine_few(const Comb
     if (threadIdx.x < p.ranks) counts[threadIdx.x] = p.counts[threadIdx.x];
     if (threadIdx.x / WARP == 2 && lane < p.k && row / p.ranks < p.few_tokens)
         ids[lane] = p.ids[place * p.k + lane], weights[lane] = p.weights[place * p.k + lane];
-    if (threadIdx.x / WARP == 3 && lane < p.k && own < c.tokens.count)
+    if (threadIdx.x / WARP == 3 && lane < p.k && own >= 0 && own < c.tokens.count)
         owner[lane] = p.owner[own * p.k + lane], weight[lane] = c.tokens.weights[own * p.k + lane];
     const bool passing = __syncthreads_or(failed(p));
     if (worker == workers) {
