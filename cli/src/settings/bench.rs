@@ -90,6 +90,9 @@ pub struct LoadSettings {
     /// Requests per second of a soak.
     #[arg(long, value_name = "RATE", default_value_t = 8.0, value_parser = rate)]
     pub request_rate: f64,
+    /// A soak fails if KV pages never ran out, so that no sequence gave way to others.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub expect_preemption: bool,
     /// Seed of the prompts.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub seed: u64,

@@ -300,6 +300,9 @@ fn report(
     if tally.in_mid_answer > 0 && counts.cancelled == 0.0 {
         problems.push("the router saw nobody hang up".to_owned());
     }
+    if settings.load.expect_preemption && counts.preempted == 0.0 {
+        problems.push("KV pages never ran out: no sequence gave way to others".to_owned());
+    }
     if let Some(first) = tally.failed.first() {
         problems.push(format!(
             "{} requests failed, the first: {first}",
