@@ -10,6 +10,8 @@ import os
 
 import torch
 
+# Also makes the context that the driver's calls need.
+torch.zeros(1, device="cuda")
 MULTIPROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count
 driver = ctypes.CDLL("libcuda.so.1")
 device = "cuda"
