@@ -1,6 +1,8 @@
 //! The loop around the core: inputs become events, commands become messages. See the module above for what must
 //! stay true.
 
+mod epochs;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +12,8 @@ use conclave_proto::cluster::v1 as pb;
 use conclave_proto::cluster::v1::to_worker::Message;
 use conclave_router_core::Core;
 use conclave_router_core::api::{
-    ClusterState, Command, CoreConfig, EndReason, Epoch, EpochPlan, Event, FinishReason, Rejection,
-    SequenceId, StepPlan, Usage, WorkerId,
+    ClusterState, Command, CoreConfig, EndReason, Epoch, Event, FinishReason, Rejection, SequenceId,
+    StepPlan, Usage, WorkerId,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -20,8 +22,8 @@ use tonic::Status;
 use super::peer::Peer;
 use super::{Channels, End, Input, Inspection, NextMask, Output, Sink, Submission, View, wire};
 use crate::clock::Clock;
-use crate::cluster::transport;
 use crate::metrics::Metrics;
+use epochs::Communicator;
 
 /// The core wants to hear of time at least this often while it has something to time.
 const TICK: Duration = Duration::from_millis(50);
@@ -36,13 +38,6 @@ struct Stream {
     choice: u32,
     started: bool,
     trace_parent: Option<Arc<str>>,
-}
-
-/// An epoch over NCCL whose id has not been drawn yet.
-struct Communicator {
-    epoch: Epoch,
-    /// In order of rank.
-    workers: Vec<WorkerId>,
 }
 
 /// What the shell adds to the core.
@@ -296,62 +291,6 @@ impl Machine {
         let trace_parents = trace_parents(peer, streams, &plan);
         let message = wire::step(plan, self.layers, trace_parents);
         self.send(worker, message);
-    }
-
-    fn start_epoch(&mut self, worker: WorkerId, plan: &EpochPlan) {
-        let members: Vec<_> = plan.workers.iter().filter_map(|w| self.peers.get(w)).collect();
-        if members.len() != plan.workers.len() {
-            return; // one of them was lost a moment ago: the core hears of it next
-        }
-        let transport = match transport::choose(&self.transport, members.iter().map(|peer| &peer.identity)) {
-            Ok(transport) => transport,
-            Err(problem) => {
-                tracing::error!(worker = worker.0, problem, "no transport for the epoch");
-                return self.lose(worker, Some(Status::failed_precondition(problem)));
-            }
-        };
-        let peers = (0..).zip(&members).map(|(rank, peer)| pb::Peer {
-            rank,
-            worker_id: peer.identity.worker_id.to_string(),
-            peer_address: peer.identity.peer_address.to_string(),
-        });
-        let peers = peers.collect();
-        if self.secret.0 != plan.epoch || self.secret.1.is_empty() {
-            self.secret = (plan.epoch, Bytes::from(crate::random::bytes::<32>().to_vec()));
-        }
-        self.communicator = (transport == "nccl").then(|| Communicator {
-            epoch: plan.epoch,
-            workers: plan.workers.clone(),
-        });
-        let message = wire::epoch_start(
-            plan,
-            wire::EpochWire {
-                peers,
-                transport,
-                peer_secret: self.secret.1.clone(),
-            },
-        );
-        if let Some(peer) = self.peers.get_mut(&worker) {
-            peer.reset_slots();
-        }
-        self.send(worker, message);
-    }
-
-    /// Rank 0 says it once for its epoch; from anybody else, or late, it is not passed on.
-    fn communicator_id(&mut self, worker: WorkerId, epoch: Epoch, id: &Bytes) {
-        let from_rank_0 =
-            |wanted: &mut Communicator| wanted.epoch == epoch && wanted.workers.first() == Some(&worker);
-        let Some(wanted) = self.communicator.take_if(from_rank_0) else {
-            return tracing::debug!(worker = worker.0, epoch = epoch.0, "an id that nobody waits for");
-        };
-        for worker in &wanted.workers[1..] {
-            let message = Message::CommunicatorId(pb::CommunicatorId {
-                epoch: epoch.0,
-                id: id.clone(),
-            });
-            self.send(*worker, wire::to_worker(message));
-        }
-        self.settle();
     }
 
     fn send(&mut self, worker: WorkerId, message: pb::ToWorker) {
