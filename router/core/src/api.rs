@@ -3,9 +3,13 @@
 //! The shell translates wire messages into events and commands into wire messages; it decides nothing. Times are
 //! microseconds since some fixed start that the caller chooses.
 
+mod request;
+
 use std::sync::Arc;
 
 use conclave_plan::placement::Placement;
+
+pub use request::{Sampling, Submit};
 
 /// Microseconds since a start that the caller chose; never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,51 +37,6 @@ id!(/// A fixed set of ranks, a placement and a communicator.
     Epoch(u64));
 id!(/// Number of a step within its epoch, from 0.
     StepId(u64));
-
-/// What a client wants sampled. Shared by all runs of the sequence; checked by the shell before it gets here.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    pub temperature: f32,
-    /// 0: all.
-    pub top_k: u32,
-    pub top_p: f32,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    pub logit_bias: Vec<(u32, f32)>,
-    pub seed: u64,
-    /// Sampled and best log-probabilities wanted, with so many best.
-    pub logprobs: Option<u32>,
-    pub bad_words: Vec<Vec<u32>>,
-}
-
-/// One sequence to generate.
-#[derive(Clone, Debug)]
-pub struct Submit {
-    pub id: SequenceId,
-    pub prompt: Arc<[u32]>,
-    pub sampling: Arc<Sampling>,
-    /// At least 1, counted from the prompt's end, `generated` included; prompt + max_new_tokens is at most the
-    /// model's length (the shell sees to it).
-    pub max_new_tokens: u32,
-    /// Tokens that end the sequence (eos unless ignored, stop_token_ids). The token itself is delivered.
-    pub stop_tokens: Arc<[u32]>,
-    /// Stop tokens are neither sampled nor obeyed before so many new tokens.
-    pub min_new_tokens: u32,
-    /// Higher first.
-    pub priority: i32,
-    /// Sequences with different salts never share pages.
-    pub cache_salt: u64,
-    pub prompt_logprobs: Option<u32>,
-    /// Every sampling step waits for a mask (structured output): see `Event::Mask`.
-    pub masked: bool,
-    /// The mask of the first token, where it is known already: no step is spent on waiting for it.
-    pub first_mask: Option<Arc<[u8]>>,
-    /// Tokens generated before (re-submitted by a gateway that lost its router): continue after them. They are
-    /// not delivered again; they count in `Usage::generated_tokens`.
-    pub generated: Vec<u32>,
-}
 
 /// What a worker said of itself.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use conclave_router_core::Core;
 use conclave_router_core::api::{
-    Command, CoreConfig, Epoch, Event, Micros, Sample, Sampling, SequenceId, StepId, StepPlan, StepResult,
-    Submit, WorkerId, WorkerInfo,
+    Command, CoreConfig, Epoch, Event, Micros, Sample, SequenceId, StepId, StepPlan, StepResult, Submit,
+    WorkerId, WorkerInfo,
 };
 
 use super::serve::percentile;
@@ -115,34 +115,8 @@ impl Bench {
     }
 
     fn submit(&mut self, id: u64, prompt: Arc<[u32]>, max_new_tokens: u32) -> Duration {
-        let sampling = Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-            logprobs: None,
-            bad_words: Vec::new(),
-        };
         let max_new_tokens = max_new_tokens.min((1 << 20) - prompt.len() as u32);
-        self.handle(Event::Submit(Submit {
-            id: SequenceId(id),
-            prompt,
-            sampling: Arc::new(sampling),
-            max_new_tokens,
-            stop_tokens: Arc::new([]),
-            min_new_tokens: 0,
-            priority: 0,
-            cache_salt: 0,
-            prompt_logprobs: None,
-            masked: false,
-            first_mask: None,
-            generated: Vec::new(),
-        }))
+        self.handle(Event::Submit(Submit::new(SequenceId(id), prompt, max_new_tokens)))
     }
 
     fn is_busy(&self) -> bool {

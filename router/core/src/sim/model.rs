@@ -108,33 +108,15 @@ pub(crate) fn expected(submit: &Submit) -> (Vec<u32>, FinishReason) {
 /// A plain request; tests change what they are about.
 pub(crate) fn request(id: u64, prompt: &[u32], max_new_tokens: u32) -> Submit {
     Submit {
-        id: SequenceId(id),
-        prompt: prompt.into(),
         sampling: Arc::new(sampling(id)),
-        max_new_tokens,
-        stop_tokens: Arc::new([]),
-        min_new_tokens: 0,
-        priority: 0,
-        cache_salt: 0,
-        prompt_logprobs: None,
-        masked: false,
-        first_mask: None,
-        generated: Vec::new(),
+        ..Submit::new(SequenceId(id), prompt.into(), max_new_tokens)
     }
 }
 
 pub(crate) fn sampling(seed: u64) -> Sampling {
     Sampling {
         temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
         seed,
-        logprobs: None,
-        bad_words: Vec::new(),
+        ..Sampling::default()
     }
 }
