@@ -5,7 +5,7 @@
 //! `gateway/tests/gateway/{bad_input,errors,wire}.rs` (with `anthropic.rs` and `responses.rs` for their own fields),
 //! fuzzed decoders in `gateway/src/fuzz.rs`; every field of a GenerateRequest, all pairs of sampling values and slow
 //! readers at the router in `router/tests/limits.rs`; what a worker refuses in `worker/tests/{slots,peer_port}.rs`;
-//! checkpoints in `worker/tests/checkpoint.rs`, configs in `plan/tests/config.rs`; templates, grammars and parsers in
+//! checkpoints in `worker/tests/checkpoint/main.rs`, configs in `plan/tests/config.rs`; templates, grammars and parsers in
 //! `router/text`. Processes that must not start are in `bad_start.rs`, clients that leave in `vanishing.rs`.
 //!
 //! Proves invariant B2 of ARCHITECTURE.md.
