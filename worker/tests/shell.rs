@@ -323,6 +323,23 @@ async fn a_worker_that_is_refused_ends_with_the_reason() {
     );
 }
 
+/// A router that stood still still counts on the session that broke meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_returns_waits_until_its_earlier_session_is_over() {
+    let mut router = Router::start().await;
+    let address = router.address;
+    let worker = spawn(config(&router));
+    drop(router.attached().await);
+    router.stop().await;
+    let refusal = Status::already_exists("worker_id = w: a worker with this id is attached");
+    let router = Router::listen(address, Err(refusal)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!worker.task.is_finished(), "the worker ended");
+    router.stop().await;
+    let mut router = Router::listen(address, Ok(20)).await;
+    form(1, &mut [&mut router.attached().await], 5000).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_looks_for_its_router_and_gives_up_in_time() {
     let router = Router::start().await;

@@ -42,10 +42,11 @@ pub(super) enum Ended {
     Lost { was_attached: bool, reason: String },
 }
 
-/// Dials the router, says Hello and serves until the end.
+/// Dials the router, says Hello and serves until the end. `returns`: it was attached before.
 pub(super) async fn attach(
     config: &WorkerConfig,
     identity: &Identity,
+    returns: bool,
     listener: &Arc<TcpListener>,
     device: &mut DeviceHandle,
     model: ModelFacts<'_>,
@@ -66,12 +67,17 @@ pub(super) async fn attach(
         Ok(welcomed) => welcomed,
         Err(status) => {
             return match status.code() {
+                // The router has not noticed yet that the session before is over.
+                Code::AlreadyExists if returns => lost(status.message().to_owned()),
+                Code::Unimplemented => Ended::Refused(
+                    "no workers are served there; give --router the port that the router prints for workers"
+                        .into(),
+                ),
                 Code::InvalidArgument
                 | Code::Unauthenticated
                 | Code::PermissionDenied
                 | Code::FailedPrecondition
-                | Code::AlreadyExists
-                | Code::Unimplemented => Ended::Refused(status.message().to_owned()),
+                | Code::AlreadyExists => Ended::Refused(status.message().to_owned()),
                 _ => lost(status.message().to_owned()),
             };
         }

@@ -56,8 +56,17 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     };
     let mut shutdown = std::pin::pin!(shutdown);
     let mut reconnect = Reconnect::new(&config);
+    let mut returns = false;
     loop {
-        let attached = attach::attach(&config, &hello, &listener, &mut device, model, shutdown.as_mut());
+        let attached = attach::attach(
+            &config,
+            &hello,
+            returns,
+            &listener,
+            &mut device,
+            model,
+            shutdown.as_mut(),
+        );
         match attached.await {
             Ended::Finished => return Ok(()),
             Ended::Device(result) => return result,
@@ -68,6 +77,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
                 });
             }
             Ended::Lost { was_attached, reason } => {
+                returns |= was_attached;
                 let pause = reconnect.after(was_attached, reason)?;
                 tokio::select! {
                     () = shutdown.as_mut() => return Ok(()),

@@ -10,6 +10,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// A router that restarts finds its workers back within a few of these.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Between two lines in the log while there is no router.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 /// Counts pauses since the router was last there.
 #[derive(Debug)]
 pub(super) struct Reconnect {
@@ -17,6 +20,8 @@ pub(super) struct Reconnect {
     limit: Duration,
     since: Instant,
     pause: Duration,
+    /// When it was last said that there is no router.
+    told: Option<Instant>,
 }
 
 impl Reconnect {
@@ -26,6 +31,7 @@ impl Reconnect {
             limit: config.reconnect_for,
             since: Instant::now(),
             pause: FIRST_PAUSE,
+            told: None,
         }
     }
 
@@ -34,8 +40,14 @@ impl Reconnect {
         if was_attached {
             tracing::warn!(router = self.router, reason, "the router is gone; looking for it");
             (self.since, self.pause) = (Instant::now(), FIRST_PAUSE);
-        } else {
-            tracing::debug!(router = self.router, reason, "no router yet");
+        } else if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            let (router, seconds) = (&self.router, self.limit.as_secs());
+            tracing::info!(
+                router,
+                reason,
+                "no router yet, looking for it for {seconds} s; --router is the port that it prints for workers"
+            );
         }
         if self.since.elapsed() >= self.limit {
             return Err(WorkerError::NoRouter {
