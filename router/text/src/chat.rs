@@ -78,7 +78,7 @@ pub struct ContentPart {
 pub struct ToolCall {
     pub id: String,
     pub name: String,
-    /// A JSON object; empty counts as `{}`.
+    /// A JSON object; empty counts as `{}`. Anything else is shown to the template as text.
     pub arguments_json: String,
 }
 

@@ -3,8 +3,11 @@
 use super::{Chat, ChatMessage, Content, ContentPart, MAX_MESSAGES, MAX_ROLE_BYTES, ToolCall, read_object};
 use crate::{
     error::{Result, TextError},
-    json::{Json, Object, object},
+    json::{self, Json, Object, object},
 };
+
+/// The key under which templates see arguments that are no JSON object; the one that Anthropic's documentation advises.
+const INVALID_ARGUMENTS: &str = "INVALID_JSON";
 
 /// Checks a conversation and gives its messages as templates read them. `keep_parts`: content given as a list
 /// stays a list; otherwise its texts are joined.
@@ -97,10 +100,15 @@ fn tool_call(field: &str, call: &ToolCall) -> Result<Json> {
             "must be a non-empty string",
         ));
     }
-    let arguments = if call.arguments_json.trim().is_empty() {
-        Object::new()
-    } else {
-        read_object(&format!("{field}.function.arguments"), &call.arguments_json)?
+    let arguments = match json::parse(&call.arguments_json) {
+        _ if call.arguments_json.trim().is_empty() => Object::new(),
+        Ok(Json::Object(arguments)) => arguments,
+        // What a model wrote is not the client's fault: an answer that was cut in the middle of a call stays in the
+        // conversation, and the turns after it must go on.
+        Ok(_) | Err(_) => Object::from_iter([(
+            INVALID_ARGUMENTS.to_owned(),
+            Json::from(call.arguments_json.as_str()),
+        )]),
     };
     let function = object([
         ("name", Json::from(call.name.as_str())),
@@ -148,22 +156,39 @@ mod tests {
             ..message("user", "")
         };
         assert!(fails(with_image).starts_with("messages[0].content[0].type"));
-        let call = ToolCall {
-            name: "f".to_owned(),
-            arguments_json: "{\"a\": ".to_owned(),
-            ..ToolCall::default()
-        };
         let with_call = ChatMessage {
-            tool_calls: vec![call],
+            tool_calls: vec![ToolCall::default()],
             ..message("assistant", "")
         };
-        assert!(fails(with_call).starts_with("messages[0].tool_calls[0].function.arguments"));
+        assert!(fails(with_call).starts_with("messages[0].tool_calls[0].function.name"));
         let extra = ChatMessage {
             extra_json: "[]".to_owned(),
             ..message("user", "")
         };
         assert!(fails(extra).starts_with("messages[0].extra_json"));
         assert!(template_messages(&Chat::default(), true).is_err());
+    }
+
+    #[test]
+    fn arguments_that_are_no_object_are_kept_as_text() {
+        for (given, seen) in [
+            ("", "{}"),
+            (r#"{"a": 1.0}"#, r#"{"a": 1.0}"#),
+            (
+                r#"{"path": "a.py", "te"#,
+                r#"{"INVALID_JSON": "{\"path\": \"a.py\", \"te"}"#,
+            ),
+            ("[1]", r#"{"INVALID_JSON": "[1]"}"#),
+        ] {
+            let call = ToolCall {
+                name: "f".to_owned(),
+                arguments_json: given.to_owned(),
+                ..ToolCall::default()
+            };
+            let call = tool_call("messages[0].tool_calls[0]", &call).unwrap();
+            let function = call.get("function").unwrap();
+            assert_eq!(function.get("arguments").unwrap().to_python(), seen, "{given}");
+        }
     }
 
     #[test]
