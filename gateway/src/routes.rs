@@ -127,7 +127,10 @@ pub(crate) fn service(app: Arc<App>) -> axum::Router {
 
 async fn not_found(request: Request) -> Response {
     let path = request.uri().path();
-    let message = format!("{} {path} is not served", request.method());
+    let message = format!(
+        "{} {path} is not served; GET /docs lists what is",
+        request.method()
+    );
     refuse(
         &request,
         ApiError::new(StatusCode::NOT_FOUND, message).code("unknown_url"),
@@ -145,7 +148,7 @@ async fn method_not_allowed(matched: MatchedPath, request: Request) -> Response 
     refuse(
         &request,
         ApiError {
-            allow: Some(allow),
+            allow: Some(allow.into()),
             ..error
         },
     )

@@ -16,18 +16,20 @@ pub enum RouterError {
     Plan(#[from] conclave_plan::PlanError),
     #[error("{0}; give another directory, or serve token ids only with --skip-tokenizer-init")]
     Text(#[from] conclave_text::TextError),
-    #[error("cannot listen on {address} for {purpose}: {source}; choose another port, or 0 for any free one")]
+    #[error(
+        "cannot listen on {address} for {purpose}; choose another address or port, or port 0 for any free one"
+    )]
     Bind {
         purpose: &'static str,
         address: SocketAddr,
         source: std::io::Error,
     },
-    #[error("the {purpose} server stopped: {source}")]
+    #[error("the {purpose} server stopped")]
     Server {
         purpose: &'static str,
         source: tonic::transport::Error,
     },
-    #[error("cannot start {what}: {source}")]
+    #[error("cannot start {what}")]
     Start {
         what: &'static str,
         source: std::io::Error,

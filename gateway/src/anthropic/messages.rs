@@ -16,7 +16,7 @@ use super::request::Request;
 use super::stream;
 use crate::generate::{self, Kind, Single};
 use crate::http::context::RequestContext;
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::error::{ApiError, ApiResult, TooLong};
 use crate::http::{numbers::float, receive, reply};
 use crate::server::App;
 
@@ -113,8 +113,24 @@ pub(super) fn translate(request: &mut Request, context: &RequestContext) -> ApiR
     })
 }
 
-/// The router's field names in messages, in this API's words.
+/// The router's field names in messages, in this API's words. A request that is too long is told in Anthropic's own
+/// words: agents read the numbers in them to shorten the conversation, or to ask for less.
 fn speak(mut error: ApiError) -> ApiError {
+    if let Some(TooLong {
+        prompt,
+        max_tokens,
+        limit,
+    }) = error.too_long.as_deref().copied()
+    {
+        error.message = match max_tokens {
+            Some(asked) if prompt < limit => format!(
+                "input length and `max_tokens` exceed context limit: {prompt} + {asked} > {limit}, decrease input length or \
+                 `max_tokens` and try again"
+            ),
+            _ => format!("prompt is too long: {prompt} tokens > {limit} maximum"),
+        };
+        return error;
+    }
     for (proto, ours) in [
         ("sampling.stop", "stop_sequences"),
         ("sampling.", ""),

@@ -18,7 +18,17 @@ pub(crate) struct ApiError {
     pub(crate) code: Option<String>,
     pub(crate) retry_after: Option<Duration>,
     /// Methods that the path does serve, with 405.
-    pub(crate) allow: Option<String>,
+    pub(crate) allow: Option<Box<str>>,
+    /// The request is longer than the context, by these numbers.
+    pub(crate) too_long: Option<Box<TooLong>>,
+}
+
+/// Tokens of a request that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooLong {
+    pub(crate) prompt: u64,
+    pub(crate) max_tokens: Option<u64>,
+    pub(crate) limit: u64,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
@@ -32,6 +42,7 @@ impl ApiError {
             code: None,
             retry_after: None,
             allow: None,
+            too_long: None,
         }
     }
 

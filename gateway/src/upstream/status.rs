@@ -6,7 +6,7 @@ use http::StatusCode;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, TooLong};
 
 /// Retry hint where the router gave none.
 const RETRY_DEFAULT: Duration = Duration::from_secs(1);
@@ -34,6 +34,16 @@ pub(super) fn to_api(status: &tonic::Status) -> ApiError {
     let mut error = ApiError::new(http, message(status)).code(code);
     if let Some(info) = details.error_info().filter(|info| !info.reason.is_empty()) {
         error.code = Some(info.reason.to_ascii_lowercase());
+        let number = |name: &str| info.metadata.get(name)?.parse().ok();
+        error.too_long = number("prompt_tokens")
+            .zip(number("limit"))
+            .map(|(prompt, limit)| {
+                Box::new(TooLong {
+                    prompt,
+                    max_tokens: number("max_tokens"),
+                    limit,
+                })
+            });
     }
     if let Some(violation) = details.bad_request().and_then(|bad| bad.field_violations.first()) {
         error.param = (!violation.field.is_empty()).then(|| violation.field.clone());
@@ -52,13 +62,16 @@ pub(super) fn to_api(status: &tonic::Status) -> ApiError {
 }
 
 /// tonic's own words for a lost connection say nothing to an HTTP client.
-fn message(status: &tonic::Status) -> String {
+pub(super) fn message(status: &tonic::Status) -> String {
     let own = status.message();
     let is_transport = std::error::Error::source(status).is_some();
     match status.code() {
         Code::Unavailable if is_transport => format!("the router cannot be reached ({own}): try again"),
         Code::Unknown | Code::Internal | Code::Cancelled if is_transport => {
             format!("the connection to the router broke ({own}): try again")
+        }
+        Code::Unimplemented if own.is_empty() => {
+            String::from("the router's address serves no clients: it may be the router's port for workers")
         }
         code if own.is_empty() => format!("the router answered {code:?} without a reason"),
         _ => own.to_owned(),

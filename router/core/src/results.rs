@@ -29,8 +29,8 @@ impl Core {
         if step.0 < expected {
             return;
         }
-        attached.busy_us += result.busy_us;
-        attached.idle_us += result.idle_us;
+        attached.busy_us = attached.busy_us.saturating_add(result.busy_us);
+        attached.idle_us = attached.idle_us.saturating_add(result.idle_us);
         let oldest = self
             .in_flight
             .front()

@@ -1,6 +1,7 @@
 //! Statuses of the client API. Every one says which field, which value and what to do; details are those of
 //! google.rpc, so that the gateway and clients need not read sentences.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -15,10 +16,14 @@ const MAX_VIOLATIONS: usize = 16;
 /// The domain of `ErrorInfo`.
 const DOMAIN: &str = "conclave";
 
+/// What programs look for in a request that is longer than the context.
+const TOO_LONG: &str = "CONTEXT_LENGTH_EXCEEDED";
+
 /// Collects everything that is wrong with a request.
 #[derive(Default)]
 pub struct Violations {
     list: Vec<FieldViolation>,
+    too_long: bool,
 }
 
 impl Violations {
@@ -31,6 +36,11 @@ impl Violations {
         }
     }
 
+    /// The request is too long for the model, whatever else is wrong with it.
+    pub fn too_long(&mut self) {
+        self.too_long = true;
+    }
+
     pub fn finish(self) -> Result<(), Status> {
         let Some(first) = self.list.first() else {
             return Ok(());
@@ -40,10 +50,14 @@ impl Violations {
             n => format!(" (and {} more)", n - 1),
         };
         let message = format!("{} = {}{more}", first.field, first.description);
+        let mut details = ErrorDetails::with_bad_request(self.list);
+        if self.too_long {
+            details.set_error_info(TOO_LONG, DOMAIN, []);
+        }
         Err(Status::with_error_details(
             Code::InvalidArgument,
             message,
-            ErrorDetails::with_bad_request(self.list),
+            details,
         ))
     }
 }
@@ -56,6 +70,54 @@ pub fn invalid(field: impl Into<String>, value: impl Display, problem: impl Disp
         Err(status) => status,
         Ok(()) => Status::invalid_argument("the request is not valid"),
     }
+}
+
+/// Prompt and answer together are longer than what bounds them.
+pub struct TooLong {
+    pub prompt: usize,
+    /// `max_tokens`, if the client gave it.
+    pub asked: Option<u32>,
+    pub limit: u64,
+    /// Whose limit it is, as the beginning of a sentence.
+    pub bound: &'static str,
+}
+
+/// The model's own bound.
+pub const CONTEXT: &str = "this model's maximum context length is";
+
+/// Its reason and its numbers stand in the details, too: clients shorten a conversation by them.
+pub fn too_long(length: &TooLong) -> Status {
+    let TooLong {
+        prompt,
+        asked,
+        limit,
+        bound,
+    } = *length;
+    let left = limit.saturating_sub(prompt as u64);
+    let (field, message) = if left == 0 {
+        let message = format!(
+            "prompt = {prompt} tokens: {bound} {limit} tokens, of which at least one must be left for the answer; \
+             shorten the prompt"
+        );
+        ("prompt", message)
+    } else {
+        let asked = asked.unwrap_or_default();
+        let message = format!(
+            "sampling.max_tokens = {asked}: {bound} {limit} tokens, of which the prompt has {prompt}: at most {left} are left; \
+             lower max_tokens or shorten the prompt"
+        );
+        ("sampling.max_tokens", message)
+    };
+    let mut numbers = vec![
+        ("prompt_tokens", prompt.to_string()),
+        ("limit", limit.to_string()),
+    ];
+    numbers.extend(asked.map(|asked| ("max_tokens", asked.to_string())));
+    let numbers = numbers.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let violation = FieldViolation::new(field, message.as_str());
+    let mut details = ErrorDetails::with_bad_request(vec![violation]);
+    details.set_error_info(TOO_LONG, DOMAIN, numbers.collect::<HashMap<_, _>>());
+    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 /// A field about which the text layer has said everything.
@@ -96,7 +158,8 @@ pub fn draining() -> Status {
     )
 }
 
-pub fn rejected(rejection: &Rejection) -> Status {
+/// `prompt`: its tokens.
+pub fn rejected(rejection: &Rejection, prompt: usize) -> Status {
     match *rejection {
         Rejection::QueueFull {
             limit,
@@ -105,13 +168,12 @@ pub fn rejected(rejection: &Rejection) -> Status {
             format!("{limit} sequences are waiting, which is all that may (--max-waiting); try again later"),
             Duration::from_millis(retry_after_ms),
         ),
-        Rejection::TooLong { tokens, limit } => invalid(
-            "sampling.max_tokens",
-            tokens,
-            format!(
-                "the tokens of prompt and answer; the KV pages of one worker hold {limit}: shorten the prompt or lower max_tokens"
-            ),
-        ),
+        Rejection::TooLong { tokens, limit } => too_long(&TooLong {
+            prompt,
+            asked: u32::try_from(tokens.saturating_sub(prompt as u64)).ok(),
+            limit,
+            bound: "the KV pages of one worker hold",
+        }),
         Rejection::Draining => draining(),
     }
 }

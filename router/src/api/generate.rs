@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tonic::{Request, Status};
 use tracing::Instrument;
 
+use super::errors::TooLong;
 use super::prompt::{self, Prompt};
 use super::validate::{self, Checked};
 use super::{Context, errors};
@@ -54,6 +55,7 @@ async fn run(
     let max_new_tokens = room(context, &checked, prompt.tokens.len())?;
     context.metrics.request_n.observe(checked.n.into());
     context.metrics.request_max_tokens.observe(max_new_tokens.into());
+    let prompt_tokens = prompt.tokens.len();
     let (guard, submission, admitted) =
         submission(context, checked, prompt, max_new_tokens, salt, arrived, span)?;
     // `admitted` is dropped before `guard` if the client goes away meanwhile: the sequencer either has not seen the
@@ -76,7 +78,7 @@ async fn run(
         )),
         Ok(Err(rejection)) => {
             guard.withdraw();
-            Err(errors::rejected(&rejection))
+            Err(errors::rejected(&rejection, prompt_tokens))
         }
         Err(_) => Err(errors::draining()),
     }
@@ -88,21 +90,19 @@ fn room(context: &Context, checked: &Checked, prompt: usize) -> Result<u32, Stat
     let left = u32::try_from(prompt)
         .ok()
         .and_then(|prompt| longest.checked_sub(prompt));
+    let too_long = || {
+        Err(errors::too_long(&TooLong {
+            prompt,
+            asked: checked.max_tokens,
+            limit: longest.into(),
+            bound: errors::CONTEXT,
+        }))
+    };
     let Some(left) = left.filter(|&left| left > 0) else {
-        return Err(errors::invalid(
-            "prompt",
-            format_args!("{prompt} tokens"),
-            format!(
-                "the model's length is {longest} tokens, of which at least one must be left for the answer"
-            ),
-        ));
+        return too_long();
     };
     match checked.max_tokens {
-        Some(asked) if asked > left => Err(errors::invalid(
-            "sampling.max_tokens",
-            asked,
-            format!("the prompt has {prompt} of the model's {longest} tokens: at most {left} are left"),
-        )),
+        Some(asked) if asked > left => too_long(),
         Some(asked) => Ok(asked),
         None => {
             let default = context.model.defaults.max_new_tokens.unwrap_or(left).min(left);

@@ -5,11 +5,13 @@
 //!
 //! Keeps invariant B2 of ARCHITECTURE.md.
 
+mod sampling;
+
 use std::fmt::{self, Display};
 
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::structured_output::Kind;
-use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams, StructuredOutput};
+use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, StructuredOutput};
 use conclave_router_core::api::Sampling;
 use tonic::Status;
 
@@ -18,6 +20,7 @@ use super::limits::*;
 use crate::model::Model;
 use conclave_text::grammar::Constraint;
 use conclave_text::stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
+use sampling::{lengths, sampling, stop_tokens, strings};
 
 /// A request whose fields are all within their ranges. Lengths in tokens are checked when they are known.
 pub struct Checked {
@@ -226,6 +229,7 @@ fn input(
                     model.max_model_len
                 );
                 v.add("prompt", format_args!("{} bytes", text.len()), problem);
+                v.too_long();
             }
             Some(Input::Text {
                 text,
@@ -296,161 +300,4 @@ fn output(v: &mut Violations, output: OutputOptions, has_tokenizer: bool) -> Out
         include_stop: output.include_stop_str_in_output,
         text: has_tokenizer && !output.skip_detokenize,
     }
-}
-
-fn sampling(v: &mut Violations, params: &SamplingParams, model: &Model) -> Sampling {
-    let defaults = &model.defaults;
-    let repetition = params
-        .repetition_penalty
-        .or(defaults.repetition_penalty)
-        .unwrap_or(1.0);
-    let top_p = params.top_p.or(defaults.top_p).unwrap_or(1.0);
-    let top_k = params
-        .top_k
-        .map_or(i64::from(defaults.top_k.unwrap_or(0)), i64::from);
-    // NaN is in no range.
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        v.add("sampling.top_p", top_p, "must be above 0 and at most 1");
-    }
-    if !(repetition > 0.0 && repetition <= MAX_REPETITION_PENALTY) {
-        let problem = format!("must be above 0 and at most {MAX_REPETITION_PENALTY}; 1 is neutral");
-        v.add("sampling.repetition_penalty", repetition, problem);
-    }
-    if top_k < -1 {
-        v.add(
-            "sampling.top_k",
-            top_k,
-            "must be 0 or -1 for all tokens, or a positive number",
-        );
-    }
-    Sampling {
-        temperature: within(
-            v,
-            "sampling.temperature",
-            params.temperature.or(defaults.temperature).unwrap_or(1.0),
-            0.0,
-            MAX_TEMPERATURE,
-        ),
-        top_k: u32::try_from(top_k).unwrap_or(0),
-        top_p,
-        min_p: within(
-            v,
-            "sampling.min_p",
-            params.min_p.or(defaults.min_p).unwrap_or(0.0),
-            0.0,
-            1.0,
-        ),
-        repetition_penalty: repetition,
-        presence_penalty: within(
-            v,
-            "sampling.presence_penalty",
-            params.presence_penalty.unwrap_or(0.0),
-            -MAX_PENALTY,
-            MAX_PENALTY,
-        ),
-        frequency_penalty: within(
-            v,
-            "sampling.frequency_penalty",
-            params.frequency_penalty.unwrap_or(0.0),
-            -MAX_PENALTY,
-            MAX_PENALTY,
-        ),
-        logit_bias: logit_bias(v, params, model),
-        seed: 0,
-        logprobs: None,
-        bad_words: Vec::new(),
-    }
-}
-
-fn logit_bias(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec<(u32, f32)> {
-    let mut entries: Vec<(u32, f32)> = params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-    // The map of the wire has no order; the same request must give the same message.
-    entries.sort_unstable_by_key(|&(id, _)| id);
-    if entries.len() > MAX_LOGIT_BIAS {
-        let problem = format!("entries; at most {MAX_LOGIT_BIAS} are allowed");
-        v.add("sampling.logit_bias", entries.len(), problem);
-        return Vec::new();
-    }
-    for &(id, bias) in &entries {
-        if id >= model.vocab {
-            let problem = format!("token id out of range; the vocabulary has {} tokens", model.vocab);
-            v.add("sampling.logit_bias", id, problem);
-        }
-        within(
-            v,
-            &format!("sampling.logit_bias[{id}]"),
-            bias,
-            -MAX_BIAS,
-            MAX_BIAS,
-        );
-    }
-    entries
-}
-
-/// `max_tokens` and `min_tokens`.
-fn lengths(v: &mut Violations, params: &SamplingParams, model: &Model) -> (Option<u32>, u32) {
-    let longest = model.max_model_len;
-    let max_tokens = params.max_tokens.map(|n| {
-        let checked = u32::try_from(n).ok().filter(|&n| n >= 1 && n <= longest);
-        if checked.is_none() {
-            let problem = format!("must be between 1 and the model's length, {longest}");
-            v.add("sampling.max_tokens", n, problem);
-        }
-        checked.unwrap_or(1)
-    });
-    let most = max_tokens.unwrap_or(longest);
-    let min_tokens = u32::try_from(params.min_tokens).ok().filter(|&n| n <= most);
-    if min_tokens.is_none() {
-        let problem = format!("must be between 0 and max_tokens, {most}");
-        v.add("sampling.min_tokens", params.min_tokens, problem);
-    }
-    (max_tokens, min_tokens.unwrap_or(0))
-}
-
-fn stop_tokens(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec<u32> {
-    let asked = &params.stop_token_ids;
-    let mut tokens = if params.ignore_eos {
-        Vec::new()
-    } else {
-        model.eos.clone()
-    };
-    if asked.len() > MAX_STOP_TOKENS {
-        let problem = format!("entries; at most {MAX_STOP_TOKENS} are allowed");
-        v.add("sampling.stop_token_ids", asked.len(), problem);
-        return tokens;
-    }
-    for &id in asked {
-        if id >= model.vocab {
-            let problem = format!("token id out of range; the vocabulary has {} tokens", model.vocab);
-            v.add("sampling.stop_token_ids", id, problem);
-        } else if !tokens.contains(&id) {
-            tokens.push(id);
-        }
-    }
-    tokens
-}
-
-fn strings(v: &mut Violations, field: &str, list: &[String], most: usize, longest: usize) {
-    if list.len() > most {
-        v.add(field, list.len(), format!("entries; at most {most} are allowed"));
-        return;
-    }
-    for (i, text) in list.iter().enumerate() {
-        if text.is_empty() || text.len() > longest {
-            let problem = format!("must have 1 to {longest} bytes");
-            v.add(format!("{field}[{i}]"), format_args!("{text:?}"), problem);
-        }
-    }
-}
-
-fn within(v: &mut Violations, field: &str, value: f32, low: f32, high: f32) -> f32 {
-    // NaN is in no range.
-    if !(value >= low && value <= high) {
-        v.add(field, value, range(low, high));
-    }
-    value
-}
-
-fn range(low: impl Display, high: impl Display) -> String {
-    format!("must be a number between {low} and {high}")
 }

@@ -191,7 +191,7 @@ impl Registry {
             .map(|member| {
                 let (done, total) = member.progress;
                 let loading = if total > done {
-                    format!(", loaded {}%", done * 100 / total)
+                    format!(", loaded {}%", u128::from(done) * 100 / u128::from(total))
                 } else {
                     String::new()
                 };
@@ -284,4 +284,50 @@ fn check_fields(hello: &Hello) -> Result<(), Status> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Arc<Registry> {
+        Arc::new(Registry::new(Terms {
+            cluster_token: "secret".into(),
+            page_tokens: 16,
+            checkpoint_id: None,
+            transport: "auto".into(),
+            expert_bytes: 0,
+        }))
+    }
+
+    #[test]
+    fn progress_is_told_for_any_numbers_a_worker_says() {
+        let registry = registry();
+        let hello = Hello {
+            worker_id: "w".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: "cpu".into(),
+            device_name: "x".into(),
+            peer_address: "h:1".into(),
+            checkpoint_id: "c".into(),
+            cluster_token: "secret".into(),
+            kv_pages: 1,
+            page_tokens: 16,
+            max_slots: 1,
+            max_batched_tokens: 1,
+            transports: vec!["local".into()],
+            ..Default::default()
+        };
+        let member = registry.admit(hello).expect("a good Hello");
+        for (done, total, told) in [
+            (1, 4, "w (cpu x, loaded 25%)"),
+            (u64::MAX - 1, u64::MAX, "w (cpu x, loaded 99%)"),
+            (4, 4, "w (cpu x)"),
+            (5, 4, "w (cpu x)"),
+            (0, 0, "w (cpu x)"),
+        ] {
+            registry.progress(member.worker, done, total);
+            assert_eq!(registry.describe(), told);
+        }
+    }
 }

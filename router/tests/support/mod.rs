@@ -144,6 +144,19 @@ pub fn request(prompt: &[u32], max_tokens: i64) -> pb::GenerateRequest {
     }
 }
 
+/// A request's sampling parameters, to be changed.
+pub fn sampling(request: &mut pb::GenerateRequest) -> &mut pb::SamplingParams {
+    request.sampling.get_or_insert_default()
+}
+
+/// The status of a request that must be refused.
+pub async fn refused(cluster: &Cluster, request: pb::GenerateRequest) -> Status {
+    match cluster.generate(request).await {
+        Ok(_) => panic!("the request was accepted"),
+        Err(status) => status,
+    }
+}
+
 /// A whole answer.
 #[derive(Debug, Default)]
 pub struct Answer {
