@@ -18,7 +18,7 @@ use super::store::{TURNS_MAX, Turn};
 use super::stream;
 use crate::generate;
 use crate::http::auth::Caller;
-use crate::http::context::RequestContext;
+use crate::http::context::{RequestContext, random_id};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::{json, now_unix, numbers, receive, reply};
 use crate::server::App;
@@ -50,9 +50,11 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
         earlier,
         input,
     };
+    // Drawn here, whatever X-Request-Id says: under a client's own id one could replace what another has stored.
+    let bare_id = random_id();
     let frame = Frame {
-        id: format!("resp_{}", context.id),
-        bare_id: context.id.clone(),
+        id: format!("resp_{bare_id}"),
+        bare_id,
         created_at: now_unix(),
         seals: request
             .include
