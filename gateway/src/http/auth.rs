@@ -142,14 +142,24 @@ impl Keys {
     }
 }
 
+/// The key of a request. Anthropic's clients send it under both names where they were given it under both.
 fn presented(headers: &HeaderMap) -> ApiResult<&str> {
-    let mut values = headers
-        .get_all(header::AUTHORIZATION)
-        .iter()
-        .map(|value| (true, value))
-        .chain(headers.get_all(X_API_KEY).iter().map(|value| (false, value)));
-    let Some((is_bearer, value)) = values.next() else {
-        return Err(denied("no API key: send it as \"Authorization: Bearer KEY\""));
+    match (only(headers, header::AUTHORIZATION)?, only(headers, X_API_KEY)?) {
+        (Some(bearer), None) => token(bearer),
+        (None, Some(key)) => Ok(key),
+        (Some(bearer), Some(key)) if token(bearer)? == key => Ok(key),
+        (Some(_), Some(_)) => Err(denied(
+            "Authorization and x-api-key carry two different API keys: send one of them",
+        )),
+        (None, None) => Err(denied("no API key: send it as \"Authorization: Bearer KEY\"")),
+    }
+}
+
+/// A header that may be there once.
+fn only(headers: &HeaderMap, name: HeaderName) -> ApiResult<Option<&str>> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
     };
     if values.next().is_some() {
         return Err(denied("more than one API key was sent"));
@@ -157,10 +167,11 @@ fn presented(headers: &HeaderMap) -> ApiResult<&str> {
     let text = value
         .to_str()
         .map_err(|_| denied("the API key is not plain ASCII"))?;
-    if !is_bearer {
-        return Ok(text);
-    }
-    match text.split_once(' ') {
+    Ok(Some(text))
+}
+
+fn token(authorization: &str) -> ApiResult<&str> {
+    match authorization.split_once(' ') {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim_start()),
         _ => Err(denied("the Authorization header must be \"Bearer KEY\"")),
     }
@@ -212,6 +223,7 @@ mod tests {
             bearer("Bearer secret"),
             bearer("bearer other"),
             with(&[(X_API_KEY, "secret")]),
+            with(&[(header::AUTHORIZATION, "Bearer secret"), (X_API_KEY, "secret")]),
         ] {
             assert!(keys.check(&good).is_ok(), "{good:?}");
         }
@@ -231,6 +243,8 @@ mod tests {
                 (header::AUTHORIZATION, "Bearer secret"),
             ]),
             with(&[(header::AUTHORIZATION, "Bearer wrong"), (X_API_KEY, "secret")]),
+            with(&[(header::AUTHORIZATION, "Bearer other"), (X_API_KEY, "secret")]),
+            with(&[(X_API_KEY, "secret"), (X_API_KEY, "secret")]),
         ] {
             let error = keys.check(&bad).err().unwrap();
             assert_eq!(error.status, StatusCode::UNAUTHORIZED, "{bad:?}");

@@ -123,7 +123,7 @@ pub(crate) fn cors(origins: &[String]) -> Option<CorsLayer> {
     Some(
         CorsLayer::new()
             .allow_origin(origin)
-            .allow_methods(AllowMethods::list([Method::GET, Method::POST]))
+            .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::DELETE]))
             // Client libraries bring headers of their own: whatever the page asks for.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([
