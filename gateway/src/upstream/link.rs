@@ -10,6 +10,7 @@ use conclave_proto::v1::conclave_client::ConclaveClient;
 use tonic::transport::{Channel, Endpoint};
 
 use super::choose::{Fading, REQUEST_BYTES, Tier};
+use super::status;
 
 pub(crate) use v1::health_response::State;
 
@@ -125,12 +126,10 @@ impl Link {
     pub(super) async fn watch(self: Arc<Self>, restarted: impl Fn(u8) + Send) {
         loop {
             let health = self.health(PROBE_TIMEOUT).await;
-            let needs_models =
-                health.is_ok() && (self.known().models.is_none() || self.tier() != Tier::Serving);
-            let info = if needs_models {
-                self.model_info(PROBE_TIMEOUT).await.ok()
-            } else {
-                None
+            // Each time: a router may restart, with other models, between two probes.
+            let info = match &health {
+                Ok(_) => self.model_info(PROBE_TIMEOUT).await.ok(),
+                Err(_) => None,
             };
             if let Some(info) = info {
                 let mut known = self.known();
@@ -155,7 +154,7 @@ impl Link {
                 };
                 (tier, health.waiting, health.detail)
             }
-            Err(status) => (Tier::Away, 0, status.message().to_owned()),
+            Err(status) => (Tier::Away, 0, status::message(&status)),
         };
         let mut known = self.known();
         let before = std::mem::replace(&mut known.tier, tier);
