@@ -64,9 +64,12 @@ impl Gateway {
             None => None,
             Some(files) => Some(Arc::new(Tls::new(files.clone())?)),
         };
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .with_context(|| format!("listen {}: cannot take this address", config.listen))?;
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!(
+                "cannot listen on {} for HTTP; choose another --host or --port, or port 0 for any free one",
+                config.listen
+            )
+        })?;
         let address = listener
             .local_addr()
             .context("listen: the socket has no address")?;

@@ -89,9 +89,12 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        let at_root = path == "." || path.is_empty();
+        // Within a key, the path is not known.
+        let at_root = path.is_empty() || path == "." || path == "?";
         let is_data = inner.is_data();
-        let message = if at_root {
+        let message = if at_root && !is_data {
+            format!("the request body is not valid JSON: {inner}")
+        } else if at_root {
             inner.to_string()
         } else {
             format!("{path}: {inner}")
@@ -265,6 +268,7 @@ mod tests {
             (br#"{"inner":[{"number":NaN}]}"#, None, "invalid_json"),
             (br#"{"inner":[]} x"#, None, "invalid_json"),
             (br#"{"inner":["#, None, "invalid_json"),
+            (b"{inner", None, "invalid_json"),
             (b"", None, "invalid_json"),
             (b"\xef\xbb\xbf{}", None, "invalid_json"),
             (b"{\"inner\": \"\xff\"}", None, "invalid_json"),
@@ -274,6 +278,7 @@ mod tests {
             let text = String::from_utf8_lossy(body);
             assert_eq!(error.param.as_deref(), param, "{text}: {}", error.message);
             assert_eq!(error.code.as_deref(), Some(code), "{text}: {}", error.message);
+            assert!(!error.message.contains('?'), "{text}: {}", error.message);
         }
         let good: Outer = decode(br#"{"inner":[{"number":0,"unknown":[1]}]} "#).unwrap();
         assert_eq!((good.inner[0].number, good.text), (Some(0), None));
