@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::answer::{self, BlockOut, Job, Message, Usage};
 use super::errors;
 use crate::config::Limits;
-use crate::generate::{self, Blocks, CallEvents, Change, Kind, Next, Tokens};
+use crate::generate::{self, Blocks, CallEvents, Change, Kind, Tokens};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::sse::{self, Events, Gone};
+use crate::http::sse::{Events, Gone};
 use crate::upstream::Event;
 
 #[derive(Serialize)]
@@ -72,28 +72,13 @@ struct End<'a> {
 }
 
 pub(super) fn respond(limits: &Limits, events: CallEvents, job: Job) -> Response {
-    let silence = limits.keep_alive_interval;
-    sse::respond(limits, move |out| async move {
-        let mut next = Next::new(events, silence);
-        let mut writer = Writer {
-            out,
-            job,
-            blocks: Blocks::default(),
-            shown: Vec::new(),
-            tokens: Tokens::default(),
-            finished: None,
-        };
-        while let Some(event) = next.next().await {
-            let step = match event {
-                Ok(None) => writer.send(&Out::Ping).await.map(Ok)?,
-                Ok(Some((_, event))) => writer.take(event).await?,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = step {
-                return writer.fail(&error).await;
-            }
-        }
-        writer.end().await
+    generate::respond(limits, events, |out| Writer {
+        out,
+        job,
+        blocks: Blocks::default(),
+        shown: Vec::new(),
+        tokens: Tokens::default(),
+        finished: None,
     })
 }
 
@@ -107,12 +92,8 @@ struct Writer {
     finished: Option<conclave_proto::v1::Finished>,
 }
 
-impl Writer {
-    async fn send(&self, event: &Out<'_>) -> Result<(), Gone> {
-        self.out.event(Some(event.name()), event).await
-    }
-
-    async fn take(&mut self, event: Event) -> Result<ApiResult<()>, Gone> {
+impl generate::Writer for Writer {
+    async fn take(&mut self, _prompt: usize, event: Event) -> Result<ApiResult<()>, Gone> {
         match event {
             Event::Started(started) => {
                 let tokens = Tokens {
@@ -144,9 +125,42 @@ impl Writer {
                 self.finished = Some(finished);
             }
             Event::Usage(usage) => self.tokens.add(&usage),
-            Event::KeepAlive(_) => self.send(&Out::Ping).await?,
+            Event::KeepAlive(_) => self.idle().await?,
         }
         Ok(Ok(()))
+    }
+
+    async fn idle(&mut self) -> Result<(), Gone> {
+        self.send(&Out::Ping).await
+    }
+
+    async fn fail(self, error: &ApiError) -> Result<(), Gone> {
+        self.out
+            .event(Some("error"), &errors::envelope(error, &self.job.request_id))
+            .await
+    }
+
+    async fn end(self) -> Result<(), Gone> {
+        let Some(finished) = &self.finished else {
+            return self.fail(&generate::unfinished(0)).await;
+        };
+        let (stop_reason, stop_sequence) = answer::stop(finished, &self.job.stop_sequences);
+        let delta = End {
+            stop_reason,
+            stop_sequence,
+        };
+        self.send(&Out::MessageDelta {
+            delta,
+            usage: Usage::of(&self.tokens),
+        })
+        .await?;
+        self.send(&Out::MessageStop).await
+    }
+}
+
+impl Writer {
+    async fn send(&self, event: &Out<'_>) -> Result<(), Gone> {
+        self.out.event(Some(event.name()), event).await
     }
 
     async fn show(&mut self, changes: Vec<Change>) -> Result<(), Gone> {
@@ -187,28 +201,5 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    async fn fail(&self, error: &ApiError) -> Result<(), Gone> {
-        self.out
-            .event(Some("error"), &errors::envelope(error, &self.job.request_id))
-            .await
-    }
-
-    async fn end(&self) -> Result<(), Gone> {
-        let Some(finished) = &self.finished else {
-            return self.fail(&generate::unfinished(0)).await;
-        };
-        let (stop_reason, stop_sequence) = answer::stop(finished, &self.job.stop_sequences);
-        let delta = End {
-            stop_reason,
-            stop_sequence,
-        };
-        self.send(&Out::MessageDelta {
-            delta,
-            usage: Usage::of(&self.tokens),
-        })
-        .await?;
-        self.send(&Out::MessageStop).await
     }
 }

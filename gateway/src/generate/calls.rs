@@ -73,23 +73,3 @@ pub(crate) async fn opened(mut events: CallEvents, patience: Duration) -> ApiRes
         Ok(None) | Err(_) => Ok(events),
     }
 }
-
-/// Reads events with an eye on the clock: after `silence` it says so, for a comment to be sent.
-pub(crate) struct Next {
-    events: CallEvents,
-    silence: Duration,
-}
-
-impl Next {
-    pub(crate) fn new(events: CallEvents, silence: Duration) -> Self {
-        Self { events, silence }
-    }
-
-    /// The next event; `Ok(None)` after a silence; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Option<ApiResult<Option<CallEvent>>> {
-        match tokio::time::timeout(self.silence, self.events.next()).await {
-            Ok(event) => Some(event?.map(Some)),
-            Err(_) => Some(Ok(None)),
-        }
-    }
-}

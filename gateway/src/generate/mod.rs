@@ -5,10 +5,12 @@ mod budget;
 mod calls;
 mod collect;
 mod single;
+mod stream;
 mod tokens;
 
 pub(crate) use self::blocks::{Block, Blocks, Change, Kind};
-pub(crate) use self::calls::{CallEvents, Next, events, opened};
+pub(crate) use self::calls::{CallEvents, events, opened};
 pub(crate) use self::collect::{Answers, Choice, PromptAnswer, collect, stray, unfinished};
 pub(crate) use self::single::{Single, single};
+pub(crate) use self::stream::{Writer, respond};
 pub(crate) use self::tokens::{Tokens, finish_error};

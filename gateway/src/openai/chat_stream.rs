@@ -12,10 +12,10 @@ use super::logprobs::{self, ChatLogprobs, PromptLogprobs};
 use super::request::StreamOptions;
 use super::translate::Show;
 use crate::config::Limits;
-use crate::generate::{CallEvents, Next, Tokens, stray};
-use crate::http::error::ApiResult;
+use crate::generate::{self, CallEvents, Tokens, stray};
+use crate::http::error::{ApiError, ApiResult};
 use crate::http::now_unix;
-use crate::http::sse::{self, Events, Gone};
+use crate::http::sse::{Events, Gone};
 use crate::upstream::Event;
 
 #[derive(Serialize)]
@@ -85,35 +85,15 @@ pub(super) fn respond(
     show: Show,
     choices: u32,
 ) -> Response {
-    let silence = limits.keep_alive_interval;
-    sse::respond(limits, move |out| async move {
-        let mut writer = Writer {
-            out,
-            id,
-            created: now_unix(),
-            options,
-            show,
-            started: v1::Started::default(),
-            tokens: Tokens::default(),
-            choices: vec![Progress::default(); choices as usize],
-        };
-        let mut next = Next::new(events, silence);
-        loop {
-            let step = match next.next().await {
-                None => break,
-                Some(Ok(None)) => {
-                    writer.out.comment().await?;
-                    continue;
-                }
-                Some(Ok(Some((_, event)))) => writer.take(event).await?,
-                Some(Err(error)) => Err(error),
-            };
-            if let Err(error) = step {
-                writer.out.raw(&error.to_openai()).await?;
-                return writer.out.done().await;
-            }
-        }
-        writer.end().await
+    generate::respond(limits, events, |out| Writer {
+        out,
+        id,
+        created: now_unix(),
+        options,
+        show,
+        started: v1::Started::default(),
+        tokens: Tokens::default(),
+        choices: vec![Progress::default(); choices as usize],
     })
 }
 
@@ -134,18 +114,41 @@ struct Writer {
     choices: Vec<Progress>,
 }
 
-impl Writer {
-    async fn take(&mut self, event: Event) -> Result<ApiResult<()>, Gone> {
+impl generate::Writer for Writer {
+    async fn take(&mut self, _prompt: usize, event: Event) -> Result<ApiResult<()>, Gone> {
         match event {
             Event::Started(started) => self.started = started,
             Event::Usage(usage) => self.tokens.add(&usage),
-            Event::KeepAlive(_) => self.out.comment().await?,
+            Event::KeepAlive(_) => self.idle().await?,
             Event::Delta(delta) => return self.delta(&delta).await,
             Event::Finished(finished) => return self.finished(&finished).await,
         }
         Ok(Ok(()))
     }
 
+    async fn idle(&mut self) -> Result<(), Gone> {
+        self.out.comment().await
+    }
+
+    async fn fail(self, error: &ApiError) -> Result<(), Gone> {
+        self.out.raw(&error.to_openai()).await?;
+        self.out.done().await
+    }
+
+    async fn end(self) -> Result<(), Gone> {
+        if self.options.include_usage == Some(true) {
+            self.out
+                .data(&Chunk {
+                    usage: Some(Some(Usage::of(&self.tokens))),
+                    ..self.empty()
+                })
+                .await?;
+        }
+        self.out.done().await
+    }
+}
+
+impl Writer {
     async fn delta(&mut self, delta: &v1::Delta) -> Result<ApiResult<()>, Gone> {
         let progress = match self.role(delta.index).await? {
             Ok(progress) => progress,
@@ -266,17 +269,5 @@ impl Writer {
             prompt_logprobs: None,
             prompt_token_ids: None,
         }
-    }
-
-    async fn end(&self) -> Result<(), Gone> {
-        if self.options.include_usage == Some(true) {
-            self.out
-                .data(&Chunk {
-                    usage: Some(Some(Usage::of(&self.tokens))),
-                    ..self.empty()
-                })
-                .await?;
-        }
-        self.out.done().await
     }
 }

@@ -9,10 +9,10 @@ use super::logprobs::{self, CompletionLogprobs, PromptLogprobs};
 use super::request::StreamOptions;
 use super::translate::Show;
 use crate::config::Limits;
-use crate::generate::{CallEvents, Next, Tokens, stray};
-use crate::http::error::ApiResult;
+use crate::generate::{self, CallEvents, Tokens, stray};
+use crate::http::error::{ApiError, ApiResult};
 use crate::http::now_unix;
-use crate::http::sse::{self, Events, Gone};
+use crate::http::sse::{Events, Gone};
 use crate::upstream::Event;
 
 /// What was asked for.
@@ -52,35 +52,15 @@ struct ChunkChoice<'a> {
 }
 
 pub(super) fn respond(limits: &Limits, events: CallEvents, id: String, shape: Shape) -> Response {
-    let silence = limits.keep_alive_interval;
-    sse::respond(limits, move |out| async move {
-        let mut writer = Writer {
-            out,
-            id,
-            created: now_unix(),
-            shape,
-            model: String::new(),
-            started: vec![v1::Started::default(); shape.prompts],
-            tokens: Tokens::default(),
-            choices: vec![Progress::default(); shape.prompts * shape.choices as usize],
-        };
-        let mut next = Next::new(events, silence);
-        loop {
-            let step = match next.next().await {
-                None => break,
-                Some(Ok(None)) => {
-                    writer.out.comment().await?;
-                    continue;
-                }
-                Some(Ok(Some((prompt, event)))) => writer.take(prompt, event).await?,
-                Some(Err(error)) => Err(error),
-            };
-            if let Err(error) = step {
-                writer.out.raw(&error.to_openai()).await?;
-                return writer.out.done().await;
-            }
-        }
-        writer.end().await
+    generate::respond(limits, events, |out| Writer {
+        out,
+        id,
+        created: now_unix(),
+        shape,
+        model: String::new(),
+        started: vec![v1::Started::default(); shape.prompts],
+        tokens: Tokens::default(),
+        choices: vec![Progress::default(); shape.prompts * shape.choices as usize],
     })
 }
 
@@ -101,7 +81,7 @@ struct Writer {
     choices: Vec<Progress>,
 }
 
-impl Writer {
+impl generate::Writer for Writer {
     async fn take(&mut self, prompt: usize, event: Event) -> Result<ApiResult<()>, Gone> {
         match event {
             Event::Started(started) => {
@@ -109,13 +89,36 @@ impl Writer {
                 self.started[prompt] = started;
             }
             Event::Usage(usage) => self.tokens.add(&usage),
-            Event::KeepAlive(_) => self.out.comment().await?,
+            Event::KeepAlive(_) => self.idle().await?,
             Event::Delta(delta) => return self.delta(prompt, &delta).await,
             Event::Finished(finished) => return self.finished(prompt, &finished).await,
         }
         Ok(Ok(()))
     }
 
+    async fn idle(&mut self) -> Result<(), Gone> {
+        self.out.comment().await
+    }
+
+    async fn fail(self, error: &ApiError) -> Result<(), Gone> {
+        self.out.raw(&error.to_openai()).await?;
+        self.out.done().await
+    }
+
+    async fn end(self) -> Result<(), Gone> {
+        if self.shape.options.include_usage == Some(true) {
+            self.out
+                .data(&Chunk {
+                    usage: Some(Some(Usage::of(&self.tokens))),
+                    ..self.empty()
+                })
+                .await?;
+        }
+        self.out.done().await
+    }
+}
+
+impl Writer {
     /// The place of a prompt's choice among all choices.
     fn place(&self, prompt: usize, index: u32) -> ApiResult<usize> {
         if index >= self.shape.choices {
@@ -211,17 +214,5 @@ impl Writer {
             choices: &[],
             usage: None,
         }
-    }
-
-    async fn end(&self) -> Result<(), Gone> {
-        if self.shape.options.include_usage == Some(true) {
-            self.out
-                .data(&Chunk {
-                    usage: Some(Some(Usage::of(&self.tokens))),
-                    ..self.empty()
-                })
-                .await?;
-        }
-        self.out.done().await
     }
 }

@@ -10,9 +10,9 @@ use super::items::{self, ItemOut, Part, Progress};
 use super::keep::Keep;
 use super::object::{Frame, ResponseOut};
 use crate::config::Limits;
-use crate::generate::{self, Blocks, CallEvents, Change, Kind, Next, Tokens};
+use crate::generate::{self, Blocks, CallEvents, Change, Kind, Tokens};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::sse::{self, Events, Gone};
+use crate::http::sse::{Events, Gone};
 use crate::upstream::Event;
 
 #[derive(Serialize)]
@@ -80,35 +80,22 @@ enum Body<'a> {
 }
 
 pub(super) fn respond(limits: &Limits, events: CallEvents, frame: Frame, keep: Keep) -> Response {
-    let silence = limits.keep_alive_interval;
-    sse::respond(limits, move |out| async move {
-        let mut next = Next::new(events, silence);
-        let mut writer = Writer {
-            out,
-            frame,
-            number: 0,
-            model: String::new(),
-            blocks: Blocks::default(),
-            tokens: Tokens::default(),
-            finished: None,
-        };
-        while let Some(event) = next.next().await {
-            let step = match event {
-                Ok(None) => writer.out.comment().await.map(Ok)?,
-                Ok(Some((_, event))) => writer.take(event).await?,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = step {
-                return writer.fail(&error).await;
-            }
-        }
-        writer.end(keep).await
+    generate::respond(limits, events, |out| Writer {
+        out,
+        frame,
+        keep,
+        number: 0,
+        model: String::new(),
+        blocks: Blocks::default(),
+        tokens: Tokens::default(),
+        finished: None,
     })
 }
 
 struct Writer {
     out: Events,
     frame: Frame,
+    keep: Keep,
     number: u64,
     model: String,
     blocks: Blocks,
@@ -116,8 +103,8 @@ struct Writer {
     finished: Option<v1::Finished>,
 }
 
-impl Writer {
-    async fn take(&mut self, event: Event) -> Result<ApiResult<()>, Gone> {
+impl generate::Writer for Writer {
+    async fn take(&mut self, _prompt: usize, event: Event) -> Result<ApiResult<()>, Gone> {
         match event {
             Event::Started(started) => {
                 self.model = started.model;
@@ -147,11 +134,54 @@ impl Writer {
                 self.finished = Some(finished);
             }
             Event::Usage(usage) => self.tokens.add(&usage),
-            Event::KeepAlive(_) => self.out.comment().await?,
+            Event::KeepAlive(_) => self.idle().await?,
         }
         Ok(Ok(()))
     }
 
+    async fn idle(&mut self) -> Result<(), Gone> {
+        self.out.comment().await
+    }
+
+    async fn fail(mut self, error: &ApiError) -> Result<(), Gone> {
+        let response = self.frame.failed(&self.model, error);
+        send(
+            &self.out,
+            &mut self.number,
+            "response.failed",
+            Body::Response { response: &response },
+        )
+        .await
+    }
+
+    async fn end(mut self) -> Result<(), Gone> {
+        let Some(finished) = &self.finished else {
+            return self.fail(&generate::unfinished(0)).await;
+        };
+        let response = self
+            .frame
+            .ended(&self.model, &self.blocks.list, finished, &self.tokens);
+        // Stored before it is announced: the client may continue it at once.
+        if let Ok(json) = serde_json::to_vec(&response) {
+            self.keep
+                .store(&self.frame.id, &self.blocks.list, Bytes::from(json));
+        }
+        let kind = if response.status == "incomplete" {
+            "response.incomplete"
+        } else {
+            "response.completed"
+        };
+        send(
+            &self.out,
+            &mut self.number,
+            kind,
+            Body::Response { response: &response },
+        )
+        .await
+    }
+}
+
+impl Writer {
     async fn show(&mut self, changes: Vec<Change>, progress: Progress) -> Result<(), Gone> {
         for change in changes {
             match change {
@@ -269,42 +299,6 @@ impl Writer {
         let item = items::item(id, at, block, progress, self.frame.seals);
         let done = Body::Item { output_index, item };
         send(&self.out, &mut self.number, "response.output_item.done", done).await
-    }
-
-    async fn fail(&mut self, error: &ApiError) -> Result<(), Gone> {
-        let response = self.frame.failed(&self.model, error);
-        send(
-            &self.out,
-            &mut self.number,
-            "response.failed",
-            Body::Response { response: &response },
-        )
-        .await
-    }
-
-    async fn end(&mut self, keep: Keep) -> Result<(), Gone> {
-        let Some(finished) = &self.finished else {
-            return self.fail(&generate::unfinished(0)).await;
-        };
-        let response = self
-            .frame
-            .ended(&self.model, &self.blocks.list, finished, &self.tokens);
-        // Stored before it is announced: the client may continue it at once.
-        if let Ok(json) = serde_json::to_vec(&response) {
-            keep.store(&self.frame.id, &self.blocks.list, Bytes::from(json));
-        }
-        let kind = if response.status == "incomplete" {
-            "response.incomplete"
-        } else {
-            "response.completed"
-        };
-        send(
-            &self.out,
-            &mut self.number,
-            kind,
-            Body::Response { response: &response },
-        )
-        .await
     }
 }
 
