@@ -77,6 +77,60 @@ async fn each_status_has_its_http_side() {
     }
 }
 
+/// In the words that each API's clients look for.
+#[tokio::test]
+async fn a_request_that_is_too_long_is_told_in_each_apis_words() {
+    for (prompt, asked, field, anthropic) in [
+        (
+            "5000",
+            "10",
+            "prompt",
+            "prompt is too long: 5000 tokens > 4096 maximum",
+        ),
+        (
+            "1000",
+            "4000",
+            "sampling.max_tokens",
+            "input length and `max_tokens` exceed context limit: 1000 + 4000 > 4096, decrease input length or `max_tokens` \
+             and try again",
+        ),
+    ] {
+        let setup = start(move |_| {
+            let mut details = ErrorDetails::with_bad_request_violation(field, "no");
+            let numbers = [
+                ("prompt_tokens", prompt),
+                ("max_tokens", asked),
+                ("limit", "4096"),
+            ];
+            let numbers = numbers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            details.set_error_info("CONTEXT_LENGTH_EXCEEDED", "conclave", numbers);
+            let message = format!("{field} = 1: too long");
+            Err(Status::with_error_details(
+                Code::InvalidArgument,
+                message,
+                details,
+            ))
+        })
+        .await;
+        let messages = json!([{"role": "user", "content": "a"}]);
+        for stream in [false, true] {
+            let body = json!({"messages": messages, "max_tokens": 10, "stream": stream});
+            let reply = setup.client.post("/v1/chat/completions", &body).await;
+            let word = field.trim_start_matches("sampling.");
+            let told = (
+                400,
+                format!("{word} = 1: too long"),
+                json!(word),
+                json!("context_length_exceeded"),
+            );
+            assert_eq!(reply.error(), told);
+            let reply = setup.client.post("/v1/messages", &body).await;
+            let error = json!({"type": "invalid_request_error", "message": anthropic});
+            assert_eq!((reply.status, &reply.json()["error"]), (400, &error));
+        }
+    }
+}
+
 #[tokio::test]
 async fn details_carry_the_field_the_reason_and_the_delay() {
     let refused = |field: &'static str| {

@@ -3,15 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 mod anthropic;
+mod anthropic_errors;
 mod auth;
 mod bad_input;
+mod bodies;
 mod chat;
+mod chat_request;
 mod client;
 mod completions;
 mod errors;
+mod http2;
 mod lifecycle;
 mod ops;
 mod responses;
+mod responses_stored;
 mod router;
 mod routers;
 mod tls;

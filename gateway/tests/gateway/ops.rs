@@ -206,6 +206,15 @@ async fn cors_is_for_the_origins_that_were_named() {
         reply.header("access-control-allow-headers"),
         Some("authorization,x-stainless-lang")
     );
+    // Every method that is served may be used by a page.
+    let allowed = reply.header("access-control-allow-methods").unwrap();
+    let allowed: Vec<&str> = allowed.split(',').map(str::trim).collect();
+    for route in conclave_gateway::routes() {
+        let is_allowed = allowed
+            .iter()
+            .any(|method| method.eq_ignore_ascii_case(route.method));
+        assert!(is_allowed, "{} in {allowed:?}", route.method);
+    }
     let other = setup
         .client
         .send("GET", "/version", &[("origin", "https://evil.example")], b"")

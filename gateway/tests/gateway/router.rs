@@ -42,6 +42,8 @@ pub struct Seen {
     /// Calls that the caller dropped before their script was done.
     pub dropped: AtomicUsize,
     pub running: AtomicUsize,
+    /// What it serves, if not the usual.
+    pub names: Mutex<Vec<String>>,
 }
 
 impl Seen {
@@ -144,8 +146,12 @@ impl Conclave for Scripted {
         &self,
         _: Request<v1::ModelInfoRequest>,
     ) -> Result<Response<v1::ModelInfoResponse>, Status> {
+        let mut names = self.seen.names.lock().unwrap().clone();
+        if names.is_empty() {
+            names = vec![String::from("demo"), String::from("org/alias")];
+        }
         Ok(Response::new(v1::ModelInfoResponse {
-            names: vec![String::from("demo"), String::from("org/alias")],
+            names,
             max_model_len: 4096,
             created: 1_700_000_000,
             ..Default::default()
@@ -255,6 +261,29 @@ pub fn text(index: u32, text: &str, ids: &[u32]) -> Event {
         index,
         text: text.to_owned(),
         token_ids: ids.to_vec(),
+        ..Default::default()
+    })
+}
+
+/// Reasoning and text of the first choice.
+pub fn piece(reasoning: &str, text: &str) -> Event {
+    Event::Delta(v1::Delta {
+        reasoning: reasoning.into(),
+        text: text.into(),
+        ..Default::default()
+    })
+}
+
+/// A piece of a call of the first choice; id and name stand in the first one.
+pub fn call(index: u32, id: &str, name: &str, arguments: &str) -> Event {
+    let call = v1::ToolCallDelta {
+        index,
+        id: id.into(),
+        name: name.into(),
+        arguments: arguments.into(),
+    };
+    Event::Delta(v1::Delta {
+        tool_calls: vec![call],
         ..Default::default()
     })
 }

@@ -287,3 +287,27 @@ async fn agents_keep_their_prefixes_and_the_load_stays_even() {
         "{counts:?}"
     );
 }
+
+/// A router may restart between two probes, and never seem to be away.
+#[tokio::test]
+async fn a_router_that_serves_another_model_by_now_gets_its_requests() {
+    let routers = several(vec![well(), well()]).await;
+    *routers.seen[1].names.lock().unwrap() = vec![String::from("new")];
+    let body = json!({"prompt": "a", "model": "new"});
+    tokio::time::timeout(crate::client::PATIENCE, async {
+        // In turns while nobody serves it, all to the one that does.
+        let mut in_a_row = 0;
+        while in_a_row < 6 {
+            let before = routers.counts()[0];
+            routers.gateway.client.post("/v1/completions", &body).await;
+            in_a_row = if routers.counts()[0] == before {
+                in_a_row + 1
+            } else {
+                0
+            };
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("its requests never came to it");
+}
