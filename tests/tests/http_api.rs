@@ -355,3 +355,15 @@ fn every_clause_of_the_http_apis() {
     messages(&client);
     everything_else(&client);
 }
+
+#[test]
+fn grpc_is_not_open_to_the_network_where_http_asks_for_a_key() {
+    let guarded = ["--workers", "1", "--host", "0.0.0.0", "--api-key", "secret"];
+    let server = Server::serve(&guarded);
+    assert!(server.http.starts_with("0.0.0.0:"), "{}", server.http);
+    assert!(server.grpc.starts_with("127.0.0.1:"), "{}", server.grpc);
+    drop(server);
+    let server = Server::serve(&[&guarded[..], &["--grpc-host", "0.0.0.0"]].concat());
+    assert!(server.grpc.starts_with("0.0.0.0:"), "{}", server.grpc);
+    server.wait_for_line("whoever reaches the gRPC port needs no key");
+}

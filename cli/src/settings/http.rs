@@ -51,6 +51,13 @@ pub struct HttpSettings {
     pub request_timeout: Option<Duration>,
 }
 
+impl HttpSettings {
+    /// Clients must present a key.
+    pub fn needs_key(&self) -> bool {
+        !self.api_key.is_empty() || self.api_key_file.is_some()
+    }
+}
+
 /// How long a process may go on after SIGTERM.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shutdown")]

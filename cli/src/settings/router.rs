@@ -8,7 +8,7 @@ use super::{ClusterSettings, DrainSettings, EngineSettings, LogSettings, ModelSe
 pub struct RouterSettings {
     #[command(flatten)]
     pub model: ModelSettings,
-    /// Address to listen on for clients and gateways.
+    /// Address to listen on for clients and gateways; this port asks for no key, which is the gateway's part.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
     /// Port of the gRPC API for clients and gateways; 0 lets the system choose and prints it.

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use conclave_gateway::Gateway;
 use conclave_router::Router;
 use tokio::sync::watch;
@@ -53,6 +53,9 @@ impl Cluster {
         if let Some(note) = note {
             tracing::info!("{note}");
         }
+        if let Some(workers) = workers {
+            check_workers(workers, settings, found)?;
+        }
         let places = Places::choose(&settings.device.device, workers)?;
         let workers = places.workers;
         let token = token::draw()?;
@@ -63,7 +66,13 @@ impl Cluster {
             &settings.cluster,
             &settings.drain,
         )?;
-        config.listen = parts::socket_address("host", &settings.http.host, settings.grpc_port)?;
+        config.listen = parts::socket_address("grpc_host", settings.grpc_host(), settings.grpc_port)?;
+        if settings.http.needs_key() && !config.listen.ip().is_loopback() {
+            tracing::warn!(
+                grpc_host = settings.grpc_host(),
+                "whoever reaches the gRPC port needs no key; keep it to a network of your own"
+            );
+        }
         config.cluster_token = token.clone();
         config.expected_workers = workers;
         let router = Router::start(config).await?;
@@ -124,7 +133,7 @@ impl Cluster {
             http: self.http,
             grpc: self.router.client_address(),
             tls: settings.http.tls_cert.is_some(),
-            needs_key: !settings.http.api_key.is_empty() || settings.http.api_key_file.is_some(),
+            needs_key: settings.http.needs_key(),
             needs_ids: settings.engine.skip_tokenizer_init,
         });
     }
@@ -138,6 +147,19 @@ impl Cluster {
         gateway.context("the gateway panicked")??;
         Ok(router?)
     }
+}
+
+/// Each worker holds some of the experts: more workers than experts would stand by and hold memory.
+fn check_workers(workers: u32, settings: &ServeSettings, found: &FoundModel) -> Result<()> {
+    let read = conclave_plan::config::read(&found.path, settings.model.hf_overrides.as_ref())?;
+    let experts = read.spec.layers.iter().map(|layer| layer.moe.experts).max();
+    let most = experts.unwrap_or(1);
+    if workers as usize > most {
+        bail!(
+            "workers is {workers}: the model has {most} experts in a layer, and a worker without one has nothing to do; give at most {most}"
+        );
+    }
+    Ok(())
 }
 
 /// Where this process reaches a port it listens on.
