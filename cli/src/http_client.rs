@@ -76,14 +76,17 @@ fn with_key(request: hyper::http::request::Builder, key: Option<&str>) -> hyper:
 }
 
 async fn send(address: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-    let stream = TcpStream::connect(address)
-        .await
-        .with_context(|| format!("nobody answers at {address}"))?;
+    let stream = TcpStream::connect(address).await.with_context(|| {
+        format!("nobody answers at {address}; start a server with `conclave serve`, or correct the address")
+    })?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Its errors come back through the response.
     tokio::spawn(connection);
-    Ok(sender.send_request(request).await?)
+    let response = sender.send_request(request).await;
+    response.with_context(|| {
+        format!("{address} does not answer in HTTP/1.1; the address that is printed as gRPC is given as grpc://{address}")
+    })
 }
 
 async fn read_whole(response: Response<Incoming>) -> Result<String> {

@@ -6,6 +6,7 @@
 mod cli;
 mod commands;
 mod demo;
+mod grpc_client;
 mod http_client;
 mod layers;
 mod load_bar;
@@ -81,8 +82,34 @@ async fn run_command(command: &Command) -> Result<()> {
     }
 }
 
-/// Prints an error with its causes, each once.
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("conclave: {error:#}");
+    eprintln!("conclave: {}", causes(error));
     ExitCode::from(code)
+}
+
+/// An error with its causes, each once: some errors say already what caused them.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("no space")
+            .context("disk: no space")
+            .context("cannot save");
+        assert_eq!(super::causes(&error), "cannot save: disk: no space");
+        let error = anyhow!("a").context("b");
+        assert_eq!(super::causes(&error), "b: a");
+    }
 }

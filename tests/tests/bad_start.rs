@@ -1,7 +1,7 @@
 //! What must not start, or must not join: each ends with a status of its own and one clear reason, and a cluster that
 //! runs goes on.
 //!
-//! Every way to spoil a file is in `worker/tests/checkpoint.rs`, every lie of a config in `plan/tests/config.rs`, every
+//! Every way to spoil a file is in `worker/tests/checkpoint/main.rs`, every lie of a config in `plan/tests/config.rs`, every
 //! wrong Hello in `router/tests/cluster.rs`; here are real processes with one case of each kind.
 //!
 //! Proves invariant F1 of ARCHITECTURE.md.
@@ -174,11 +174,27 @@ fn a_port_in_use_is_named() {
         ["--port", &port, "--grpc-port", "0"],
         ["--port", "0", "--grpc-port", &port],
     ] {
-        let output = refused(&[&["serve"], &flags[..]].concat());
-        assert!(output.contains(&port) && output.contains("in use"), "{output}");
+        port_in_use(&refused(&[&["serve"], &flags[..]].concat()), &port);
     }
     let output = refused(&["gateway", "--router", "127.0.0.1:1", "--port", &port]);
-    assert!(output.contains(&port) && output.contains("in use"), "{output}");
+    port_in_use(&output, &port);
+}
+
+/// Which one, what to do, and the cause once.
+fn port_in_use(output: &str, port: &str) {
+    for part in [port, "port 0 for any free one"] {
+        assert!(output.contains(part), "no {part:?} in {output}");
+    }
+    assert_eq!(output.matches("in use").count(), 1, "{output}");
+}
+
+#[test]
+fn more_workers_than_experts_are_refused() {
+    let output = refused(&["serve", "--port", "0", "--grpc-port", "0", "--workers", "17"]);
+    assert!(
+        output.contains("workers is 17") && output.contains("give at most 16"),
+        "{output}"
+    );
 }
 
 const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
@@ -198,10 +214,11 @@ fn workers_that_do_not_belong_are_refused_and_the_cluster_goes_on() {
         &[TOKEN],
     );
     let (grpc, cluster) = (router.address("gRPC"), router.address("workers"));
-    let worker = |args: &[&str]| {
-        let all = [&["worker", "--router", &cluster, "--threads", "1"], args].concat();
+    let worker_of = |router: &str, args: &[&str]| {
+        let all = [&["worker", "--router", router, "--threads", "1"], args].concat();
         Server::spawn(&all, &[TOKEN])
     };
+    let worker = |args: &[&str]| worker_of(&cluster, args);
     let first = worker(&["--rank", "0"]);
     let gateway = Server::spawn(&["gateway", "--router", &grpc, "--port", "0"], &[]);
     let client = Client::new(&gateway.address("HTTP"));
@@ -222,6 +239,13 @@ fn workers_that_do_not_belong_are_refused_and_the_cluster_goes_on() {
     );
     stranger(worker(&[other.to_str().expect("UTF-8")]), &["checkpoint"]);
     stranger(worker(&["--block-size", "32"]), &["block"]);
+    stranger(
+        worker_of(&grpc, &[]),
+        &[
+            "no workers are served there",
+            "the port that the router prints for workers",
+        ],
+    );
     healthy.finish();
     for process in [router, gateway, first] {
         assert_eq!(process.stop().code(), Some(0));

@@ -200,6 +200,8 @@ fn a_conversation_remembers_and_tools_are_answered_by_the_user() {
 fn what_cannot_be_answered_ends_a_pipe_with_status_1() {
     let server = Server::serve(&["--workers", "1", "--max-model-len", "64"]);
     let url = format!("http://{}", server.http);
+    let grpc_as_http = format!("http://{}", server.grpc);
+    let http_as_grpc = format!("grpc://{}", server.http);
     for (arguments, input, problem) in [
         (vec!["--url", &url], "word ".repeat(100) + "\n", "64"),
         (vec!["--url", &url], "/nothing\n".to_owned(), "/help"),
@@ -213,6 +215,8 @@ fn what_cannot_be_answered_ends_a_pipe_with_status_1() {
             String::new(),
             "nobody answers at 127.0.0.1:1",
         ),
+        (vec!["--url", &grpc_as_http], String::new(), "is given as grpc://"),
+        (vec!["--url", &http_as_grpc], String::new(), "printed as gRPC"),
         (
             vec!["--url", "https://host"],
             String::new(),

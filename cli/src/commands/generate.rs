@@ -7,19 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use conclave_proto::v1::chat_message::Content;
-use conclave_proto::v1::conclave_client::ConclaveClient;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
 use conclave_proto::v1::{Chat, ChatMessage, Delta, FinishReason, GenerateRequest, SamplingParams, Usage};
-use tonic::transport::{Channel, Endpoint};
 
+use crate::grpc_client::{connect, refused};
 use crate::settings::GenerateSettings;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest prompt read from standard input.
 const MAX_STDIN_BYTES: u64 = 16 << 20;
-/// Largest message taken from the router.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 pub async fn run(settings: &GenerateSettings) -> Result<()> {
     let request = request(settings)?;
@@ -51,26 +47,6 @@ pub async fn run(settings: &GenerateSettings) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Connects to a router's gRPC port, given as host:port or with a scheme.
-pub async fn connect(router: &str) -> Result<ConclaveClient<Channel>> {
-    let address = if router.contains("://") {
-        router.to_owned()
-    } else {
-        format!("http://{router}")
-    };
-    let endpoint = Endpoint::from_shared(address)
-        .with_context(|| format!("--router is {router:?}: give host:port"))?
-        .connect_timeout(CONNECT_TIMEOUT);
-    let channel = endpoint.connect().await.with_context(|| {
-        format!("no router answers at {router}; start one with `conclave serve`, or give --router")
-    })?;
-    Ok(ConclaveClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
-}
-
-fn refused(status: tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("the router answered {}: {}", status.code(), status.message())
 }
 
 fn request(settings: &GenerateSettings) -> Result<GenerateRequest> {

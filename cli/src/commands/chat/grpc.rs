@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use super::answer::{CallPiece, Ended, Piece, Usage};
 use super::conversation::{Conversation, Message};
 use super::options::Options;
+use crate::grpc_client::refused;
 
 pub async fn answer(
     client: &ConclaveClient<Channel>,
@@ -36,10 +37,6 @@ pub async fn answer(
     };
     let stream = client.clone().generate(request).await;
     Ok(stream.map_err(refused)?.into_inner())
-}
-
-pub fn refused(status: tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("the router answered {}: {}", status.code(), status.message())
 }
 
 fn chat(conversation: &Conversation) -> Chat {

@@ -15,7 +15,7 @@ use super::answer::Piece;
 use super::conversation::Conversation;
 use super::options::Options;
 use super::{grpc, http};
-use crate::commands::generate::connect;
+use crate::grpc_client::{connect, refused};
 use crate::http_client::{self, EventStream};
 use crate::local_cluster::LocalCluster;
 use crate::settings::ChatSettings;
@@ -75,7 +75,7 @@ impl Server {
             }
             Link::Grpc(_, client) => {
                 let info = client.clone().model_info(ModelInfoRequest {}).await;
-                let names = info.map_err(grpc::refused)?.into_inner().names;
+                let names = info.map_err(refused)?.into_inner().names;
                 Ok(names.into_iter().next())
             }
         }
@@ -146,7 +146,7 @@ impl Pieces {
                     Some(event) => self.ready.extend(http::pieces(&event)),
                     None => return Ok(None),
                 },
-                Source::Grpc(stream) => match stream.message().await.map_err(grpc::refused)? {
+                Source::Grpc(stream) => match stream.message().await.map_err(refused)? {
                     Some(response) => self.ready.extend(grpc::pieces(response)?),
                     None => return Ok(None),
                 },

@@ -8,8 +8,8 @@ use conclave_proto::v1::{MetricsRequest, ModelInfoRequest};
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
-use crate::commands::generate::connect;
 use crate::commands::serve::name_of;
+use crate::grpc_client::connect;
 use crate::http_client;
 use crate::local_cluster::LocalCluster;
 use crate::settings::{Backend, BenchSettings, LoadFormat, Scenario};
