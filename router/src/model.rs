@@ -123,6 +123,17 @@ impl TextModel {
         let template = config.chat_template.as_deref();
         let text = Text::load_with_template(&config.model, &parsers, template)?;
         let tokenizer = text.tokenizer();
+        if tokenizer.vocab_len() > vocab as usize {
+            return Err(RouterError::config(
+                "vocab_size",
+                vocab,
+                format!(
+                    "tokenizer.json has {} tokens: some would have no row",
+                    tokenizer.vocab_len()
+                ),
+                "take config.json and tokenizer.json from one checkpoint",
+            ));
+        }
         let ids = 0..to_u32(tokenizer.vocab_len());
         let longest_token = ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(0);
         // Only where tokens are the text's own bytes is a token never more text than its bytes.

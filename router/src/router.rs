@@ -73,6 +73,7 @@ impl Router {
         let registry = Arc::new(Registry::new(Terms {
             cluster_token: config.cluster_token.clone(),
             page_tokens: config.block_size,
+            max_model_len: model.max_model_len,
             checkpoint_id: config.checkpoint_id.clone(),
             transport: config.transport.clone(),
             expert_bytes: model.expert_bytes,

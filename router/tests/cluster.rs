@@ -9,7 +9,7 @@ use conclave_proto::cluster::v1 as pb;
 use conclave_proto::cluster::v1::cluster_client::ClusterClient;
 use conclave_proto::cluster::v1::from_worker::Message as Said;
 use conclave_router_core::api::ClusterState;
-use support::{Answer, Cluster, Script, ScriptedWorker, VOCAB, config, expected, request};
+use support::{Answer, Cluster, MODEL_LEN, Script, ScriptedWorker, VOCAB, config, expected, request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -27,7 +27,7 @@ async fn a_worker_that_does_not_belong_is_refused_with_the_reason() {
         Cluster::with_worker(config(), Script::new("first").with(|h| h.rank = Some(0))).await;
     let second = || Script::new("second");
     type Change = fn(&mut pb::Hello);
-    let cases: [(Change, Code, &str); 15] = [
+    let cases: [(Change, Code, &str); 16] = [
         (
             |h| h.cluster_token.clear(),
             Code::Unauthenticated,
@@ -64,6 +64,11 @@ async fn a_worker_that_does_not_belong_is_refused_with_the_reason() {
             |h| h.page_tokens = 32,
             Code::FailedPrecondition,
             "page_tokens = 32",
+        ),
+        (
+            |h| h.max_model_len = MODEL_LEN - 1,
+            Code::FailedPrecondition,
+            "max_model_len = 4095",
         ),
         (|h| h.worker_id.clear(), Code::InvalidArgument, "worker_id"),
         (

@@ -51,6 +51,7 @@ const WRONG: &[(&str, Change)] = &[
     ("sampling.temperature", |r| sampling(r).temperature = Some(-0.1)),
     ("sampling.temperature", |r| sampling(r).temperature = Some(1e30)),
     ("sampling.top_p", |r| sampling(r).top_p = Some(0.0)),
+    ("sampling.top_p", |r| sampling(r).top_p = Some(1e-40)),
     ("sampling.top_p", |r| sampling(r).top_p = Some(1.01)),
     ("sampling.top_p", |r| sampling(r).top_p = Some(f32::NAN)),
     ("sampling.top_k", |r| sampling(r).top_k = Some(-2)),
@@ -58,6 +59,9 @@ const WRONG: &[(&str, Change)] = &[
     ("sampling.min_p", |r| sampling(r).min_p = Some(f32::NAN)),
     ("sampling.repetition_penalty", |r| {
         sampling(r).repetition_penalty = Some(0.0)
+    }),
+    ("sampling.repetition_penalty", |r| {
+        sampling(r).repetition_penalty = Some(1e-40)
     }),
     ("sampling.repetition_penalty", |r| {
         sampling(r).repetition_penalty = Some(f32::INFINITY)
@@ -124,6 +128,7 @@ const RIGHT: &[Change] = &[
     |r| sampling(r).temperature = Some(0.0),
     |r| sampling(r).temperature = Some(100.0),
     |r| sampling(r).top_p = Some(f32::MIN_POSITIVE),
+    |r| sampling(r).repetition_penalty = Some(f32::MIN_POSITIVE),
     |r| sampling(r).top_k = Some(-1),
     |r| sampling(r).top_k = Some(i32::MAX),
     |r| sampling(r).min_p = Some(1.0),

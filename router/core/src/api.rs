@@ -81,12 +81,14 @@ pub enum Event {
         step: StepId,
         result: StepResult,
     },
-    /// The worker could not run the step (a collective passed its deadline, a peer is gone).
+    /// The worker could not run the step (a collective passed its deadline, a peer is gone), or makes no sense of
+    /// what it says about `slot`.
     StepFailed {
         worker: WorkerId,
         epoch: Epoch,
         step: StepId,
         suspect: Option<Rank>,
+        slot: Option<Slot>,
     },
     /// Stream closed or heartbeats stopped (the shell watches the clock of heartbeats).
     WorkerLost {

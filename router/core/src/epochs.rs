@@ -16,7 +16,7 @@
 //! | attach | form if enough | joins after Serving | switch (at most every `JOIN_SPACING_US`) | form if enough |
 //! | ready, all of this epoch | - | Serving | - | - |
 //! | lost, of the group | - | abort, form | abort, form | - |
-//! | step failed | - | abort, form; suspect counted | abort, form; suspect counted | - |
+//! | step failed | - | abort, form; suspect counted | abort, form; suspect counted, or a sequence ended | - |
 //! | notice | not counted on | switches after Serving | switch | not counted on |
 //! | tick | - | dismiss who is not ready in time | dismiss who does not answer | - |
 //!
@@ -31,10 +31,13 @@ use std::sync::Arc;
 
 use conclave_plan::placement::Placement;
 
-use crate::api::{Command, Epoch, EpochPlan, Micros, Rank, StepPlan, WorkerId, WorkerInfo};
+use crate::api::{
+    Command, Epoch, EpochPlan, FinishReason, Micros, Rank, Slot, StepId, StepPlan, WorkerId, WorkerInfo,
+};
 use crate::limits::{FORMING_LIMIT_US, JOIN_SPACING_US, STALL_DEADLINES, STALL_US_MIN, SUSPICIONS_MAX};
 use crate::member::{Attached, Member, Slots};
 use crate::ranks::assign_ranks;
+use crate::sequence::Key;
 use crate::sequencer::{Core, Phase};
 
 impl Core {
@@ -93,15 +96,38 @@ impl Core {
         }
     }
 
-    pub(crate) fn step_failed(&mut self, worker: WorkerId, epoch: Epoch, suspect: Option<Rank>) {
+    pub(crate) fn step_failed(
+        &mut self,
+        worker: WorkerId,
+        epoch: Epoch,
+        step: StepId,
+        suspect: Option<Rank>,
+        slot: Option<Slot>,
+    ) {
         let Some(rank) = self.rank_of(worker).filter(|_| epoch == self.epoch) else {
             return;
         };
+        if let Some(key) = slot.and_then(|slot| self.ran_in(step, rank, slot)) {
+            // One sequence that a worker cannot run must end: it would break every epoch to come.
+            let reason = "a worker could not make sense of this request; its log says why";
+            self.finish(key, FinishReason::Error(reason.into()));
+            self.abort_epoch("a step made no sense to a worker", &[]);
+            self.form_epoch();
+            return;
+        }
         let named = suspect.map(|suspect| suspect.0 as usize);
         // Who fails without naming another is the one to suspect.
         let culprit = named.filter(|&named| named < self.members.len()).unwrap_or(rank);
         let culprit = self.members[culprit].worker;
         self.fail_epoch("a step failed", &[culprit]);
+    }
+
+    /// The sequence that a step in flight runs in a slot of this rank, if it still lives.
+    fn ran_in(&self, step: StepId, rank: usize, slot: Slot) -> Option<Key> {
+        let serial = self.first_serial.checked_add(step.0)?;
+        let step = self.in_flight.iter().find(|step| step.serial == serial)?;
+        let run = step.runs[rank].iter().find(|run| run.slot == slot)?;
+        self.sequences.get(run.key, run.id).map(|_| run.key)
     }
 
     /// Looks at the clock.

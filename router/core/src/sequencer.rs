@@ -164,9 +164,10 @@ impl Core {
             Event::StepFailed {
                 worker,
                 epoch,
+                step,
                 suspect,
-                ..
-            } => self.step_failed(worker, epoch, suspect),
+                slot,
+            } => self.step_failed(worker, epoch, step, suspect, slot),
             Event::WorkerLost { worker } => self.lost(worker),
             Event::Notice { worker, deadline } => self.notice(worker, deadline),
             Event::Drain => self.drain(),

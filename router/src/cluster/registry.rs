@@ -28,6 +28,8 @@ const MAX_KV_PAGES: u32 = 1 << 28;
 pub struct Terms {
     pub cluster_token: String,
     pub page_tokens: u32,
+    /// Tokens of the longest sequence that is served.
+    pub max_model_len: u32,
     /// Unset: the first worker's counts.
     pub checkpoint_id: Option<String>,
     pub transport: String,
@@ -125,6 +127,13 @@ impl Registry {
             return Err(Status::failed_precondition(format!(
                 "page_tokens = {}: this cluster has pages of {} tokens; start the worker with the router's --block-size",
                 hello.page_tokens, self.terms.page_tokens
+            )));
+        }
+        if hello.max_model_len < self.terms.max_model_len {
+            return Err(Status::failed_precondition(format!(
+                "max_model_len = {}: this cluster serves sequences of up to {} tokens; start the worker with the router's \
+                 --max-model-len",
+                hello.max_model_len, self.terms.max_model_len
             )));
         }
         let all: Vec<&PeerIdentity> = members
@@ -294,6 +303,7 @@ mod tests {
         Arc::new(Registry::new(Terms {
             cluster_token: "secret".into(),
             page_tokens: 16,
+            max_model_len: 8,
             checkpoint_id: None,
             transport: "auto".into(),
             expert_bytes: 0,
@@ -315,6 +325,7 @@ mod tests {
             page_tokens: 16,
             max_slots: 1,
             max_batched_tokens: 1,
+            max_model_len: 8,
             transports: vec!["local".into()],
             ..Default::default()
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use conclave_proto::cluster::v1 as pb;
 use conclave_proto::cluster::v1::from_worker::Message;
 use conclave_proto::cluster::v1::to_worker;
-use conclave_router_core::api::{Epoch, Event, Rank, StepId, WorkerId};
+use conclave_router_core::api::{Epoch, Event, Rank, Slot, StepId, WorkerId};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
@@ -213,6 +213,7 @@ fn input(
                 epoch: Epoch(failed.epoch),
                 step: StepId(failed.step),
                 suspect: failed.suspect_rank.map(Rank),
+                slot: failed.slot.map(Slot),
             }
         }
         Message::Notice(notice) => {

@@ -62,6 +62,7 @@ impl Script {
                 kv_cache_dtype: "bf16".into(),
                 max_slots: 8,
                 max_batched_tokens: 256,
+                max_model_len: u32::MAX,
                 host_id: "host".into(),
                 device_uuid: String::new(),
             },

@@ -158,6 +158,7 @@ fn not_joined(plan: &EpochPlan, error: TransportError) -> Result<()> {
         step: 0,
         reason: error.to_string(),
         suspect_rank: error.suspect(),
+        slot: None,
     }));
     match error {
         TransportError::Kernel(error @ KernelError::Device { .. }) => Err(ModelError::from(error).into()),

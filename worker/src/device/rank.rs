@@ -38,6 +38,14 @@ impl RankError {
             _ => None,
         }
     }
+
+    /// The slot whose part of the step made no sense.
+    pub fn slot(&self) -> Option<u32> {
+        match self {
+            RankError::Step { error, .. } => error.slot,
+            _ => None,
+        }
+    }
 }
 
 /// Owned by the device thread.

@@ -257,6 +257,7 @@ impl Device {
             step,
             reason: error.to_string(),
             suspect_rank: error.suspect(),
+            slot: error.slot(),
         }));
     }
 }

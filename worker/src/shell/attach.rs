@@ -26,8 +26,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 pings find a router whose host is gone.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// A step's message; a prefill of 128K tokens takes 512 KiB, page tables and masks less.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// A step's message, as large as the router sends one: a prefill of 128K tokens takes 512 KiB, masks for thousands of
+/// slots most.
+const MAX_MESSAGE_BYTES: usize = 128 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How an attachment ended.

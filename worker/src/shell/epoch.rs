@@ -193,5 +193,6 @@ fn failed(epoch: u64, reason: String, suspect_rank: Option<u32>) -> Message {
         step: 0,
         reason,
         suspect_rank,
+        slot: None,
     })
 }

@@ -67,6 +67,7 @@ impl Identity {
                 .into(),
                 max_slots: layout.slots.max_slots as u32,
                 max_batched_tokens: layout.slots.max_tokens as u32,
+                max_model_len: layout.slots.max_position as u32,
                 host_id: host_id(),
                 device_uuid,
             },

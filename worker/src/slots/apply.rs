@@ -75,7 +75,9 @@ impl Slots {
             }
         }
         for (index, start) in step.start_slots.into_iter().enumerate() {
-            self.start(&format!("start_slots[{index}]"), start)?;
+            let slot = start.slot;
+            self.start(&format!("start_slots[{index}]"), start)
+                .map_err(|error| error.of(slot))?;
         }
         for (index, append) in step.append_pages.into_iter().enumerate() {
             let field = format!("append_pages[{index}]");
@@ -174,7 +176,9 @@ impl Slots {
                     format!("slot {} runs twice in one step", run.slot),
                 ));
             }
-            self.run(&field, run, &mut prepared)?;
+            let slot = run.slot;
+            self.run(&field, run, &mut prepared)
+                .map_err(|error| error.of(slot))?;
         }
         Ok(prepared)
     }

@@ -42,6 +42,8 @@ pub struct StepError {
     /// As in the message: `runs[3].tokens`.
     pub field: String,
     pub problem: String,
+    /// Whose part of the step it is about; `None`: nobody's.
+    pub slot: Option<u32>,
 }
 
 impl StepError {
@@ -49,6 +51,15 @@ impl StepError {
         StepError {
             field: field.into(),
             problem: problem.into(),
+            slot: None,
+        }
+    }
+
+    /// The same, about a slot's part of the step.
+    pub(super) fn of(self, slot: u32) -> StepError {
+        StepError {
+            slot: Some(slot),
+            ..self
         }
     }
 }

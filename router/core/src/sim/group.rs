@@ -207,6 +207,7 @@ impl World {
             epoch,
             step,
             suspect,
+            slot: None,
         };
         self.hear_worker(worker, failed);
     }

@@ -1,6 +1,9 @@
 //! Short runs that say in one sentence what must happen.
 
-use crate::api::{CoreConfig, FinishReason, Micros, SequenceId, WorkerInfo};
+use crate::Core;
+use crate::api::{
+    Command, CoreConfig, Epoch, Event, FinishReason, Micros, SequenceId, StepPlan, WorkerId, WorkerInfo,
+};
 use crate::sim::clients::Outcome;
 use crate::sim::model::request;
 use crate::sim::random::Random;
@@ -71,4 +74,59 @@ fn three_workers_serve_forty_sequences() {
         (0, 0, 40)
     );
     assert!(snapshot.workers.iter().all(|worker| worker.pages_used() == 0));
+}
+
+/// A request that no worker can run must not break one epoch after the other, and take the workers down with it.
+#[test]
+fn a_sequence_that_makes_no_sense_to_a_worker_ends_alone() {
+    let worker_1 = WorkerId(1);
+    let mut core = Core::new(config(1));
+    let mut say = |event: Event| -> Vec<Command> {
+        let commands = core.handle(Micros(0), event);
+        core.audit().unwrap();
+        commands
+    };
+    let step_of = |commands: &[Command]| -> StepPlan {
+        let step = commands.iter().find_map(|command| match command {
+            Command::Step { plan, .. } => Some(plan.clone()),
+            _ => None,
+        });
+        step.expect("a step")
+    };
+    let ready = |epoch| Event::WorkerReady {
+        worker: worker_1,
+        epoch: Epoch(epoch),
+    };
+    say(Event::WorkerAttached {
+        worker: worker_1,
+        info: worker(32),
+    });
+    say(Event::Submit(request(1, &[1, 2, 3], 5)));
+    say(Event::Submit(request(2, &[4, 5, 6], 5)));
+    let step = step_of(&say(ready(1)));
+    let bad = step
+        .start
+        .iter()
+        .find(|start| start.id == SequenceId(2))
+        .unwrap()
+        .slot;
+    let commands = say(Event::StepFailed {
+        worker: worker_1,
+        epoch: step.epoch,
+        step: step.step,
+        suspect: None,
+        slot: Some(bad),
+    });
+    let ended: Vec<_> = commands
+        .iter()
+        .filter_map(|command| match command {
+            Command::Finish { id, reason, .. } => Some((*id, matches!(reason, FinishReason::Error(_)))),
+            Command::Dismiss { reason, .. } => panic!("the worker was dismissed: {reason}"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ended, [(SequenceId(2), true)]);
+    let step = step_of(&say(ready(2)));
+    let goes_on: Vec<SequenceId> = step.start.iter().map(|start| start.id).collect();
+    assert_eq!(goes_on, [SequenceId(1)]);
 }

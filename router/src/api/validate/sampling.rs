@@ -19,11 +19,11 @@ pub(super) fn sampling(v: &mut Violations, params: &SamplingParams, model: &Mode
     let top_k = params
         .top_k
         .map_or(i64::from(defaults.top_k.unwrap_or(0)), i64::from);
-    // NaN is in no range.
-    if !(top_p > 0.0 && top_p <= 1.0) {
+    // NaN is in no range. What is too small for a normal number is nothing to divide by: workers take it for 0.
+    if !(f32::MIN_POSITIVE..=1.0).contains(&top_p) {
         v.add("sampling.top_p", top_p, "must be above 0 and at most 1");
     }
-    if !(repetition > 0.0 && repetition <= MAX_REPETITION_PENALTY) {
+    if !(f32::MIN_POSITIVE..=MAX_REPETITION_PENALTY).contains(&repetition) {
         let problem = format!("must be above 0 and at most {MAX_REPETITION_PENALTY}; 1 is neutral");
         v.add("sampling.repetition_penalty", repetition, problem);
     }
