@@ -59,7 +59,8 @@ fn check_content_type(headers: &HeaderMap) -> ApiResult<()> {
     Err(ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         format!("content type {essence:?} is not served: send application/json"),
-    ))
+    )
+    .code("unsupported_media_type"))
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {

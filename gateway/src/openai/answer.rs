@@ -3,6 +3,7 @@
 use conclave_proto::v1;
 use serde::Serialize;
 
+use super::translate::Show;
 use crate::generate::{Tokens, finish_error};
 use crate::http::error::ApiResult;
 
@@ -70,13 +71,14 @@ pub(super) fn finish_reason(finished: &v1::Finished) -> ApiResult<&'static str> 
 }
 
 /// The stop string or stop token that ended a choice, as vLLM shows it: a number for a token.
-pub(super) fn stop_reason(finished: &v1::Finished) -> Option<StopReason> {
+pub(super) fn stop_reason(finished: &v1::Finished, show: Show) -> Option<StopReason> {
     match finished.stop_reason.as_str() {
         "" => None,
-        // A stop string of digits only is not told from a token; the client asked for one or the other.
         text => Some(
             text.parse()
-                .map_or_else(|_| StopReason::Text(text.to_owned()), StopReason::Token),
+                .ok()
+                .filter(|_| !show.numbers_stop)
+                .map_or_else(|| StopReason::Text(text.to_owned()), StopReason::Token),
         ),
     }
 }

@@ -141,7 +141,7 @@ fn one_choice(index: usize, choice: &Choice, show: Show) -> ApiResult<ChatChoice
             .logprobs
             .then(|| logprobs::chat(&choice.logprobs, show.tokens_as_ids)),
         finish_reason: answer::finish_reason(finished)?,
-        stop_reason: answer::stop_reason(finished),
+        stop_reason: answer::stop_reason(finished, show),
         token_ids: show.token_ids.then_some(&choice.token_ids),
     })
 }

@@ -205,7 +205,7 @@ impl Writer {
             delta: Delta::default(),
             logprobs: None,
             finish_reason: Some(reason),
-            stop_reason: answer::stop_reason(finished),
+            stop_reason: answer::stop_reason(finished, self.show),
             token_ids: None,
         };
         self.chunk(choice, false).await.map(Ok)

@@ -140,7 +140,7 @@ fn one_choice<'a>(
             .logprobs
             .then(|| logprobs::completion(entries, show.tokens_as_ids)),
         finish_reason: answer::finish_reason(finished)?,
-        stop_reason: answer::stop_reason(finished),
+        stop_reason: answer::stop_reason(finished, show),
         prompt_logprobs: show.prompt_logprobs.then_some(PromptLogprobs(&prompt.logprobs)),
         prompt_token_ids: show.token_ids.then_some(&prompt.token_ids),
         token_ids: show.token_ids.then_some(&choice.token_ids),

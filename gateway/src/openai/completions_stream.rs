@@ -179,7 +179,7 @@ impl Writer {
         let choice = ChunkChoice {
             index: place,
             finish_reason: Some(reason),
-            stop_reason: answer::stop_reason(finished),
+            stop_reason: answer::stop_reason(finished, self.shape.show),
             ..ChunkChoice::default()
         };
         self.chunk(prompt, choice).await.map(Ok)

@@ -44,6 +44,8 @@ pub(super) struct Show {
     pub(super) token_ids: bool,
     /// Tokens of log-probabilities as `token_id:N` instead of text.
     pub(super) tokens_as_ids: bool,
+    /// A stop string is a number: as the reason of a stop it stays text.
+    pub(super) numbers_stop: bool,
 }
 
 pub(super) fn translate(
@@ -88,6 +90,10 @@ pub(super) fn translate(
         echo: output.echo,
         token_ids: request.return_token_ids.unwrap_or(false),
         tokens_as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
+        numbers_stop: request
+            .stop
+            .as_ref()
+            .is_some_and(|stop| stop.0.iter().any(|text| text.parse::<u32>().is_ok())),
     };
     if generated > wanted && output.logprobs.is_none() {
         // The best ones are found by their tokens' log-probabilities.

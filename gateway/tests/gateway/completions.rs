@@ -229,7 +229,14 @@ async fn stop_reasons_are_shown() {
             ..Default::default()
         })
     };
-    for (reason, shown) in [("", Value::Null), ("END", json!("END")), ("42", json!(42))] {
+    // A number is a token, unless it is a stop string of the request.
+    for (reason, stop, shown) in [
+        ("", "x", Value::Null),
+        ("END", "END", json!("END")),
+        ("42", "END", json!(42)),
+        ("42", "42", json!("42")),
+        ("007", "007", json!("007")),
+    ] {
         let setup = start_saying(vec![
             started(&[1]),
             text(0, "a", &[2]),
@@ -237,8 +244,12 @@ async fn stop_reasons_are_shown() {
             usage(1, 1, 0, 0),
         ])
         .await;
-        let answer = setup.client.post(PATH, &json!({"prompt": "a"})).await.json();
+        let mut body = json!({"prompt": "a", "stop": ["y", stop]});
+        let answer = setup.client.post(PATH, &body).await.json();
         assert_eq!(answer["choices"][0]["stop_reason"], shown);
+        body["stream"] = json!(true);
+        let chunks = setup.client.post(PATH, &body).await.chunks();
+        assert_eq!(chunks.last().unwrap()["choices"][0]["stop_reason"], shown);
     }
 }
 
