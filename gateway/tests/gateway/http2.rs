@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::client::read_to_end;
+use crate::patience::{SHORT, endless, wait_for};
 use crate::router::{hello, say, start_saying, start_with};
-use crate::wire::{SHORT, endless, wait_for};
 
 #[tokio::test]
 async fn http2_with_prior_knowledge_streams_many_at_once() {

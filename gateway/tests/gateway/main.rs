@@ -15,6 +15,7 @@ mod errors;
 mod http2;
 mod lifecycle;
 mod ops;
+mod patience;
 mod responses;
 mod responses_stored;
 mod router;
