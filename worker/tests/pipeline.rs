@@ -69,9 +69,26 @@ fn tokens_are_the_same_however_many_steps_are_ahead() {
 }
 
 #[test]
+fn penalties_see_tokens_that_no_host_has_seen() {
+    let reference = reference();
+    for change in [
+        |s: &mut wire::Sampling| s.repetition_penalty = 1.3,
+        |s: &mut wire::Sampling| (s.presence_penalty, s.frequency_penalty) = (0.9, 0.7),
+    ] {
+        let mut sampling = greedy();
+        change(&mut sampling);
+        let steps = steps(&reference.input_ids, reference.greedy_ids.len(), &sampling);
+        let one_by_one = tokens(1, &steps, 1);
+        assert_ne!(one_by_one, reference.greedy_ids, "the sampling has an effect");
+        assert_eq!(tokens(1, &steps, 2), one_by_one);
+        assert_eq!(tokens(2, &steps, 3), one_by_one);
+    }
+}
+
+#[test]
 fn what_looks_at_tokens_waits_for_them() {
     let reference = reference();
-    // Penalties and words of two tokens need the tokens themselves before the next step.
+    // Words of two tokens need the tokens themselves before the next step.
     let mut sampling = greedy();
     sampling.repetition_penalty = 1.3;
     sampling.bad_words = vec![wire::TokenSequence {

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use conclave_kernels::backend::Sampled;
+use conclave_kernels::backend::{SAMPLED, Sampled};
 use conclave_proto::cluster::v1 as wire;
 use conclave_worker::slots::{Prepared, SlotLimits, Slots};
 use conclave_worker::verify::{greedy, run, start};
@@ -312,6 +312,81 @@ fn penalties_see_every_token_once_and_where_the_output_begins() {
     assert_eq!(
         refused(&mut Slots::new(LIMITS), step),
         "start_slots[0].history: 0 tokens, 4 are needed"
+    );
+}
+
+#[test]
+fn penalties_do_not_wait_for_the_last_token_and_words_of_several_do() {
+    let mut sampling = greedy();
+    sampling.presence_penalty = 0.5;
+    let next = wire::Step {
+        runs: vec![run(0, 3, &[], true)],
+        ..wire::Step::default()
+    };
+    let mut words_too = sampling.clone();
+    words_too.bad_words = vec![words(&[1, 2])];
+    for (sampling, waits) in [(sampling, false), (words_too, true)] {
+        let mut slots = Slots::new(LIMITS);
+        let mut step = prompt_step(&[4, 5, 6]);
+        step.start_slots[0].sampling = Some(sampling);
+        let mut first = slots.apply(step).unwrap();
+        first.sampling(&slots);
+        first.leave_on_device(&mut slots, 7);
+        assert_eq!(slots.must_wait(&next), waits);
+        if waits {
+            continue;
+        }
+        let mut second = slots.apply(next.clone()).unwrap();
+        assert_eq!(second.batch.ids, [SAMPLED]);
+        {
+            let (_, [samples, _]) = second.sampling(&slots);
+            assert_eq!(samples[0].how.tokens, [4, 5, 6, SAMPLED]);
+            assert!(samples[0].how.history.is_some(), "the device keeps them");
+        }
+        let drawn = Sampled {
+            token: 9,
+            ..Sampled::default()
+        };
+        first.fetched(&mut slots, 7, vec![drawn]);
+        let (_, [samples, _]) = second.sampling(&slots);
+        assert_eq!(samples[0].how.tokens, [4, 5, 6, 9]);
+    }
+}
+
+#[test]
+fn a_token_that_comes_late_is_not_another_sequences() {
+    let mut sampling = greedy();
+    sampling.presence_penalty = 0.5;
+    let begin = |end: Vec<u32>| {
+        let mut step = prompt_step(&[4, 5, 6]);
+        step.end_slots = end;
+        step.start_slots[0].sampling = Some(sampling.clone());
+        step
+    };
+    let mut slots = Slots::new(LIMITS);
+    let first = slots.apply(begin(vec![])).unwrap();
+    first.leave_on_device(&mut slots, 7);
+    let mut second = slots.apply(begin(vec![0])).unwrap();
+    let history = |prepared: &mut Prepared, slots: &Slots| {
+        let (_, [samples, _]) = prepared.sampling(slots);
+        (samples[0].how.tokens.to_vec(), samples[0].how.history)
+    };
+    let (tokens, id) = history(&mut second, &slots);
+    second.leave_on_device(&mut slots, 8);
+    let late = Sampled {
+        token: 9,
+        ..Sampled::default()
+    };
+    first.fetched(&mut slots, 7, vec![late]);
+    let next = wire::Step {
+        runs: vec![run(0, 3, &[], true)],
+        ..wire::Step::default()
+    };
+    let mut third = slots.apply(next).unwrap();
+    assert_eq!(
+        history(&mut third, &slots),
+        ([&tokens[..], &[SAMPLED]].concat(), id),
+        "its own token is still on the device"
     );
 }
 

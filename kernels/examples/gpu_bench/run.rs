@@ -46,6 +46,7 @@ fn step(setup: &mut Setup, batch: usize, position: usize, first: bool) {
             position: position as u32 + 1,
             tokens: &[],
             output_start: 0,
+            history: None,
             mask: None,
             forbidden: &[],
         })

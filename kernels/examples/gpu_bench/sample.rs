@@ -17,6 +17,8 @@ struct Kind {
     name: &'static str,
     params: SampleParams,
     mask: bool,
+    /// The device keeps the tokens, but for the first step.
+    kept: bool,
 }
 
 fn kinds() -> Vec<Kind> {
@@ -28,7 +30,17 @@ fn kinds() -> Vec<Kind> {
         temperature: 1.0,
         ..greedy.clone()
     };
-    let kind = |name, mask, params: SampleParams| Kind { name, params, mask };
+    let kind = |name, mask, params: SampleParams| Kind {
+        name,
+        params,
+        mask,
+        kept: false,
+    };
+    let penalties = SampleParams {
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.1,
+        ..greedy.clone()
+    };
     vec![
         kind("greedy", false, greedy.clone()),
         kind("drawn", false, drawn.clone()),
@@ -75,15 +87,11 @@ fn kinds() -> Vec<Kind> {
                 ..drawn
             },
         ),
-        kind(
-            "penalties over 8,192 tokens",
-            false,
-            SampleParams {
-                repetition_penalty: 1.1,
-                frequency_penalty: 0.1,
-                ..greedy
-            },
-        ),
+        kind("penalties, 8,192 tokens sent", false, penalties.clone()),
+        Kind {
+            kept: true,
+            ..kind("penalties over 8,192 tokens", false, penalties)
+        },
     ]
 }
 
@@ -137,14 +145,17 @@ pub fn bench(counts: &[usize]) {
         .map(|i| if i % 3 == 0 { 0x55 } else { 0 })
         .collect();
     println!("kind                              rows   kernels us   floor us   step us   by the host us");
+    let mut sequences = 0;
     for kind in kinds() {
         for &count in counts {
+            sequences += count as u64;
             let how: Vec<SampleRow<'_>> = (0..count)
                 .map(|i| SampleRow {
                     params: &kind.params,
                     position: i as u32,
                     tokens: &tokens,
                     output_start: HISTORY / 2,
+                    history: kind.kept.then(|| sequences + i as u64),
                     mask: kind.mask.then_some(&mask[..]),
                     forbidden: &[],
                 })

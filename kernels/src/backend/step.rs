@@ -66,9 +66,13 @@ pub struct SampleRow<'a> {
     pub params: &'a SampleParams,
     /// Position that the sampled token will have: the counter of the generator, with the seed as key.
     pub position: u32,
-    /// All tokens so far and where the output begins, if penalties need them (else empty).
+    /// All tokens so far and where the output begins, if penalties need them (else empty). In `queue_sample` the last one may
+    /// be `SAMPLED | row`, as in a batch.
     pub tokens: &'a [u32],
     pub output_start: usize,
+    /// Of all queued rows that say the same, those that come later have the earlier ones' tokens and parameters, with more tokens behind:
+    /// a device may keep them. Once each step.
+    pub history: Option<u64>,
     /// Allowed tokens, one bit each; `None`: all.
     pub mask: Option<&'a [u8]>,
     /// Tokens that may not be chosen now.

@@ -278,6 +278,7 @@ impl Model {
             position: 0,
             tokens: &[],
             output_start: 0,
+            history: None,
             mask: None,
             forbidden: &[],
         };

@@ -163,7 +163,16 @@ impl Backend for CpuBackend {
 
     fn queue_sample(&mut self, logits: &Buffer, vocab: usize, rows: &[SampleRow<'_>]) -> Result<bool> {
         self.queued.check_room()?;
-        let sampled = self.run_sample(logits, vocab, 0, rows)?;
+        let known = self.queued.known_tokens(rows)?;
+        let rows: Vec<SampleRow<'_>> = rows
+            .iter()
+            .zip(&known)
+            .map(|(row, tokens)| SampleRow {
+                tokens: tokens.as_deref().unwrap_or(row.tokens),
+                ..row.clone()
+            })
+            .collect();
+        let sampled = self.run_sample(logits, vocab, 0, &rows)?;
         self.queued.push(sampled);
         Ok(true)
     }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::backend::{Result, SAMPLED, Sampled};
+use crate::backend::{Result, SAMPLED, SampleRow, Sampled};
 use crate::cpu::check::mismatch;
 
 /// Steps whose samples may wait at a time, as on a CUDA device.
@@ -40,6 +40,19 @@ impl Queued {
     pub(crate) fn take(&mut self) -> Result<Vec<Sampled>> {
         let oldest = self.pending.pop_front();
         oldest.ok_or_else(|| mismatch("sampled", "queued steps", 0, "1 or more"))
+    }
+
+    /// Of each row whose last token is `SAMPLED | row`, all its tokens with the one that was drawn.
+    pub(crate) fn known_tokens(&self, rows: &[SampleRow<'_>]) -> Result<Vec<Option<Vec<u32>>>> {
+        let known = |row: &SampleRow<'_>| match row.tokens.last() {
+            Some(last) if last & SAMPLED != 0 => {
+                let mut tokens = row.tokens.to_vec();
+                self.resolve(&mut tokens[row.tokens.len() - 1..])?;
+                Ok(Some(tokens))
+            }
+            _ => Ok(None),
+        };
+        rows.iter().map(known).collect()
     }
 
     /// Tokens in the place of `SAMPLED | row`.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::workspace::Slot;
 use super::{CudaBackend, Event, Gpu, Pinned, as_bytes, shape};
 use crate::backend::{Buffer, Limits, Result, SampleRow, Sampled};
+use crate::ops::sample::cuda::histories::{HISTORY_WORDS, Histories};
 use crate::ops::sample::cuda::lists::{self, Packed};
 use crate::ops::sample::cuda::{self as sample, SampleLogprobs, SampleSpec};
 
@@ -19,6 +20,8 @@ pub(super) struct Sampling {
     next: usize,
     /// The specs that the device has.
     sent: Vec<SampleSpec>,
+    /// The tokens that it keeps.
+    histories: Histories,
 }
 
 /// What belongs to the samples of one step while they are on their way.
@@ -48,6 +51,7 @@ impl Sampling {
             pending: VecDeque::with_capacity(PENDING),
             next: 0,
             sent: Vec::new(),
+            histories: Histories::new(HISTORY_WORDS),
         })
     }
 }
@@ -89,8 +93,15 @@ impl CudaBackend {
         }
         let address = self.memory_of(OP, "logits", logits, rows.len() * vocab * 4)?;
         let mut params = self.reserve_sampling(vocab)?;
-        let packed = self.pack(rows, vocab, true);
+        let Sampling {
+            places,
+            next,
+            histories,
+            ..
+        } = &mut self.sampling;
+        let packed = lists::pack(rows, vocab, Some(histories), places[*next].lists.words_mut());
         if !packed.on_host.is_empty() {
+            self.sampling.histories.forget_step();
             return Ok(false);
         }
         (params.positions, params.token_of) = (self.step.positions(), self.step.logit_rows());
@@ -116,7 +127,8 @@ impl CudaBackend {
             .saturating_mul(4);
         let mut params = self.reserve_sampling(vocab)?;
         params.logits = self.memory_of(OP, "logits", logits, end)? + (first * vocab * 4) as u64;
-        let packed = self.pack(rows, vocab, false);
+        let area = self.sampling.places[self.sampling.next].lists.words_mut();
+        let packed = lists::pack(rows, vocab, None, area);
         self.queue_rows(params, &packed)?;
         let place = self.sampling.next;
         self.leave_mark()?;
@@ -143,11 +155,6 @@ impl CudaBackend {
             return Err(shape(op, "steps not fetched", PENDING, fewer));
         }
         Ok(())
-    }
-
-    fn pack(&mut self, rows: &[SampleRow<'_>], vocab: usize, known_positions: bool) -> Packed {
-        let area = self.sampling.places[self.sampling.next].lists.words_mut();
-        lists::pack(rows, vocab, known_positions, area)
     }
 
     /// Queues what was packed into the next place, and the copies around it.

@@ -23,11 +23,12 @@ pub(crate) enum Slot {
     /// The groups of expert rows: count, groups, row_token, row_slot, input rows.
     Groups,
     RouteArrived,
-    /// Sampling: slices' maxima, arrivals, specs, what rows list, tokens, log-probabilities.
+    /// Sampling: slices' maxima, arrivals, specs, what rows list, tokens that are kept, tokens, log-probabilities.
     Slices,
     SampleArrived,
     Specs,
     SampleLists,
+    SampleHistories,
     Tokens,
     SampleLogprobs,
     /// The forward pass's residual stream and its parts.

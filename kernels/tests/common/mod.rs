@@ -287,6 +287,7 @@ impl Model {
             position: 0,
             tokens: &[],
             output_start: 0,
+            history: None,
             mask: None,
             forbidden: &[],
         };

@@ -16,6 +16,8 @@ use super::{Result, Slot, SlotLimits, StepError, sampling};
 pub struct Slots {
     limits: SlotLimits,
     slots: Vec<Option<Slot>>,
+    /// Sequences that were started.
+    started: u64,
 }
 
 impl Slots {
@@ -23,6 +25,7 @@ impl Slots {
         Slots {
             slots: vec![None; limits.max_slots],
             limits,
+            started: 0,
         }
     }
 
@@ -44,7 +47,7 @@ impl Slots {
     pub fn must_wait(&self, step: &wire::Step) -> bool {
         let waits = |run: &wire::Run| {
             self.get(run.slot)
-                .is_some_and(|slot| slot.sampling.needs_tokens && slot.is_on_device())
+                .is_some_and(|slot| slot.sampling.reads_tokens && slot.is_on_device())
         };
         step.runs.iter().any(waits)
     }
@@ -150,7 +153,9 @@ impl Slots {
         {
             return wrong("history", format!("token {token} is not below {}", limits.vocab));
         }
+        self.started += 1;
         self.slots[start.slot as usize] = Some(Slot {
+            number: self.started,
             tokens: if sampling.needs_tokens {
                 start.history
             } else {
@@ -200,7 +205,7 @@ impl Slots {
         let tokens = match (run.tokens.is_empty(), sampled) {
             (false, _) => run.tokens,
             (true, Some(LastSampled::Token(token))) => vec![token],
-            (true, Some(LastSampled::Row { row, .. })) if !slot.sampling.needs_tokens => vec![SAMPLED | row],
+            (true, Some(LastSampled::Row { row, .. })) if !slot.sampling.reads_tokens => vec![SAMPLED | row],
             (true, Some(LastSampled::Row { .. })) => {
                 return wrong("tokens", "the slot's last token has not been fetched".into());
             }
@@ -269,6 +274,8 @@ impl Slots {
         if run.sample {
             prepared.samples.push(SampleWant {
                 slot: run.slot,
+                sequence: slot.number,
+                position: slot.position,
                 logprobs: slot.sampling.params.logprobs.is_some(),
                 token_index: batch.ids.len() as u32 - 1,
                 mask: run.mask,

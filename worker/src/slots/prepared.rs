@@ -22,6 +22,10 @@ pub struct Prepared {
 #[derive(Debug)]
 pub(super) struct SampleWant {
     pub(super) slot: u32,
+    /// The slot's `number`.
+    pub(super) sequence: u64,
+    /// Of the token to sample.
+    pub(super) position: u32,
     /// Whether its log-probabilities are wanted.
     pub(super) logprobs: bool,
     pub(super) token_index: u32,
@@ -82,6 +86,7 @@ impl Prepared {
                         position: slot.position,
                         tokens: &slot.tokens,
                         output_start: slot.prompt_tokens as usize,
+                        history: slot.sampling.needs_tokens.then_some(slot.number),
                         mask: (!want.mask.is_empty()).then_some(&want.mask[..]),
                         forbidden,
                     },
@@ -100,6 +105,7 @@ impl Prepared {
                     position: 0,
                     tokens: &[],
                     output_start: 0,
+                    history: None,
                     mask: None,
                     forbidden: &[],
                 },
@@ -121,7 +127,7 @@ impl Prepared {
         }
     }
 
-    /// The tokens of `step`, fetched: into those slots that have not run on.
+    /// The tokens of `step`, fetched: into those slots that still run these sequences.
     pub fn fetched(
         self,
         slots: &mut Slots,
@@ -130,9 +136,12 @@ impl Prepared {
     ) -> (Vec<wire::Sample>, Vec<wire::PromptLogprobs>) {
         for (row, (want, sampled)) in (0..).zip(self.samples.iter().zip(&sampled)) {
             let waits = Some(LastSampled::Row { step, row });
-            if let Some(slot) = slots.get_mut(want.slot)
-                && slot.last_sampled == waits
-            {
+            let slot = slots.get_mut(want.slot);
+            let Some(slot) = slot.filter(|slot| slot.number == want.sequence) else {
+                continue;
+            };
+            slot.learn(want.position, row, sampled.token);
+            if slot.last_sampled == waits {
                 slot.last_sampled = Some(LastSampled::Token(sampled.token));
             }
         }

@@ -18,6 +18,8 @@ pub(super) struct SlotSampling {
     pub(super) bad_words: Vec<Vec<u32>>,
     /// Penalties or bad words look at the tokens so far.
     pub(super) needs_tokens: bool,
+    /// Bad words of several tokens do, here on the host: it must know the last one.
+    pub(super) reads_tokens: bool,
 }
 
 /// `field` is the place of `message` for errors.
@@ -90,8 +92,10 @@ pub(super) fn check(field: &str, message: wire::Sampling, vocab: usize) -> Resul
     let penalties = message.repetition_penalty != 1.0
         || message.presence_penalty != 0.0
         || message.frequency_penalty != 0.0;
+    let reads_tokens = message.bad_words.iter().any(|word| word.tokens.len() > 1);
     Ok(SlotSampling {
-        needs_tokens: penalties || message.bad_words.iter().any(|word| word.tokens.len() > 1),
+        needs_tokens: penalties || reads_tokens,
+        reads_tokens,
         params: SampleParams {
             temperature: message.temperature,
             top_k: message.top_k,

@@ -1,13 +1,18 @@
 //! One sequence on this rank.
 
+use conclave_kernels::backend::SAMPLED;
+
 use super::sampling::SlotSampling;
 
 /// State of a running sequence.
 #[derive(Clone, Debug)]
 pub struct Slot {
+    /// No other sequence of this worker has it, ever.
+    pub(super) number: u64,
     pub(super) sampling: SlotSampling,
     pub(super) pages: Vec<u32>,
-    /// All tokens up to `position`; empty unless sampling looks at them.
+    /// All tokens up to `position`; empty unless sampling looks at them. The last may be `SAMPLED | row`, until its step is
+    /// fetched.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_tokens: u32,
     /// Position of the next token to run.
@@ -39,6 +44,15 @@ impl Slot {
     /// Whether what it runs next is known on the device only.
     pub(super) fn is_on_device(&self) -> bool {
         matches!(self.last_sampled, Some(LastSampled::Row { .. }))
+    }
+
+    /// `token` was drawn for `row`, and ran at `position` before it was known.
+    pub(super) fn learn(&mut self, position: u32, row: u32, token: u32) {
+        if let Some(place) = self.tokens.get_mut(position as usize)
+            && *place == SAMPLED | row
+        {
+            *place = token;
+        }
     }
 
     /// Takes in the tokens of a run.

@@ -43,6 +43,7 @@ pub fn pipeline(report: &mut Report) {
                     position: *end,
                     tokens: &[],
                     output_start: 0,
+                    history: None,
                     mask: None,
                     forbidden: &[],
                 })

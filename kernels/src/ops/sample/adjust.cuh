@@ -5,8 +5,8 @@
 
 constexpr uint32_t SEEN = 1u << 31;  // in the mark of a token: it is in the prompt; below it how often in the output
 
-// Marks of this part's tokens, in the place of their logits.
-DEVICE void count_tokens(const SampleExtra &extra, const uint32_t *lists, const Part &part) {
+// Marks of this part's tokens, in the place of their logits; the first block keeps what came, for the next step.
+DEVICE void count_tokens(const SampleExtra &extra, const uint32_t *lists, uint32_t *histories, const Part &part) {
     uint32_t *marks = reinterpret_cast<uint32_t *>(part.values);
     for (int i = threadIdx.x; i < part.count; i += ROW_THREADS) marks[i] = 0;
     __syncthreads();
@@ -18,15 +18,32 @@ DEVICE void count_tokens(const SampleExtra &extra, const uint32_t *lists, const 
         else
             atomicOr(&marks[i], SEEN);
     };
-    const uint4 *tokens = reinterpret_cast<const uint4 *>(lists + extra.tokens);
+    const bool keeps = part.rank == 0 && extra.kept_to != NOT_KEPT;
+    // `first` of all tokens: the list's first one.
+    const auto read = [&](const uint32_t *list, uint32_t count, uint32_t first, bool copies) {
+        uint32_t *copy = histories + extra.kept_to + first;
+        const uint4 *quads = reinterpret_cast<const uint4 *>(list);
 #pragma unroll 4
-    for (uint32_t i = 4 * threadIdx.x; i + 3 < extra.token_count; i += 4 * ROW_THREADS) {
-        const uint4 v = tokens[i / 4];
-        mark(v.x, i), mark(v.y, i + 1), mark(v.z, i + 2), mark(v.w, i + 3);
-    }
-    const uint32_t rest = extra.token_count / 4 * 4 + threadIdx.x;
-    if (rest < extra.token_count) mark(lists[extra.tokens + rest], rest);
+        for (uint32_t i = 4 * threadIdx.x; i + 3 < count; i += 4 * ROW_THREADS) {
+            const uint4 v = quads[i / 4];
+            const uint32_t at = first + i;
+            mark(v.x, at), mark(v.y, at + 1), mark(v.z, at + 2), mark(v.w, at + 3);
+            if (copies) copy[i] = v.x, copy[i + 1] = v.y, copy[i + 2] = v.z, copy[i + 3] = v.w;
+        }
+        const uint32_t rest = count / 4 * 4 + threadIdx.x;
+        if (rest < count) {
+            const uint32_t token = list[rest];
+            mark(token, first + rest);
+            if (copies) copy[rest] = token;
+        }
+    };
+    read(histories + extra.kept_from, extra.kept_count, 0, keeps && extra.kept_from != extra.kept_to);
+    read(lists + extra.tokens, extra.token_count, extra.kept_count, keeps);
     __syncthreads();
+}
+
+DEVICE void keep_drawn(const SampleExtra &extra, uint32_t *histories, uint32_t token) {
+    if (extra.kept_to != NOT_KEPT) histories[extra.kept_to + extra.kept_count + extra.token_count] = token;
 }
 
 DEVICE float penalised(float x, uint32_t mark, const SampleExtra &extra) {
@@ -38,10 +55,10 @@ DEVICE float penalised(float x, uint32_t mark, const SampleExtra &extra) {
 }
 
 // The first index of a NaN or +infinity among the part's logits before all this, as this thread saw them.
-DEVICE int load_adjusted(const float *logits, const SampleExtra &extra, uint32_t *lists, const Part &part) {
+DEVICE int load_adjusted(const float *logits, const SampleExtra &extra, uint32_t *lists, uint32_t *histories, const Part &part) {
     const uint32_t *marks = reinterpret_cast<const uint32_t *>(part.values);
     const uint32_t *mask = extra.mask ? lists + extra.mask : nullptr;
-    const bool counted = extra.token_count > 0;
+    const bool counted = extra.kept_count + extra.token_count > 0;
     const auto allowed = [&](uint32_t token) { return !mask || (mask[token / 32] >> (token % 32) & 1); };
     SampleBias *bias = reinterpret_cast<SampleBias *>(lists + extra.bias);
     // The first entry of a token gets the token's logit, which goes to its place when the marks are not needed any more.
@@ -51,7 +68,7 @@ DEVICE int load_adjusted(const float *logits, const SampleExtra &extra, uint32_t
             if (i < static_cast<uint32_t>(part.count) && (e == 0 || bias[e - 1].token != token)) work(e, token, i);
         }
     };
-    if (counted) count_tokens(extra, lists, part);
+    if (counted) count_tokens(extra, lists, histories, part);
     each_bias([&](uint32_t e, uint32_t token, uint32_t i) {
         float x = logits[token];
         for (uint32_t at = e; at < extra.biases && bias[at].token == token; at++) x = __fadd_rn(x, bias[at].bias);

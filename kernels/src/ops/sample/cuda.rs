@@ -1,5 +1,6 @@
 //! Launches of the sampling kernels and what they say; `lists` packs what a row asks for beyond its numbers.
 
+pub(crate) mod histories;
 pub(crate) mod lists;
 
 use crate::backend::{Result, SampleRow, Sampled};
@@ -100,6 +101,7 @@ pub(crate) struct SampleTokens {
     pub(crate) positions: u64,
     pub(crate) token_of: u64,
     pub(crate) extras: u64,
+    histories: u64,
     slices: u64,
     arrived: u64,
     pub(crate) tokens: u64,
@@ -122,6 +124,7 @@ pub(crate) fn params(
         arrived: workspace.get(gpu, Slot::SampleArrived, capacity * 4)?,
         specs: workspace.get(gpu, Slot::Specs, capacity * size_of::<SampleSpec>())?,
         extras: workspace.get(gpu, Slot::SampleLists, lists::bytes(capacity, vocab))?,
+        histories: workspace.get(gpu, Slot::SampleHistories, histories::HISTORY_WORDS * 4)?,
         tokens: workspace.get(gpu, Slot::Tokens, capacity * 4)?,
         logprobs: workspace.get(gpu, Slot::SampleLogprobs, capacity * SampleLogprobs::BYTES)?,
         vocab: vocab as i32,

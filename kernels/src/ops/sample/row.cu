@@ -18,7 +18,7 @@ extern "C" __global__ void __cluster_dims__(ROW_BLOCKS, 1, 1) __launch_bounds__(
     const Part part{values, begin, min(p.each, p.vocab - begin), blockIdx.x, shared};
 
     Best best = nothing();
-    best.bad = load_adjusted(logits, extra, reinterpret_cast<uint32_t *>(p.extras), part);
+    best.bad = load_adjusted(logits, extra, reinterpret_cast<uint32_t *>(p.extras), p.histories, part);
     bool spoilt = false;
     for (int i = threadIdx.x; i < part.count; i += ROW_THREADS) {
         const float x = values[i];
@@ -50,7 +50,10 @@ extern "C" __global__ void __cluster_dims__(ROW_BLOCKS, 1, 1) __launch_bounds__(
         token = shared.token;
     }
     if (spec.logprobs && token < LOGIT_IS_NAN) log_probabilities(logits, token, spec.logprobs - 1, part, p.logprobs + spec.token);
-    if (threadIdx.x == 0 && blockIdx.x == 0) p.tokens[spec.token] = token;
+    if (threadIdx.x == 0 && blockIdx.x == 0) {
+        p.tokens[spec.token] = token;
+        if (spec.extra != NO_EXTRA) keep_drawn(p.extras[spec.extra], p.histories, token);
+    }
     // No block leaves while another one reads from it.
     cluster_sync();
 }

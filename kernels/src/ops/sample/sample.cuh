@@ -2,7 +2,7 @@
 #pragma once
 #include "../../cuda/ptx.cuh"
 
-constexpr uint32_t NO_EXTRA = 0xffffffffu;
+constexpr uint32_t NO_EXTRA = 0xffffffffu, NOT_KEPT = 0xffffffffu;
 constexpr int MAX_TOP = 20;  // best log-probabilities of a row
 
 struct SampleSpec {
@@ -20,10 +20,13 @@ struct SampleExtra {
     uint32_t mask;              // one bit a token
     uint32_t bias, biases;      // SampleBias, by token; those of one token in the order of their addition
     uint32_t forbidden, forbids;
-    uint32_t tokens, token_count;  // all tokens so far, or, where no repetition counts, those of the output
-    uint32_t output_start;      // index among them
+    // All tokens so far, or, where no repetition counts, those of the output: those that the device kept, then the list. All of
+    // them, and the drawn one behind, are to lie at `kept_to` after this step, or NOT_KEPT.
+    uint32_t tokens, token_count;
+    uint32_t kept_from, kept_count, kept_to;
+    uint32_t output_start;  // index among them
     float repetition, presence, frequency;
-    uint32_t unused;
+    uint32_t unused[2];
 };
 
 struct SampleBias {
@@ -46,6 +49,7 @@ struct SampleTokens {
     const int *positions;     // of the step's tokens: position = positions[token_of[row]] + 1; null: the spec's
     const uint32_t *token_of;
     SampleExtra *extras;      // and the lists behind them
+    uint32_t *histories;      // tokens that are kept between steps
     float4 *slices;           // [rows][slices]
     unsigned *arrived;        // [rows], zero between kernels
     uint32_t *tokens;         // results: a token, or why there is none

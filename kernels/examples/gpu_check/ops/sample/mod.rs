@@ -1,5 +1,6 @@
 //! Tokens and log-probabilities made on the device.
 
+mod kept;
 mod rows;
 
 use conclave_kernels::backend::*;
@@ -32,6 +33,7 @@ pub fn sample(report: &mut Report) {
         table(report, vocab, count);
     }
     queued(report);
+    kept::check(report);
     too_long(report);
 }
 

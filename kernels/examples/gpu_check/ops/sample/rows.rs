@@ -5,11 +5,16 @@ use conclave_kernels::backend::*;
 use crate::host::*;
 
 /// One row to sample, with what it borrows.
+#[derive(Clone)]
 pub struct Row {
     pub params: SampleParams,
     position: u32,
     tokens: Vec<u32>,
     output_start: usize,
+    /// Whether the device may keep its tokens.
+    pub history: Option<u64>,
+    /// The step before which its last token was drawn.
+    pub drawn: Option<usize>,
     mask: Option<Vec<u8>>,
     forbidden: Vec<u32>,
     pub what: String,
@@ -22,6 +27,8 @@ impl Row {
             position,
             tokens: Vec::new(),
             output_start: 0,
+            history: None,
+            drawn: None,
             mask: None,
             forbidden: Vec::new(),
             what: "plain".into(),
@@ -34,6 +41,7 @@ impl Row {
             position: self.position,
             tokens: &self.tokens,
             output_start: self.output_start,
+            history: self.history,
             mask: self.mask.as_deref(),
             forbidden: &self.forbidden,
         }
@@ -82,6 +90,8 @@ impl Row {
         Row {
             position,
             output_start: random.below(tokens.len() + 2),
+            history: None,
+            drawn: None,
             tokens,
             mask,
             forbidden: match has(4) {
@@ -187,6 +197,31 @@ pub fn logits(random: &mut Random, index: usize, vocab: usize) -> Vec<f32> {
 }
 
 impl Row {
+    /// A sequence with these tokens, the output from `start` on.
+    pub fn begin(&mut self, tokens: Vec<u32>, start: usize) {
+        (self.tokens, self.output_start) = (tokens, start);
+    }
+
+    /// `token` was drawn, for `step`.
+    pub fn go_on(&mut self, token: u32, step: usize) {
+        self.tokens.push(token);
+        self.drawn = Some(step);
+    }
+
+    /// The host gives tokens in the place of the last one.
+    pub fn replace_last(&mut self, tokens: &[u32]) {
+        self.tokens.pop();
+        self.tokens.extend_from_slice(tokens);
+        self.drawn = None;
+    }
+
+    /// Only the device knows the last token.
+    pub fn hide_last(&mut self) {
+        if let Some(last) = self.tokens.last_mut() {
+            *last = SAMPLED;
+        }
+    }
+
     /// A history of more than `length` tokens with a penalty on its output.
     pub fn repeat_past(&mut self, length: usize, penalty: f32) {
         self.tokens = (0..=length as u32).map(|i| i % 613).collect();

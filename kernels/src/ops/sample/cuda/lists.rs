@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::histories::{Histories, Kept};
 use super::{MAX_TOP, MAX_VOCAB, SampleSpec};
 use crate::backend::{SampleParams, SampleRow};
 
@@ -27,12 +28,18 @@ struct SampleExtra {
     forbids: u32,
     tokens: u32,
     token_count: u32,
+    kept_from: u32,
+    kept_count: u32,
+    kept_to: u32,
     output_start: u32,
     repetition: f32,
     presence: f32,
     frequency: f32,
-    unused: u32,
+    unused: [u32; 2],
 }
+
+/// In `kept_to`: the device keeps nothing of the row.
+const NOT_KEPT: u32 = u32::MAX;
 
 const EXTRA_WORDS: usize = size_of::<SampleExtra>() / 4;
 
@@ -52,8 +59,17 @@ pub(crate) struct Packed {
     pub(crate) on_host: Vec<usize>,
 }
 
-/// `known_positions`: the device knows the rows' positions, so that specs change only when the rows do.
-pub(crate) fn pack(rows: &[SampleRow<'_>], vocab: usize, known_positions: bool, area: &mut [u32]) -> Packed {
+/// `queued`: of rows of a step that is queued. The device knows their positions, so that specs change only when the rows do,
+/// and keeps the tokens that penalties look at; if a row is left to the host, `Histories::forget_step` must follow.
+pub(crate) fn pack(
+    rows: &[SampleRow<'_>],
+    vocab: usize,
+    mut queued: Option<&mut Histories>,
+    area: &mut [u32],
+) -> Packed {
+    if let Some(histories) = &mut queued {
+        histories.begin_step();
+    }
     let mut on_host = Vec::new();
     let headers = rows.iter().filter(|row| has_extra(row)).count();
     let mut filler = Filler {
@@ -69,8 +85,13 @@ pub(crate) fn pack(rows: &[SampleRow<'_>], vocab: usize, known_positions: bool, 
             }
             false => None,
         };
-        let position = if known_positions { 0 } else { row.position };
-        let fits = suits(row, vocab) && place.is_none_or(|place| filler.put(place, row, vocab).is_some());
+        let position = if queued.is_some() { 0 } else { row.position };
+        let kept = match (&mut queued, row.history) {
+            (Some(histories), Some(id)) if penalises(row.params) => histories.place(id, penalised(row).0),
+            _ => None,
+        };
+        let fits = suits(row, vocab, kept)
+            && place.is_none_or(|place| filler.put(place, row, vocab, kept).is_some());
         if fits {
             return SampleSpec::new(row, position, i, place.map(|place| place as u32));
         }
@@ -93,6 +114,10 @@ fn looks_at_all_tokens(params: &SampleParams) -> bool {
     params.repetition_penalty != 1.0
 }
 
+fn penalises(params: &SampleParams) -> bool {
+    looks_at_all_tokens(params) || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+}
+
 /// The tokens that penalties look at, and where the output begins among them.
 fn penalised<'a>(row: &SampleRow<'a>) -> (&'a [u32], usize) {
     let params = row.params;
@@ -113,11 +138,19 @@ fn penalised<'a>(row: &SampleRow<'a>) -> (&'a [u32], usize) {
 
 fn has_extra(row: &SampleRow<'_>) -> bool {
     let listed = !row.params.logit_bias.is_empty() || !row.forbidden.is_empty();
-    listed || row.mask.is_some() || !penalised(row).0.is_empty()
+    // Also without a token yet: the first one that is drawn will be kept.
+    let counted = !penalised(row).0.is_empty() || (row.history.is_some() && penalises(row.params));
+    listed || row.mask.is_some() || counted
+}
+
+/// Those of the row's tokens that the device does not have.
+fn to_send<'a>(row: &SampleRow<'a>, kept: Option<Kept>) -> &'a [u32] {
+    let known = kept.map_or(0, |kept| kept.count as usize);
+    penalised(row).0.get(known..).unwrap_or_default()
 }
 
 /// Whether the kernels know all that the row asks for.
-fn suits(row: &SampleRow<'_>, vocab: usize) -> bool {
+fn suits(row: &SampleRow<'_>, vocab: usize, kept: Option<Kept>) -> bool {
     let params = row.params;
     let plain = params.temperature == 0.0 && params.logprobs.is_none() && !has_extra(row);
     let numbers = params.temperature >= 0.0
@@ -128,8 +161,7 @@ fn suits(row: &SampleRow<'_>, vocab: usize) -> bool {
         && (plain || vocab <= MAX_VOCAB)
         && params.logit_bias.iter().all(|(token, _)| known(token))
         && row.forbidden.iter().all(known)
-        && penalised(row)
-            .0
+        && to_send(row, kept)
             .iter()
             .copied()
             .max()
@@ -144,9 +176,9 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     /// Writes the row's header and its lists; `None`, and nothing taken, if they do not fit.
-    fn put(&mut self, place: usize, row: &SampleRow<'_>, vocab: usize) -> Option<()> {
+    fn put(&mut self, place: usize, row: &SampleRow<'_>, vocab: usize, kept: Option<Kept>) -> Option<()> {
         let before = self.used;
-        let extra = self.lists(row, vocab);
+        let extra = self.lists(row, vocab, kept);
         let Some(header) = self
             .area
             .get_mut(place * EXTRA_WORDS..(place + 1) * EXTRA_WORDS)
@@ -159,14 +191,18 @@ impl Filler<'_> {
         Some(())
     }
 
-    fn lists(&mut self, row: &SampleRow<'_>, vocab: usize) -> Option<SampleExtra> {
+    fn lists(&mut self, row: &SampleRow<'_>, vocab: usize, kept: Option<Kept>) -> Option<SampleExtra> {
         let params = row.params;
-        let (tokens, output_start) = penalised(row);
+        let (all, output_start) = penalised(row);
+        let tokens = to_send(row, kept);
         let mut extra = SampleExtra {
             biases: params.logit_bias.len() as u32,
             forbids: row.forbidden.len() as u32,
             token_count: tokens.len() as u32,
-            output_start: output_start.min(tokens.len()) as u32,
+            kept_from: kept.map_or(0, |kept| kept.from),
+            kept_count: kept.map_or(0, |kept| kept.count),
+            kept_to: kept.map_or(NOT_KEPT, |kept| kept.to),
+            output_start: output_start.min(all.len()) as u32,
             repetition: params.repetition_penalty,
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
@@ -220,11 +256,15 @@ impl SampleExtra {
             self.forbids,
             self.tokens,
             self.token_count,
+            self.kept_from,
+            self.kept_count,
+            self.kept_to,
             self.output_start,
             self.repetition.to_bits(),
             self.presence.to_bits(),
             self.frequency.to_bits(),
-            self.unused,
+            self.unused[0],
+            self.unused[1],
         ]
     }
 }

@@ -21,6 +21,7 @@ fn row(params: &SampleParams, position: u32) -> SampleRow<'_> {
         position,
         tokens: &[],
         output_start: 0,
+        history: None,
         mask: None,
         forbidden: &[],
     }
