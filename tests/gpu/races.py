@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--cuobjdump", default="cuobjdump")
     arguments = parser.parse_args()
     code = instructions(arguments.cuobjdump, arguments.code)
-    explained, others = collections.Counter(), collections.Counter()
+    explained, others = collections.Counter(), collections.defaultdict(set)
 
     def end(found):
         access, kernel, at = found.groups()
@@ -56,17 +56,19 @@ def main():
             if found := OTHER.search(line):
                 pairs += 1
                 ends = (first, end(found)) if first else (end(found),)
-                what = " and ".join(f"{access.lower()} {operation} at {kernel}+{at}" for access, kernel, operation, at in ends)
-                copies = any(access == "Write" and operation.startswith(BULK) for access, _, operation, _ in ends)
-                (explained if copies else others)[ends[0][1] if copies else what] += 1
+                if any(access == "Write" and operation.startswith(BULK) for access, _, operation, _ in ends):
+                    explained[ends[0][1]] += 1
+                    continue
+                what = " and ".join(f"{access.lower()} {operation} in {kernel}" for access, kernel, operation, _ in ends)
+                others[what].add("-".join(at for *_, at in ends))
             elif "RACECHECK SUMMARY" in line:
                 print(f"{log}: {line.strip('= ')}")
         print(f"{log}: {pairs} pairs")
     for kernel, count in sorted(explained.items()):
         print(f"  bulk copies against reads behind their barrier: {kernel}, {count} pairs")
-    for what, count in others.items():
-        print(f"  RACE, {count}: {what}")
-    print(f"{len(others)} that are no bulk copies" if others else "nothing else")
+    for what, places in others.items():
+        print(f"  {what}, at {' '.join(sorted(places))}")
+    print(f"{sum(map(len, others.values()))} pairs that are no bulk copies" if others else "nothing else")
     sys.exit(bool(others))
 
 
