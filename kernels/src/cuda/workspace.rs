@@ -23,8 +23,8 @@ pub(crate) enum Slot {
     /// The groups of expert rows: count, groups, row_token, row_slot, input rows.
     Groups,
     RouteArrived,
-    /// Sampling: slices' maxima, arrivals, specs, what rows list, tokens that are kept, tokens, log-probabilities.
-    Slices,
+    /// Sampling: rows' maxima, arrivals, specs, what rows list, tokens that are kept, tokens, log-probabilities.
+    SampleTops,
     SampleArrived,
     Specs,
     SampleLists,

@@ -7,7 +7,11 @@ use crate::backend::{Result, SampleRow, Sampled};
 use crate::cuda::workspace::{Slot, Workspace};
 use crate::cuda::{Gpu, Launch};
 
-const SLICES: usize = 64;
+/// Mirror `GREEDY_THREADS` and `GREEDY_BLOCKS` of `greedy.cu`: blocks that a multiprocessor holds at a time.
+const GREEDY_THREADS: u32 = 256;
+const GREEDY_BLOCKS: u32 = 8;
+/// Most blocks of a row: more are no faster.
+const GREEDY_MOST: u32 = 66;
 /// Mirror `ROW_BLOCKS` and `ROW_THREADS` of `row.cuh`.
 const ROW_BLOCKS: usize = 8;
 const ROW_THREADS: u32 = 512;
@@ -102,14 +106,14 @@ pub(crate) struct SampleTokens {
     pub(crate) token_of: u64,
     pub(crate) extras: u64,
     histories: u64,
-    slices: u64,
+    tops: u64,
     arrived: u64,
     pub(crate) tokens: u64,
     pub(crate) logprobs: u64,
     pub(crate) rows: i32,
     vocab: i32,
-    slice_count: i32,
     each: i32,
+    mixed: i32,
 }
 
 /// The parameters for up to `capacity` rows and `list_bytes` of lists, all in pieces of the workspace.
@@ -120,7 +124,7 @@ pub(crate) fn params(
     vocab: usize,
 ) -> Result<SampleTokens> {
     Ok(SampleTokens {
-        slices: workspace.get(gpu, Slot::Slices, capacity * SLICES * 16)?,
+        tops: workspace.get(gpu, Slot::SampleTops, capacity * 8)?,
         arrived: workspace.get(gpu, Slot::SampleArrived, capacity * 4)?,
         specs: workspace.get(gpu, Slot::Specs, capacity * size_of::<SampleSpec>())?,
         extras: workspace.get(gpu, Slot::SampleLists, lists::bytes(capacity, vocab))?,
@@ -128,7 +132,6 @@ pub(crate) fn params(
         tokens: workspace.get(gpu, Slot::Tokens, capacity * 4)?,
         logprobs: workspace.get(gpu, Slot::SampleLogprobs, capacity * SampleLogprobs::BYTES)?,
         vocab: vocab as i32,
-        slice_count: SLICES as i32,
         each: (vocab.div_ceil(4).div_ceil(ROW_BLOCKS) * 4) as i32,
         ..SampleTokens::default()
     })
@@ -137,16 +140,22 @@ pub(crate) fn params(
 /// Queues the sampling of `specs`' rows: each kernel if some row is its.
 pub(crate) fn sample(gpu: &Gpu, params: &SampleTokens, specs: &[SampleSpec]) -> Result<()> {
     let rows = specs.len() as u32;
-    if specs.iter().any(SampleSpec::is_plain) {
+    let plain = specs.iter().filter(|spec| spec.is_plain()).count();
+    if plain > 0 {
+        let blocks = gpu.blocks() * GREEDY_BLOCKS / plain as u32;
         let greedy = Launch {
-            grid: (SLICES as u32, rows),
-            threads: 256,
+            grid: (blocks.clamp(1, GREEDY_MOST), rows),
+            threads: GREEDY_THREADS,
             shared: 0,
             overlap: true,
         };
-        gpu.launch("sample_greedy", greedy, params)?;
+        let params = SampleTokens {
+            mixed: i32::from(plain < specs.len()),
+            ..*params
+        };
+        gpu.launch("sample_greedy", greedy, &params)?;
     }
-    if !specs.iter().all(SampleSpec::is_plain) {
+    if plain < specs.len() {
         let row = Launch {
             grid: (ROW_BLOCKS as u32, rows),
             threads: ROW_THREADS,

@@ -7,6 +7,37 @@ constexpr int ROW_BLOCKS = 8, ROW_THREADS = 512, ROW_WARPS = ROW_THREADS / WARP,
 
 using Mass = unsigned long long;
 
+// The largest value and its lowest index; the first index of a NaN or +infinity.
+struct Best {
+    float value;
+    int index;
+    int bad;
+};
+
+DEVICE Best nothing() { return {-INFINITY, INT32_MAX, INT32_MAX}; }
+
+DEVICE Best better(Best a, Best b) {
+    const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
+    return {second ? b.value : a.value, second ? b.index : a.index, min(a.bad, b.bad)};
+}
+
+DEVICE Best warp_best(Best v) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        v = better(v, {__shfl_xor_sync(ALL_LANES, v.value, offset), __shfl_xor_sync(ALL_LANES, v.index, offset),
+                       __shfl_xor_sync(ALL_LANES, v.bad, offset)});
+    return v;
+}
+
+template <int WARPS> DEVICE Best block_best(Best v, Best *scratch) {
+    v = warp_best(v);
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = v;
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++) v = better(v, scratch[w]);
+    __syncthreads();
+    return v;
+}
+
 struct RowShared {
     union {
         struct {

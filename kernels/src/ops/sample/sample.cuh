@@ -50,11 +50,12 @@ struct SampleTokens {
     const uint32_t *token_of;
     SampleExtra *extras;      // and the lists behind them
     uint32_t *histories;      // tokens that are kept between steps
-    float4 *slices;           // [rows][slices]
+    unsigned long long *tops; // [rows], of `sample_greedy`, zero between kernels
     unsigned *arrived;        // [rows], zero between kernels
     uint32_t *tokens;         // results: a token, or why there is none
     SampleLogprobs *logprobs;
-    int rows, vocab, slice_count, each;  // each: logits of one block of a row's cluster
+    int rows, vocab, each;    // each: logits of one block of a row's cluster
+    int mixed;                // some rows are `sample_greedy`'s and some are not
 };
 
 // Why a row has no token: in the upper four bits; below them a token's index.
@@ -66,35 +67,4 @@ DEVICE bool is_plain(const SampleSpec &spec) { return spec.temperature == 0.f &&
 
 DEVICE uint32_t bad_logit(const float *logits, int index) {
     return (isnan(logits[index]) ? LOGIT_IS_NAN : LOGIT_IS_INFINITE) | static_cast<uint32_t>(index);
-}
-
-// The largest value and its lowest index; the first index of a NaN or +infinity.
-struct Best {
-    float value;
-    int index;
-    int bad;
-};
-
-DEVICE Best nothing() { return {-INFINITY, INT32_MAX, INT32_MAX}; }
-
-DEVICE Best better(Best a, Best b) {
-    const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
-    return {second ? b.value : a.value, second ? b.index : a.index, min(a.bad, b.bad)};
-}
-
-DEVICE Best warp_best(Best v) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-        v = better(v, {__shfl_xor_sync(ALL_LANES, v.value, offset), __shfl_xor_sync(ALL_LANES, v.index, offset),
-                       __shfl_xor_sync(ALL_LANES, v.bad, offset)});
-    return v;
-}
-
-template <int WARPS> DEVICE Best block_best(Best v, Best *scratch) {
-    v = warp_best(v);
-    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / WARP] = v;
-    __syncthreads();
-    for (int w = 0; w < WARPS; w++) v = better(v, scratch[w]);
-    __syncthreads();
-    return v;
 }
