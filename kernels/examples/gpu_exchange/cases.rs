@@ -132,29 +132,29 @@ impl Tokens {
     /// expert).
     fn sums(&self, owner: Option<&dyn Fn(u32) -> u32>) -> Vec<f32> {
         let factors = factors(self.experts);
-        let mut sums = Vec::with_capacity(self.rows.len());
-        for (token, row) in self.rows.chunks_exact(self.hidden).enumerate() {
+        let mut sums = vec![0f32; self.rows.len()];
+        let mut part = vec![0f32; self.hidden];
+        let rows = self.rows.chunks_exact(self.hidden);
+        for (token, (row, sum)) in rows.zip(sums.chunks_exact_mut(self.hidden)).enumerate() {
             let slots = token * self.top_k..(token + 1) * self.top_k;
             let (ids, weights) = (&self.ids[slots.clone()], &self.weights[slots]);
-            let mut owners: Vec<u32> = match owner {
-                Some(owner) => ids.iter().map(|id| owner(*id)).collect(),
-                None => vec![0; self.top_k],
-            };
-            let each = owners.clone();
+            let each: Vec<u32> = ids.iter().map(|id| owner.map_or(0, |owner| owner(*id))).collect();
+            let mut owners = each.clone();
             owners.sort_unstable();
             owners.dedup();
-            for x in row {
-                let mut sum = 0.0;
-                for one in &owners {
-                    let mut part = 0f32;
-                    for ((id, weight), owner) in ids.iter().zip(weights).zip(&each) {
-                        if owner == one {
-                            part = weight.mul_add(x * factors[*id as usize], part);
-                        }
-                    }
-                    sum += part;
+            for one in &owners {
+                part.fill(0.0);
+                for ((id, weight), _) in ids
+                    .iter()
+                    .zip(weights)
+                    .zip(&each)
+                    .filter(|(_, owner)| *owner == one)
+                {
+                    add_slot(&mut part, row, factors[*id as usize], *weight);
                 }
-                sums.push(sum);
+                for (sum, part) in sum.iter_mut().zip(&part) {
+                    *sum += part;
+                }
             }
         }
         sums
@@ -171,6 +171,28 @@ impl Tokens {
         }
         state
     }
+}
+
+/// part += weight x (row x factor), rounded once.
+fn add_slot(part: &mut [f32], row: &[f32], factor: f32, weight: f32) {
+    #[inline(always)]
+    fn add(part: &mut [f32], row: &[f32], factor: f32, weight: f32) {
+        for (part, x) in part.iter_mut().zip(row) {
+            *part = weight.mul_add(x * factor, *part);
+        }
+    }
+    /// With one instruction for what is a call otherwise: the checks wait for these sums.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn add_fused(part: &mut [f32], row: &[f32], factor: f32, weight: f32) {
+        add(part, row, factor, weight);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: this processor has what the function was compiled for.
+        return unsafe { add_fused(part, row, factor, weight) };
+    }
+    add(part, row, factor, weight);
 }
 
 /// ||a - b|| / ||b||, the number of values that differ, and the first place where the difference is large.

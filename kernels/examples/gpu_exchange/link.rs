@@ -2,6 +2,7 @@
 //! standard input and output, which the parent joins.
 
 use std::io::{BufRead, BufReader, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -17,6 +18,8 @@ struct Round {
     number: u64,
     lines: Vec<Option<String>>,
     result: Vec<String>,
+    /// A rank has failed and will not come any more.
+    broken: bool,
 }
 
 /// A meeting place of threads.
@@ -44,9 +47,13 @@ impl Link for ThreadLink {
         let round = self
             .place
             .done
-            .wait_while(round, |round| round.number == number)
+            .wait_while(round, |round| round.number == number && !round.broken)
             .unwrap();
-        round.result.clone()
+        let came = round.number != number;
+        let result = round.result.clone();
+        drop(round);
+        assert!(came, "another rank has failed");
+        result
     }
 }
 
@@ -57,6 +64,7 @@ pub fn threads(options: &Options, ranks: usize, work: Work) -> usize {
             number: 0,
             lines: vec![None; ranks],
             result: Vec::new(),
+            broken: false,
         }),
         done: Condvar::new(),
     });
@@ -64,12 +72,21 @@ pub fn threads(options: &Options, ranks: usize, work: Work) -> usize {
         .map(|rank| {
             let (place, options) = (place.clone(), options.clone());
             std::thread::spawn(move || {
-                let link = ThreadLink { rank, place };
-                work(&mut Rank::new(&options, rank, ranks, Box::new(link)))
+                let link = ThreadLink {
+                    rank,
+                    place: Arc::clone(&place),
+                };
+                let run = || work(&mut Rank::new(&options, rank, ranks, Box::new(link)));
+                // The others would wait for it, and its library's threads must end before the process does: on its way out of the
+                // panic the rank leaves its epoch, and so does everybody who waits for it.
+                catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+                    place.round.lock().unwrap().broken = true;
+                    place.done.notify_all();
+                    1
+                })
             })
         })
         .collect();
-    // A rank that panics ends all (`main`).
     handles.into_iter().map(|handle| handle.join().unwrap_or(1)).sum()
 }
 

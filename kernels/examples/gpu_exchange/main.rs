@@ -113,12 +113,6 @@ fn set_environment(options: &Options) {
 fn main() {
     let options = options();
     set_environment(&options);
-    // The others would wait for a rank that is gone.
-    let say = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        say(panic);
-        exit(101);
-    }));
     let run: rank::Work = match options.mode.as_str() {
         "check" => check::check,
         "bench" => bench::bench,

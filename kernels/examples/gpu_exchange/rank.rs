@@ -1,6 +1,6 @@
 //! One rank of a check: its station, and how it meets the others.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_kernels::cuda::exchange::ExchangeShape;
 use conclave_kernels::cuda::exchange::ipc::Epoch;
@@ -23,6 +23,8 @@ pub struct Rank {
     pub station: Station,
     link: Box<dyn Link>,
     epoch: u32,
+    /// In epochs' beginnings so far.
+    pub connecting: Duration,
 }
 
 /// Factor of an expert: a product with it is exact for few bits.
@@ -87,6 +89,7 @@ impl Rank {
             station,
             link,
             epoch: 0,
+            connecting: Duration::ZERO,
         }
     }
 
@@ -103,8 +106,10 @@ impl Rank {
         self.link.gather("");
     }
 
-    /// The next epoch, with all ranks.
+    /// The next epoch, with all ranks. Nothing recorded in the one before is left.
     pub fn connect(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
+        let start = Instant::now();
+        self.station.leave().unwrap();
         let own = match self.station.handle() {
             Some(handle) => hex(&handle.to_bytes()),
             None if self.rank == 0 => draw(),
@@ -122,6 +127,7 @@ impl Rank {
         };
         connect(&mut self.station, &epoch, &texts, self.options.nccl);
         self.meet();
+        self.connecting += start.elapsed();
     }
 
     /// This rank's tokens of the exchanges that follow; all ranks call it.

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::communicator::Group;
 use super::messages::Places;
 use super::watch::Watch;
 use super::{Communicator, Until};
@@ -47,7 +48,7 @@ impl Live {
         if sizes.many.is_none() {
             return Ok(());
         }
-        let counts = self.agree(gpu, tally, sizes.tokens, self.until())?;
+        let counts = self.bounded(|until| self.agree(gpu, tally, sizes.tokens, until))?;
         let mut kept = self.counts.borrow_mut();
         for ((peer, count), kept) in (0u32..).zip(counts).zip(kept.iter_mut()) {
             if count > sizes.largest as u64 {
@@ -113,7 +114,7 @@ impl Live {
         if ranks == 1 {
             return Ok(());
         }
-        let grouped = self.communicator.group(self.until(), |group| {
+        let queue = |group: &Group<'_>| {
             // From the next rank on, so that not all begin with the same one.
             for distance in 1..ranks {
                 let (next, last) = ((rank + distance) % ranks, (rank + ranks - distance) % ranks);
@@ -125,15 +126,17 @@ impl Live {
                 }
             }
             Ok(())
-        });
+        };
+        let grouped = self.bounded(|until| self.communicator.group(until, queue));
         grouped.map_err(|error| of_the_epoch((rank, ranks), error))
     }
 
-    fn until(&self) -> Until<'static> {
-        Until {
+    /// What the host waits for in a step ends with the epoch, or after its timeout.
+    fn bounded<T>(&self, work: impl FnOnce(Until<'_>) -> T) -> T {
+        work(Until {
             deadline: Instant::now() + self.timeout,
-            cancelled: &|| false,
-        }
+            cancelled: &|| self.watch.is_over(),
+        })
     }
 
     /// Every rank's `tokens`.

@@ -62,6 +62,11 @@ impl Watch {
         self.shared.lock().timeout = timeout;
     }
 
+    /// Whether somebody has ended the epoch.
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.control.is_aborted()
+    }
+
     /// The stream says so when it has passed this point. Which number it will say.
     pub(super) fn mark(&self, gpu: &Gpu) -> Result<u64> {
         let mut state = self.shared.lock();

@@ -126,6 +126,17 @@ impl Station {
         self.exchange().describe()
     }
 
+    /// Ends the epoch, if there is one, and waits, bounded, until the library has freed what it had for it: nothing recorded in
+    /// it is left. Buffers that peers have mapped are left by `connect`.
+    pub fn leave(&mut self) -> Result<()> {
+        let Carrier::Nccl(nccl) = &mut self.carrier else {
+            return Ok(());
+        };
+        nccl.leave(&self.gpu)?;
+        nccl.settle();
+        Ok(())
+    }
+
     /// As [`IpcExchange::connect`] or [`NcclExchange::connect`]; `factors` are those of all experts.
     pub fn connect(&mut self, epoch: &Epoch<'_>, peers: Peers<'_>, factors: &[f32]) -> Result<()> {
         match (&mut self.carrier, peers) {
