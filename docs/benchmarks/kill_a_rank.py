@@ -1,4 +1,4 @@
-"""How long the clients wait when a rank is killed in mid-decode: kill_a_rank.py BINARY MODEL --workers N
+"""How long the clients wait when a rank is killed in mid-decode: kill_a_rank.py BINARY MODEL --workers N [--transport nccl] [--layers 4]
 
 Serves random weights, streams eight answers, kills one worker with SIGKILL while they run, and prints the longest gap between
 two tokens that any client saw. Every answer must come to its end with all of its tokens.
@@ -14,12 +14,15 @@ import threading
 import time
 import urllib.request
 
-CLIENTS, TOKENS = 8, 400
+CLIENTS = 8
 
 parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("model")
 parser.add_argument("--workers", type=int, default=2)
+parser.add_argument("--transport", default="auto")
+parser.add_argument("--tokens", type=int, default=400)
+parser.add_argument("--layers", type=int, help="of the model: with few, the survivors hold all experts and go on alone")
 arguments = parser.parse_args()
 
 
@@ -40,7 +43,7 @@ def children(parent):
 class Client(threading.Thread):
     def __init__(self, http, number):
         super().__init__()
-        self.body = {"model": "m", "prompt": [1000 + number] * 64, "max_tokens": TOKENS, "stream": True, "ignore_eos": True,
+        self.body = {"model": "m", "prompt": [1000 + number] * 64, "max_tokens": arguments.tokens, "stream": True, "ignore_eos": True,
                      "return_token_ids": True, "temperature": 0}
         self.http, self.times, self.tokens, self.problem = http, [], 0, None
 
@@ -60,7 +63,9 @@ class Client(threading.Thread):
 
 server = subprocess.Popen(
     [arguments.binary, "serve", arguments.model, "--load-format=dummy", "--skip-tokenizer-init", "--port=0", "--grpc-port=0",
-     "--device=cuda", f"--workers={arguments.workers}", "--served-model-name=m", "--max-model-len=4096"],
+     "--device=cuda", f"--workers={arguments.workers}", "--served-model-name=m", "--max-model-len=4096",
+     f"--transport={arguments.transport}"]
+    + ([f'--hf-overrides={{"num_hidden_layers":{arguments.layers}}}'] if arguments.layers else []),
     stdout=subprocess.PIPE, stderr=open("survival.log", "w"), text=True)
 http = None
 for line in server.stdout:
@@ -82,9 +87,9 @@ for client in clients:
 server.send_signal(signal.SIGINT)
 server.wait(timeout=20)
 gaps = [max((b - a, a) for a, b in zip(client.times, client.times[1:])) for client in clients if len(client.times) > 1]
-short = [client for client in clients if client.tokens != TOKENS or client.problem]
-print(f"{arguments.workers} workers, one killed: longest gap between tokens {max(gap for gap, _ in gaps):.2f} s, "
+short = [client for client in clients if client.tokens != arguments.tokens or client.problem]
+print(f"{arguments.workers} workers over {arguments.transport}, one killed: longest gap between tokens {max(gap for gap, _ in gaps):.2f} s, "
       f"{len(clients) - len(short)} of {len(clients)} answers whole")
 for client in short:
-    print(f"{client.tokens} of {TOKENS} tokens, {client.problem}")
+    print(f"{client.tokens} of {arguments.tokens} tokens, {client.problem}")
 sys.exit(bool(short))
