@@ -128,7 +128,7 @@ fn routings(
 ) -> usize {
     let shape = shape(rank, mode, sizes);
     let placement = placement(holding, sizes.2, rank.ranks);
-    rank.connect(shape, &placement, PATIENT);
+    rank.renew(shape, &placement, PATIENT);
     let capacity = match mode.family {
         Family::Few => shape.few_tokens,
         Family::Many | Family::Halves => shape.many_tokens,
@@ -265,7 +265,7 @@ enum Phase {
 }
 
 /// Of `faults`.
-const TIMEOUT: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(150);
 
 /// Exchanges that the last rank does not take part in to their end; empty, or what was wrong.
 fn survive(
@@ -342,10 +342,11 @@ fn faults(rank: &mut Rank) -> usize {
         if !rank.offers(mode.family) {
             continue;
         }
+        let (began, connecting) = (Instant::now(), rank.connecting);
         for phase in [Phase::Before, Phase::Inside, Phase::After] {
             for abort in [false, true] {
                 let placement = placement(Holding::Even, SIZES.2, rank.ranks);
-                rank.connect(
+                rank.renew(
                     shape(rank, mode, SIZES),
                     &placement,
                     if abort { PATIENT } else { TIMEOUT },
@@ -394,6 +395,11 @@ fn faults(rank: &mut Rank) -> usize {
                 }
             }
         }
+        rank.say(&format!(
+            "         in {:.1?}, {:.1?} of it for epochs",
+            began.elapsed(),
+            rank.connecting - connecting
+        ));
     }
     failed
 }

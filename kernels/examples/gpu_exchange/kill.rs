@@ -74,7 +74,6 @@ pub fn child(options: &Options) {
                 // Recorded for the epoch before.
                 drop(graph.take());
                 let start = Instant::now();
-                station.leave().unwrap();
                 rank::connect(&mut station, &epoch, &peers, options.nccl);
                 let tokens = Tokens::new(place as u64, 4, SIZES, Routing::Uniform, peers.len());
                 station.set_tokens(&tokens.station()).unwrap();

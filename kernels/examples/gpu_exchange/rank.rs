@@ -55,13 +55,18 @@ pub fn id(text: &str) -> UniqueId {
     UniqueId(<[u8; ID_BYTES]>::try_from(bytes(text)).unwrap())
 }
 
+/// Said for the id of a communicator that stays.
+const SAME: &str = "same";
+
 /// Enters an epoch whose ranks said `texts`: handles, or the id of a communicator, first of all by rank 0.
 pub fn connect(station: &mut Station, epoch: &Epoch<'_>, texts: &[String], nccl: bool) {
     let factors = factors(epoch.placement.experts as usize);
     if nccl {
-        return station
-            .connect(epoch, Peers::Nccl(id(&texts[0])), &factors)
-            .unwrap();
+        let peers = match texts[0].as_str() {
+            SAME => Peers::Same,
+            text => Peers::Nccl(id(text)),
+        };
+        return station.connect(epoch, peers, &factors).unwrap();
     }
     let peers: Vec<PeerHandle> = texts.iter().map(|text| handle(text)).collect();
     station.connect(epoch, Peers::Ipc(&peers), &factors).unwrap();
@@ -106,16 +111,27 @@ impl Rank {
         self.link.gather("");
     }
 
-    /// The next epoch, with all ranks. Nothing recorded in the one before is left.
+    /// The next epoch, with all ranks.
     pub fn connect(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
-        let start = Instant::now();
-        self.station.leave().unwrap();
         let own = match self.station.handle() {
             Some(handle) => hex(&handle.to_bytes()),
             None if self.rank == 0 => draw(),
             None => "-".into(),
         };
-        let texts = self.gather(&own);
+        self.enter(&own, (shape, placement, timeout));
+    }
+
+    /// The next epoch of ranks that are all well: NCCL's communicator, which takes most of an epoch's beginning, stays.
+    pub fn renew(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
+        match self.options.nccl && self.epoch > 0 {
+            true => self.enter(SAME, (shape, placement, timeout)),
+            false => self.connect(shape, placement, timeout),
+        }
+    }
+
+    fn enter(&mut self, own: &str, (shape, placement, timeout): (ExchangeShape, &Placement, Duration)) {
+        let start = Instant::now();
+        let texts = self.gather(own);
         self.epoch += 1;
         let epoch = Epoch {
             number: self.epoch,

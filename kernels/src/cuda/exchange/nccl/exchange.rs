@@ -31,6 +31,8 @@ const JOIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long the device may take to leave an exchange that was ended.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
+const OP: &str = "exchange";
+
 pub(crate) struct NcclExchange {
     /// Messages and results.
     messages: Memory,
@@ -81,7 +83,6 @@ impl NcclExchange {
         id: UniqueId,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<()> {
-        const OP: &str = "exchange";
         let sizes = epoch.shape;
         sizes.check()?;
         if epoch.placement.ranks as usize != sizes.ranks || epoch.rank >= sizes.ranks {
@@ -106,6 +107,43 @@ impl NcclExchange {
         let place = (epoch.rank as u32, sizes.ranks as u32);
         let joined = Communicator::connect(nccl, &gpu.device, id, place, false, until);
         let communicator = Arc::new(joined.map_err(|error| of_the_epoch(place, error))?);
+        self.start(gpu, epoch, communicator, until)
+    }
+
+    /// The next epoch of the same ranks, who are all well, with the communicator of the one before: for checks that make many.
+    pub(crate) fn renew(&mut self, gpu: &Gpu, epoch: &Epoch<'_>) -> Result<()> {
+        gpu.device.enter()?;
+        gpu.stream.wait(&gpu.device)?;
+        let live = self.live.take().ok_or_else(of_no_epoch)?;
+        let communicator = Arc::clone(&live.communicator);
+        let place = (communicator.rank as usize, communicator.ranks as usize);
+        let bytes = epoch.shape.message_bytes();
+        if place != (epoch.rank, epoch.shape.ranks) || !self.holds(bytes) {
+            let wanted = format!("rank {} of {}, {} bytes", place.0, place.1, self.messages.bytes);
+            return Err(shape(OP, "of the next epoch, rank", epoch.rank, wanted));
+        }
+        let Live {
+            connected, second, ..
+        } = *live;
+        let second = second.map(|(connected, _)| connected.places);
+        self.kept = [Some(connected.places), second];
+        let until = Until {
+            deadline: Instant::now() + JOIN_WITHIN,
+            cancelled: &|| false,
+        };
+        self.start(gpu, epoch, communicator, until)
+    }
+
+    /// With a communicator of the epoch's ranks.
+    fn start(
+        &mut self,
+        gpu: &Gpu,
+        epoch: &Epoch<'_>,
+        communicator: Arc<Communicator>,
+        until: Until<'_>,
+    ) -> Result<()> {
+        let sizes = epoch.shape;
+        let bytes = sizes.message_bytes();
         let host = (self.control.address(), false, 1);
         let [kept, kept_second] = &mut self.kept;
         let connected = Connected::new(gpu, epoch, [0; MAX_RANKS], host, kept.take())?;

@@ -7,12 +7,15 @@ use crate::ops::rmsnorm::cuda::pairs;
 
 const PACK_THREADS: u32 = 256;
 const FEW_THREADS: u32 = 512;
+const RETURN_THREADS: u32 = 384;
 const MANY_THREADS: u32 = 256;
 const MOST_THREADS: u32 = 1024;
 /// Most blocks of few rows; more rows are taken in turns.
 const FEW_BLOCKS: usize = 264;
 /// Blocks of the bulk kernels per multiprocessor.
 const MANY_PER_MULTIPROCESSOR: u32 = 4;
+/// The same of the kernel that sums slots and ranks: its blocks need more registers.
+const SUMS_PER_MULTIPROCESSOR: u32 = 3;
 /// Turns of a warp, so that all end at about the same time.
 const ROUNDS: usize = 4;
 
@@ -64,7 +67,7 @@ pub(super) fn choose_few(gpu: &Gpu, exact: bool, params: &ChooseFew) -> Result<(
 pub(super) fn arrive_few(gpu: &Gpu, exact: bool, params: &ArriveFew) -> Result<()> {
     let exchange = &params.exchange;
     let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
-    let marks = (params.group.experts * params.group.words) as usize * (4 + 2) + slots * 2;
+    let marks = (params.group.experts * params.group.words) as usize * (4 + 2) + slots * (2 + 2);
     let blocks = 1 + row_blocks(exchange.ranks, params.messages.carried);
     gpu.launch(
         &format!("nccl_arrive_{}", name(exact)),
@@ -77,7 +80,7 @@ pub(super) fn return_few(gpu: &Gpu, exact: bool, params: &ReturnFew) -> Result<(
     let blocks = row_blocks(params.exchange.ranks, params.messages.carried);
     gpu.launch(
         &format!("nccl_return_{}", name(exact)),
-        launch(blocks, FEW_THREADS, 0),
+        launch(blocks, RETURN_THREADS, 0),
         params,
     )
 }
@@ -86,11 +89,7 @@ pub(super) fn sum_few(gpu: &Gpu, exact: bool, params: &SumFew) -> Result<()> {
     let hidden = params.exchange.hidden;
     gpu.launch(
         &format!("nccl_sum_{}_{}", name(exact), pairs(hidden)),
-        launch(
-            params.tokens.count.max(1) as u32,
-            FEW_THREADS,
-            hidden as usize * 4,
-        ),
+        launch(params.tokens.count.max(1) as u32, FEW_THREADS, 0),
         params,
     )
 }
@@ -143,5 +142,9 @@ pub(super) fn sum_many(gpu: &Gpu, whole: bool, params: &ResultsMany) -> Result<(
         parts: parts as i32,
         ..*params
     };
-    gpu.launch(name, warps(gpu, rows * parts), &params)
+    let mut launch = warps(gpu, rows * parts);
+    if !whole {
+        launch.grid.0 = launch.grid.0.min(SUMS_PER_MULTIPROCESSOR * gpu.blocks());
+    }
+    gpu.launch(name, launch, &params)
 }

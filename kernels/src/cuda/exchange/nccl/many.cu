@@ -45,9 +45,8 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = d.padded / 8;
     wait_for_inputs();
     allow_next_kernel();
-    if (__syncthreads_or(failed(p))) return;
     const Message own = message_of(d.messages, p.rank, d.tokens.count, p.k);
-    if (blockIdx.x == 0 && threadIdx.x == 0) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
+    if (blockIdx.x == 0 && threadIdx.x == 0) write_own_head(p, own, d.tokens.count, d.rows);
     for (int n = blockIdx.x * MANY_WARPS + warp; n < d.tokens.count * d.parts; n += gridDim.x * MANY_WARPS) {
         const int token = n / d.parts, part = n % d.parts;
         if (part == 0 && lane < p.k) {
@@ -115,29 +114,47 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_arrive_many(cons
     }
 }
 
-DEVICE RowSlots slots_of(const ExchangeParams &p, const Messages &m, const uint32_t *row_of_slot, int owner, int rows, int token, int lane) {
-    const size_t row = static_cast<size_t>(owner) * p.many_tokens + token;
-    return slots_of(row_of_slot + row * p.k, message_of(m, owner, rows, p.k).weights + token * p.k, p.k, lane);
+// What lane j knows of slot j of a row, as it was read: of all ranks' tokens the sorted row and its weight.
+DEVICE RowSlots read_slots(const ResultsMany &c, int owner, int rows, int token, int lane) {
+    const ExchangeParams &p = c.exchange;
+    RowSlots slots{ABSENT, 0.f, 0};
+    if (lane >= p.k) return slots;
+    slots.sorted = __ldcg(c.row_of_slot + (static_cast<size_t>(owner) * p.many_tokens + token) * p.k + lane);
+    slots.weight = __ldcg(message_of(c.messages, owner, rows, p.k).weights + token * p.k + lane);
+    return slots;
 }
 
 // The weighted sum of each row's slots here, for the row's owner.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(const __grid_constant__ ResultsMany c) {
     const ExchangeParams &p = c.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, owners = c.own ? 1 : p.ranks - 1;
-    const int warps = blockDim.x / WARP;
+    const int warps = blockDim.x / WARP, first = blockIdx.x * warps + warp;
     __shared__ int counts[MAX_RANKS];
-    wait_for_inputs();
-    allow_next_kernel();
-    if (threadIdx.x < p.ranks) counts[threadIdx.x] = p.counts[threadIdx.x];
-    if (__syncthreads_or(failed(p))) return;
-    if (blockIdx.x == 0 && !c.own) stamp_results(p, c.messages, p.state->open);
+    // Counts and slots have been known since rows were sorted: the experts' kernels are between that and this one.
+    if (threadIdx.x < p.ranks) counts[threadIdx.x] = __ldcg(p.counts + threadIdx.x);
+    const bool passes = __syncthreads_or(failed(p));
+    const auto owner_of = [&](int row) { return c.own ? p.rank : row % owners + (row % owners >= p.rank); };
     int most = 0;
     for (int r = 0; r < p.ranks; r++) most = max(most, (r == p.rank) == (c.own != 0) ? counts[r] : 0);
-    for (int n = blockIdx.x * warps + warp; n < most * owners * c.parts; n += gridDim.x * warps) {
-        const int row = n / c.parts, part = n % c.parts, token = row / owners;
-        const int owner = c.own ? p.rank : row % owners + (row % owners >= p.rank);
+    const int all = most * owners * c.parts;
+    // A row's slots are on their way while the one before is summed.
+    RowSlots next{};
+    const auto read = [&](int n) {
+        if (n >= all) return;
+        const int row = n / c.parts, token = row / owners, owner = owner_of(row);
+        if (token < counts[owner]) next = read_slots(c, owner, counts[owner], token, lane);
+    };
+    read(first);
+    wait_for_inputs();
+    allow_next_kernel();
+    if (passes) return;
+    if (blockIdx.x == 0 && !c.own) stamp_results(p, c.messages, p.state->open);
+    for (int n = first; n < all; n += gridDim.x * warps) {
+        const int row = n / c.parts, part = n % c.parts, token = row / owners, owner = owner_of(row);
+        RowSlots slots = next;
+        read(n + gridDim.x * warps);
         if (token >= counts[owner]) continue;
-        const RowSlots slots = slots_of(p, c.messages, c.row_of_slot, owner, counts[owner], token, lane);
+        slots.present = __ballot_sync(ALL_LANES, slots.sorted != ABSENT);
         if (!slots.present) continue;
         uint8_t *to = result_for(c.messages, owner, p.rank, token);
         for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
@@ -149,41 +166,58 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(cons
 
 // hidden += what came back, in the order of ranks. `OWN`: this rank's share is still to be summed; as rounded as if it had come.
 template <bool OWN> DEVICE void sum_many(const ResultsMany &c) {
+    // Ranks whose results are asked for before it is known that they came.
+    constexpr int EARLY = 2;
     const ExchangeParams &p = c.exchange;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, all = c.tokens.count * c.parts;
+    const int first = blockIdx.x * MANY_WARPS + warp, first_unit = first % c.parts * WARP + lane;
     wait_for_inputs();
     allow_next_kernel();
+    const Ahead ahead = read_ahead(p, c.messages.back, c.messages.back_stride);
     const uint64_t exchange = p.state->open;
-    const bool good = results_came(p, c.messages, exchange, blockIdx.x == 0);
+    int owner = 0;
+    RowSlots slots{ABSENT, 0.f, 0};
+    float4 low, high;
+    uint4 early[EARLY];
+    const auto read_row = [&](int n) {
+        const int token = n / c.parts;
+        if (lane < p.k) owner = p.owner[token * p.k + lane];
+        if (OWN) slots = read_slots(c, p.rank, c.tokens.count, token, lane);
+    };
+    const auto read_unit = [&](int token, int u) {
+        if (u >= units) return;
+        const float *from = c.hidden + static_cast<size_t>(token) * p.hidden + u * 8;
+        low = *reinterpret_cast<const float4 *>(from), high = *reinterpret_cast<const float4 *>(from + 4);
+#pragma unroll
+        for (int a = 0; a < EARLY; a++)
+            if (a < p.ranks && !(OWN && a == p.rank)) early[a] = *reinterpret_cast<const uint4 *>(result_of(c.messages, a, token) + u * 16);
+    };
+    if (first < all) read_row(first), read_unit(first / c.parts, first_unit);
+    const bool good = check_results(p, ahead, exchange, blockIdx.x == 0);
     if (blockIdx.x == 0 && threadIdx.x == 0) p.state->begun = exchange;
     if (!good) return;
-    for (int n = blockIdx.x * MANY_WARPS + warp; n < c.tokens.count * c.parts; n += gridDim.x * MANY_WARPS) {
+    for (int n = first; n < all; n += gridDim.x * MANY_WARPS) {
         const int token = n / c.parts, part = n % c.parts;
-        const uint64_t mask = or_lanes(lane < p.k ? 1ull << p.owner[token * p.k + lane] : 0);
-        RowSlots slots{ABSENT, 0.f, 0};
-        if (OWN) slots = slots_of(p, c.messages, c.row_of_slot, p.rank, c.tokens.count, token, lane);
+        if (n != first) read_row(n);
+        const uint64_t mask = or_lanes(lane < p.k ? 1ull << owner : 0);
+        if (OWN) slots.present = __ballot_sync(ALL_LANES, slots.sorted != ABSENT);
         float *to = c.hidden + static_cast<size_t>(token) * p.hidden;
         for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
-            const bool in = u < units;
-            float4 low = make_float4(0.f, 0.f, 0.f, 0.f), high = low;
-            if (in) low = *reinterpret_cast<const float4 *>(to + u * 8), high = *reinterpret_cast<const float4 *>(to + u * 8 + 4);
-            // The first part that came is on its way while this rank's is summed.
-            const uint64_t came = OWN ? mask & ~(1ull << p.rank) : mask;
-            const int first = came ? __ffsll(came) - 1 : -1;
-            uint4 early = make_uint4(0, 0, 0, 0);
-            if (in && first >= 0) early = *reinterpret_cast<const uint4 *>(result_of(c.messages, first, token) + u * 16);
-            const uint4 own = sum_slots(slots, c.sorted, p.hidden, u);
+            if (n != first || u != first_unit) read_unit(token, u);
+            uint4 own{};
+            if (OWN) own = sum_slots(slots, c.sorted, p.hidden, u);
+            if (u >= units) continue;
             float sum[8] = {};
-            for (uint64_t rest = mask; rest; rest &= rest - 1) {
+#pragma unroll
+            for (int a = 0; a < EARLY; a++)
+                if (mask >> a & 1) add_eight(sum, OWN && a == p.rank ? own : early[a]);
+            for (uint64_t rest = mask >> EARLY << EARLY; rest; rest &= rest - 1) {
                 const int rank = __ffsll(rest) - 1;
-                if (rank == first)
-                    add_eight(sum, early);
-                else if (OWN && rank == p.rank)
+                if (OWN && rank == p.rank)
                     add_eight(sum, own);
-                else if (in)
+                else
                     add_eight(sum, *reinterpret_cast<const uint4 *>(result_of(c.messages, rank, token) + u * 16));
             }
-            if (!in) continue;
             low.x += sum[0], low.y += sum[1], low.z += sum[2], low.w += sum[3];
             high.x += sum[4], high.y += sum[5], high.z += sum[6], high.w += sum[7];
             *reinterpret_cast<float4 *>(to + u * 8) = low;

@@ -46,16 +46,32 @@ DEVICE uint8_t *result_for(const Messages &m, int rank, int self, int row) {
 DEVICE void write_head(uint8_t *to, const Unit &head) { *reinterpret_cast<Unit *>(to) = head; }
 DEVICE Unit read_head(const uint8_t *from) { return *reinterpret_cast<const Unit *>(from); }
 
+// Of this rank's message of the next exchange, unless one has failed. `load`: expert rows here of the one before.
+DEVICE void write_own_head(const ExchangeParams &p, const Message &own, int count, const int *load) {
+    const Unit head = header(count, *load, p.state->begun + 1);
+    if (!failed(p)) write_head(own.at, head);
+}
+
 // What all blocks learn of the messages: rows of each rank, loads, first the check of every head. One block reports.
 struct Heads {
     int rows[MAX_RANKS];
     uint32_t loads[MAX_RANKS];
 };
-DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uint64_t exchange, Heads &heads, bool reports) {
+// What a thread asks for at once: a rank's head, of the thread of that number, and whether an exchange has failed before.
+struct Ahead {
+    Unit head;
+    bool failed;
+};
+DEVICE Ahead read_ahead(const ExchangeParams &p, const uint8_t *first, size_t stride) {
+    Ahead ahead{};
+    if (threadIdx.x < p.ranks) ahead.head = read_head(first + threadIdx.x * stride);
+    ahead.failed = failed(p);
+    return ahead;
+}
+DEVICE bool check_heads(const ExchangeParams &p, const Ahead &ahead, int most, uint64_t exchange, Heads &heads, bool reports) {
     const int rank = threadIdx.x;
-    Unit head{};
-    if (rank < p.ranks) head = read_head(m.there + rank * m.there_stride);  // beside the word of failure
-    bool good = !failed(p);
+    const Unit &head = ahead.head;
+    bool good = !ahead.failed;
     if (good && rank < p.ranks) {
         const bool came = header_stamp(head) == exchange;
         good = came && head.a <= static_cast<uint32_t>(most);
@@ -64,18 +80,22 @@ DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uin
     }
     return __syncthreads_and(good);
 }
+DEVICE bool read_heads(const ExchangeParams &p, const Messages &m, int most, uint64_t exchange, Heads &heads, bool reports) {
+    return check_heads(p, read_ahead(p, m.there, m.there_stride), most, exchange, heads, reports);
+}
 
 // All results came; false: some rank's did not.
-DEVICE bool results_came(const ExchangeParams &p, const Messages &m, uint64_t exchange, bool reports) {
+DEVICE bool check_results(const ExchangeParams &p, const Ahead &ahead, uint64_t exchange, bool reports) {
     const int rank = threadIdx.x;
-    Unit head{};
-    if (rank < p.ranks) head = read_head(m.back + rank * m.back_stride);
-    bool good = !failed(p);
+    bool good = !ahead.failed;
     if (good && rank < p.ranks) {
-        good = header_stamp(head) == exchange;
+        good = header_stamp(ahead.head) == exchange;
         if (!good && reports) fail(p, ABORTED, rank, exchange);
     }
     return __syncthreads_and(good);
+}
+DEVICE bool results_came(const ExchangeParams &p, const Messages &m, uint64_t exchange, bool reports) {
+    return check_results(p, read_ahead(p, m.back, m.back_stride), exchange, reports);
 }
 // For each rank, before its results go.
 DEVICE void stamp_results(const ExchangeParams &p, const Messages &m, uint64_t exchange) {

@@ -35,22 +35,20 @@ template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
     if (mine) row.read(d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
     wait_for_inputs();
     allow_next_kernel();
-    if (failed(p)) return;
     const Message own = message_of(d.messages, p.rank, 0, p.k);
-    if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_head(own.at, header(d.tokens.count, *d.rows, p.state->begun + 1));
-    if (!mine) return;
-    if (threadIdx.x < p.k) {
+    if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_own_head(p, own, d.tokens.count, d.rows);
+    if (mine && threadIdx.x < p.k) {
         own.ids[token * p.k + threadIdx.x] = d.tokens.ids[token * p.k + threadIdx.x];
         own.weights[token * p.k + threadIdx.x] = d.tokens.weights[token * p.k + threadIdx.x];
     }
-    row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
+    if (mine) row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
 }
 
 // The same of tokens whose experts are still to be chosen, from rows whose norm is still to be made: a block a token, one warp
 // more than make the row chooses.
 template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
     using V = Values<EXACT>;
-    constexpr int AHEAD = EXACT ? 2 : 1;
+    constexpr int AHEAD = 2;
     static_assert(AHEAD * V::COUNT * FEW_THREADS >= INLINE_WIDTH);
     const ExchangeParams &p = d.exchange;
     __shared__ float score[MAX_EXPERTS], choice[MAX_EXPERTS], squares[FEW_THREADS / WARP];
@@ -58,11 +56,11 @@ template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
     const bool chooses = threadIdx.x >= FEW_THREADS;
     const auto first = [&](int a) { return static_cast<int>(threadIdx.x + a * FEW_THREADS) * V::COUNT; };
     const auto mine = [&](int a) { return !chooses && first(a) < p.hidden; };
-    float v[AHEAD][V::COUNT] = {}, more[AHEAD][V::COUNT] = {}, weight[AHEAD][V::COUNT];
+    float4 v[AHEAD] = {}, more[AHEAD] = {}, weight[AHEAD];
     const float bias = d.route.bias && expert < d.route.experts ? d.route.bias[expert] : 0.f;
 #pragma unroll
     for (int a = 0; a < AHEAD; a++)
-        if (mine(a)) V::read(d.norm.weight + first(a), weight[a]);
+        if (mine(a)) weight[a] = V::read(d.norm.weight + first(a));
     wait_for_inputs();
     allow_next_kernel();
     const Message own = message_of(d.messages, p.rank, 0, p.k);
@@ -71,8 +69,8 @@ template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
 #pragma unroll
     for (int a = 0; a < AHEAD; a++) {
         if (!mine(a)) continue;
-        V::read(d.norm.x0 + row + first(a), v[a]);
-        if (d.norm.x1) V::read(d.norm.x1 + row + first(a), more[a]);
+        v[a] = V::read(d.norm.x0 + row + first(a));
+        if (d.norm.x1) more[a] = V::read(d.norm.x1 + row + first(a));
     }
     if (expert < d.route.experts) {
         const float *from = d.route.logits + static_cast<size_t>(token) * d.route.experts + expert;
@@ -85,9 +83,10 @@ template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
     }
     float sum = 0.f;
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++)
-#pragma unroll
-        for (int e = 0; e < V::COUNT; e++) v[a][e] += more[a][e], sum += v[a][e] * v[a][e];
+    for (int a = 0; a < AHEAD; a++) {
+        v[a].x += more[a].x, v[a].y += more[a].y, v[a].z += more[a].z, v[a].w += more[a].w;
+        sum += v[a].x * v[a].x, sum += v[a].y * v[a].y, sum += v[a].z * v[a].z, sum += v[a].w * v[a].w;
+    }
     sum = warp_sum(sum);
     if (!chooses && lane == 0) squares[threadIdx.x / WARP] = sum;
     __syncthreads();
@@ -103,12 +102,12 @@ template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
 #pragma unroll
     for (int w = 0; w < FEW_THREADS / WARP; w++) total += squares[w];
     const float inverse = rsqrtf(total / d.norm.k + d.norm.eps);
-    uint4 *units = reinterpret_cast<uint4 *>(own.rows + static_cast<size_t>(token) * d.messages.row_bytes);
+    auto *units = reinterpret_cast<typename V::Packed *>(own.rows + static_cast<size_t>(token) * d.messages.row_bytes);
 #pragma unroll
     for (int a = 0; a < AHEAD; a++) {
         if (!mine(a)) continue;
-#pragma unroll
-        for (int e = 0; e < V::COUNT; e++) v[a][e] = v[a][e] * inverse * weight[a][e];
+        v[a].x = v[a].x * inverse * weight[a].x, v[a].y = v[a].y * inverse * weight[a].y;
+        v[a].z = v[a].z * inverse * weight[a].z, v[a].w = v[a].w * inverse * weight[a].w;
         units[first(a) / V::COUNT] = V::pack(v[a]);
     }
 }

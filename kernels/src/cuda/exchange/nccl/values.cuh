@@ -1,38 +1,29 @@
 // Rows of a message of few tokens, as F32 or BF16: how a thread holds, reads and writes its part.
 #pragma once
+#include <type_traits>
+
 #include "../../ptx.cuh"
 
 constexpr int PACK_THREADS = 256;
 
-// Sixteen bytes of a row: four F32 or eight BF16.
+// Four values of a row, F32 or as BF16. Neighbouring threads have neighbouring fours: wherever they are F32 as well, a warp touches
+// whole sectors at once.
 template <bool EXACT> struct Values {
-    static constexpr int COUNT = EXACT ? 4 : 8;
-    static DEVICE void read(const float *from, float (&v)[COUNT]) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-            const float4 four = __ldcg(reinterpret_cast<const float4 *>(from + i));
-            v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
-        }
-    }
-    static DEVICE void write(float *to, const float (&v)[COUNT]) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) *reinterpret_cast<float4 *>(to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    }
-    static DEVICE uint4 pack(const float (&v)[COUNT]) {
+    static constexpr int COUNT = 4;
+    using Packed = std::conditional_t<EXACT, uint4, uint2>;
+    // Past the first-level cache.
+    static DEVICE float4 read(const float *from) { return __ldcg(reinterpret_cast<const float4 *>(from)); }
+    static DEVICE Packed pack(const float4 &v) {
         if constexpr (EXACT)
-            return make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+            return make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w));
         else
-            return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+            return make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
     }
-    static DEVICE void unpack(const uint4 &u, float (&v)[COUNT]) {
-        const uint32_t words[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if constexpr (EXACT)
-                v[i] = __uint_as_float(words[i]);
-            else
-                v[2 * i] = bf16_low(words[i]), v[2 * i + 1] = bf16_high(words[i]);
-        }
+    static DEVICE float4 unpack(const Packed &p) {
+        if constexpr (EXACT)
+            return make_float4(__uint_as_float(p.x), __uint_as_float(p.y), __uint_as_float(p.z), __uint_as_float(p.w));
+        else
+            return make_float4(bf16_low(p.x), bf16_high(p.x), bf16_low(p.y), bf16_high(p.y));
     }
 };
 
@@ -40,28 +31,24 @@ template <bool EXACT> struct Values {
 // earlier one, wrote it.
 template <bool EXACT> struct PackedRow {
     using V = Values<EXACT>;
-    static constexpr int AHEAD = EXACT ? 3 : 2;
-    float v[AHEAD][V::COUNT];
+    static constexpr int AHEAD = 3;
+    float4 v[AHEAD];
 
     DEVICE void read(const float *from, int hidden) {
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             const int u = threadIdx.x + a * PACK_THREADS;
-            if (u < hidden / V::COUNT) V::read(from + u * V::COUNT, v[a]);
+            if (u < hidden / V::COUNT) v[a] = V::read(from + u * V::COUNT);
         }
     }
     DEVICE void write(uint8_t *to, const float *from, int hidden) {
-        uint4 *units = reinterpret_cast<uint4 *>(to);
+        auto *units = reinterpret_cast<typename V::Packed *>(to);
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             const int u = threadIdx.x + a * PACK_THREADS;
             if (u < hidden / V::COUNT) units[u] = V::pack(v[a]);
         }
-        for (int u = threadIdx.x + AHEAD * PACK_THREADS; u < hidden / V::COUNT; u += PACK_THREADS) {
-            float more[V::COUNT];
-            V::read(from + u * V::COUNT, more);
-            units[u] = V::pack(more);
-        }
+        for (int u = threadIdx.x + AHEAD * PACK_THREADS; u < hidden / V::COUNT; u += PACK_THREADS) units[u] = V::pack(V::read(from + u * V::COUNT));
     }
 };
 

@@ -55,6 +55,8 @@ pub enum Peers<'a> {
     /// By rank.
     Ipc(&'a [PeerHandle]),
     Nccl(UniqueId),
+    /// The communicator of the epoch before, whose ranks are the same and all well.
+    Same,
 }
 
 enum Carrier {
@@ -126,22 +128,12 @@ impl Station {
         self.exchange().describe()
     }
 
-    /// Ends the epoch, if there is one, and waits, bounded, until the library has freed what it had for it: nothing recorded in
-    /// it is left. Buffers that peers have mapped are left by `connect`.
-    pub fn leave(&mut self) -> Result<()> {
-        let Carrier::Nccl(nccl) = &mut self.carrier else {
-            return Ok(());
-        };
-        nccl.leave(&self.gpu)?;
-        nccl.settle();
-        Ok(())
-    }
-
-    /// As [`IpcExchange::connect`] or [`NcclExchange::connect`]; `factors` are those of all experts.
+    /// As [`IpcExchange::connect`], [`NcclExchange::connect`] or [`NcclExchange::renew`]; `factors` are those of all experts.
     pub fn connect(&mut self, epoch: &Epoch<'_>, peers: Peers<'_>, factors: &[f32]) -> Result<()> {
         match (&mut self.carrier, peers) {
             (Carrier::Ipc(ipc), Peers::Ipc(handles)) => ipc.connect(&self.gpu, epoch, handles)?,
             (Carrier::Nccl(nccl), Peers::Nccl(id)) => nccl.connect(&self.gpu, epoch, id, &|| false)?,
+            (Carrier::Nccl(nccl), Peers::Same) => nccl.renew(&self.gpu, epoch)?,
             _ => {
                 return Err(KernelError::Unsupported(
                     "peers of another kind of exchange".into(),
