@@ -66,12 +66,15 @@ pub(super) fn choose_few(gpu: &Gpu, exact: bool, params: &ChooseFew) -> Result<(
 
 pub(super) fn arrive_few(gpu: &Gpu, exact: bool, params: &ArriveFew) -> Result<()> {
     let exchange = &params.exchange;
-    let slots = (exchange.ranks * exchange.few_tokens * exchange.k) as usize;
-    let marks = (params.group.experts * params.group.words) as usize * (4 + 2) + slots * (2 + 2);
+    let slots_of_message = (params.messages.carried * exchange.k) as usize;
+    // The slots' experts and places, by fours; the marks and what they count.
+    let slots = exchange.ranks as usize * slots_of_message.next_multiple_of(4);
+    let marks = (params.group.experts * params.group.words) as usize;
+    let shared = (slots + marks) * (2 + 4);
     let blocks = 1 + row_blocks(exchange.ranks, params.messages.carried);
     gpu.launch(
         &format!("nccl_arrive_{}", name(exact)),
-        launch(blocks, FEW_THREADS, marks),
+        launch(blocks, FEW_THREADS, shared),
         params,
     )
 }
