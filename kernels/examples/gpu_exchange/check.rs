@@ -110,7 +110,8 @@ fn shape(rank: &Rank, mode: &Mode, (hidden, top_k, _): (usize, usize, usize)) ->
         exact: mode.exact,
         deterministic: mode.deterministic,
         wire: mode.wire,
-        many_tokens: if mode.family == Family::Few { 0 } else { 384 },
+        // More than the blocks that add results sum ahead of what comes.
+        many_tokens: if mode.family == Family::Few { 0 } else { 896 },
         ..ExchangeShape::new(rank.ranks, hidden, top_k, 0, mode.deterministic)
     }
 }

@@ -218,6 +218,7 @@ impl Connected {
             row_of_slot: results.row_of_slot,
             hidden: results.hidden,
             senders: 0,
+            ahead: 0,
         })
     }
 

@@ -45,7 +45,7 @@ struct Area {
 };
 
 // Tokens whose results are announced together, where ranks do not share a device.
-constexpr int CHUNK = 4;
+constexpr int CHUNK = 2;
 
 struct ExchangeParams {
     uint8_t *area[MAX_RANKS];   // of every rank, as mapped here

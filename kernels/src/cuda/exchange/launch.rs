@@ -1,6 +1,6 @@
-//! Launches of `few_dispatch.cu`, `few_combine.cu`, `many_dispatch.cu` and `many_combine.cu`.
+//! Launches of `few_dispatch.cu`, `few_combine.cu`, `many_dispatch.cu`, `many_combine.cu` and `many_return.cu`.
 
-use super::layout::{CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams};
+use super::layout::{CHUNK, CombineFew, CombineMany, DispatchFew, DispatchMany, ExchangeParams};
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
 use crate::ops::rmsnorm::cuda::pairs;
@@ -14,6 +14,10 @@ const WAITING_BLOCKS: usize = 64;
 const FEW_BLOCKS: u32 = 128;
 /// Blocks of the bulk kernels per multiprocessor.
 const MANY_PER_MULTIPROCESSOR: u32 = 4;
+/// Chunks whose own shares are summed before what is added to them has come, and the shared memory for them of one of as many
+/// blocks. With more of them in the beginning results go out late.
+const MOST_AHEAD: usize = 2;
+const ADDING_SHARED: usize = 48 << 10;
 
 fn name(exact: bool) -> &'static str {
     if exact { "exact" } else { "bf16" }
@@ -68,7 +72,7 @@ fn launch(blocks: u32, threads: u32, shared: usize) -> Launch {
 
 /// A grid of warps for `rows` rows.
 fn many_launch(gpu: &Gpu, rows: usize) -> Launch {
-    let blocks = (rows as u32).div_ceil(super::layout::CHUNK as u32);
+    let blocks = (rows as u32).div_ceil(CHUNK as u32);
     launch(
         blocks.clamp(1, MANY_PER_MULTIPROCESSOR * gpu.blocks()),
         MANY_THREADS,
@@ -143,21 +147,54 @@ pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
 
 /// Both in one kernel, on a device that no other rank shares. With few rows more blocks would only wait.
 pub(super) fn combine_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
-    let each = if params.tokens.count > 1024 { 2 } else { 1 } * gpu.blocks();
+    let tokens = params.tokens.count as usize;
+    let each = if tokens > 1024 { 2 } else { 1 } * gpu.blocks();
+    let ahead = chunks_ahead(
+        tokens.div_ceil(CHUNK).div_ceil(each as usize),
+        params.exchange.hidden as usize,
+    );
     let params = CombineMany {
         senders: each as i32,
+        ahead: ahead as i32,
         ..*params
     };
     gpu.launch(
         &format!("exchange_combine_many{}", traced(&params.exchange)),
-        launch(2 * each, MANY_THREADS, 0),
+        launch(
+            2 * each,
+            MANY_THREADS,
+            ahead * CHUNK * params.exchange.hidden as usize * 2,
+        ),
         &params,
     )
+}
+
+/// Of the `chunks` that a block adds, how many it sums its own share of before it needs them.
+fn chunks_ahead(chunks: usize, hidden: usize) -> usize {
+    let room = ADDING_SHARED / (CHUNK * hidden * 2);
+    chunks.min(MOST_AHEAD).min(room).max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_shares_are_summed_ahead_as_far_as_there_is_room_and_work() {
+        for (chunks, hidden, ahead) in [
+            (0, 3072, 1),
+            (1, 3072, 1),
+            (8, 3072, 2),
+            (8, 8192, 1),
+            (8, 16384, 1),
+        ] {
+            assert_eq!(
+                chunks_ahead(chunks, hidden),
+                ahead,
+                "{chunks} chunks of {hidden} values"
+            );
+        }
+    }
 
     #[test]
     fn cases_are_all_kinds_once() {

@@ -9,7 +9,7 @@ use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
 use crate::ops::route::cuda::{Groups, MAX_TOP_K, RouteParams};
 
 /// Tokens of the many-token family whose results are announced together.
-pub(super) const CHUNK: usize = 4;
+pub(super) const CHUNK: usize = 2;
 /// Bytes of a unit of the few-token family.
 pub(super) const UNIT: usize = 16;
 /// Most rows of the few-token family together: what one block marks in shared memory.
@@ -260,6 +260,7 @@ pub(crate) struct CombineMany {
     pub(super) row_of_slot: u64,
     pub(super) hidden: u64,
     pub(super) senders: i32,
+    pub(super) ahead: i32,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-// What both halves of the exchange of many tokens share: rows in bulk, two warps a row, and stamps behind system-wide fences.
+// What both halves of the exchange of many tokens share: rows in bulk, four warps a row, and stamps behind system-wide fences.
 #pragma once
 #include "../plane.cuh"
 #include "exchange.cuh"

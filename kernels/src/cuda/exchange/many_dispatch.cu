@@ -12,9 +12,9 @@ struct DispatchMany {
     const int *rows;  // this rank's expert rows of the exchange before: the load that the others see
 };
 
-// Two warps a row: its 16-byte parts are on their way before anyone asks where they go.
+// Four warps a row: its 16-byte parts are on their way before anyone asks where they go.
 template <bool TRACED> DEVICE void send_rows(const DispatchMany &d) {
-    constexpr int AHEAD = 6, ROW_LANES = ROW_WARPS * WARP;
+    constexpr int AHEAD = 3, ROW_LANES = ROW_WARPS * WARP;
     const ExchangeParams &p = d.exchange;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = d.padded / 8, part = warp % ROW_WARPS * WARP + lane;
     const uint64_t came = entered<TRACED>();

@@ -17,7 +17,7 @@
 //! - many (prefill): rows are BF16 (in the order of planes, so nothing is lost: planes are BF16), or FP8 with a scale per
 //!   128 values; a stamp per rank pair is stored with release after a system-wide fence. Received rows stay where
 //!   they are; `sort` gathers them into the plane of sorted rows.
-//!   Results of a rank that has its device to itself have a stamp per chunk of four tokens, and one kernel sends and adds.
+//!   Results of a rank that has its device to itself have a stamp per chunk of two tokens, and one kernel sends and adds.
 //!   Long steps have two pieces under way ([`halves`]).
 //! - Fast mode: a rank adds its slots of a token, in the order of slots, and sends one row back per (token, rank); the owner
 //!   adds those in the order of ranks. Deterministic mode: F32 both ways, one row back per slot, and the owner adds them
