@@ -29,7 +29,7 @@ const NAMES: [(&str, [&str; POINTS]); KERNELS] = [
         [
             "on the device",
             "may read",
-            "slots known",
+            "slots known, own shares summed",
             "results sent",
             "first results added",
             "done",
