@@ -9,6 +9,14 @@ DEVICE uint32_t scaled(uint32_t v, __nv_bfloat162 high, __nv_bfloat162 low) {
     return *reinterpret_cast<uint32_t *>(&out);
 }
 
+// Four e4m3 as two pairs of bf16 times 2^-120, (b0, b2) and (b1, b3): `unpack_fp8` without its multiplication, which is part of the scale.
+DEVICE void place_fp8(uint32_t word, uint32_t &even, uint32_t &odd) {
+    even = and_or(word << 4, 0x07f007f0u, (word << 8) & 0x80008000u);
+    odd = and_or(word >> 4, 0x07f007f0u, word & 0x80008000u);
+}
+// A scale of 255 or more would overflow: of weights beyond 114,000, which no BF16 model has.
+constexpr float PLACED_FP8 = 1.329227995784916e36f;
+
 struct SplitScale {
     __nv_bfloat162 high, low;
     __device__ __forceinline__ void set(float s) {
@@ -49,9 +57,14 @@ template <int F> struct TileDecoder {
         if constexpr (INT4<F>) {
             if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) scale[0].set(scale_value(s0, bf16_scales)), scale[1].set(scale_value(s1, bf16_scales));
         } else if constexpr (F == FP8) {
-            if (s == 0 && first) scale[0].set(__uint_as_float(s0));
+            if (s == 0 && first) scale[0].set(__uint_as_float(s0) * PLACED_FP8);
         }
-        make_unscaled(s, first, a);
+        if constexpr (F == FP8) {
+            place_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
+            place_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
+        } else {
+            make_unscaled(s, first, a);
+        }
         if constexpr (INT4<F> || F == FP8) {
 #pragma unroll
             for (int j = 0; j < 4; j++) a[j] = scaled(a[j], scale[INT4<F> ? j & 1 : 0].high, scale[INT4<F> ? j & 1 : 0].low);
@@ -160,11 +173,11 @@ template <int F> struct TwoHalves {
             }
             decoder.make(s, bf16_scales, first, a);
         } else if constexpr (F == FP8) {
-            if (s == 0 && first) decoder.scale[0].set(__uint_as_float(decoder.s0)), decoder.scale[1].set(__uint_as_float(decoder.s1));
+            if (s == 0 && first) decoder.scale[0].set(__uint_as_float(decoder.s0) * PLACED_FP8), decoder.scale[1].set(__uint_as_float(decoder.s1) * PLACED_FP8);
             // Bytes 0 and 2 are rows g, 1 and 3 rows g + 8.
             const uint32_t order = upper ? 0x7351 : 0x6240;
-            unpack_fp8(__byte_perm(s % 2 ? w.z : w.x, s % 2 ? second.z : second.x, order), a[0], a[1]);
-            unpack_fp8(__byte_perm(s % 2 ? w.w : w.y, s % 2 ? second.w : second.y, order), a[2], a[3]);
+            place_fp8(__byte_perm(s % 2 ? w.z : w.x, s % 2 ? second.z : second.x, order), a[0], a[1]);
+            place_fp8(__byte_perm(s % 2 ? w.w : w.y, s % 2 ? second.w : second.y, order), a[2], a[3]);
 #pragma unroll
             for (int j = 0; j < 4; j++) a[j] = scaled(a[j], decoder.scale[j & 1].high, decoder.scale[j & 1].low);
         } else {
