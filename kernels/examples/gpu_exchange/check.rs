@@ -1,28 +1,28 @@
-//! The contract of an exchange: results for random and extreme routings, repeated epochs, and every wait ended by its
-//! deadline or by abort when a rank is missing before, inside or after an exchange.
+//! The contract of an exchange: results for random and extreme routings and repeated epochs, then ranks at fault.
 
 use std::time::{Duration, Instant};
 
-use conclave_kernels::backend::KernelError;
-use conclave_kernels::cuda::exchange::station::{Family, StationGraph, Until};
-use conclave_kernels::cuda::exchange::{ExchangeShape, FaultReason, Wire};
+use conclave_kernels::cuda::exchange::station::{Family, Until};
+use conclave_kernels::cuda::exchange::{ExchangeShape, Wire};
 
 use crate::cases::{Holding, Routing, Tokens, compare, placement};
+use crate::faults::{faults, forged};
 use crate::rank::Rank;
 
-const PATIENT: Duration = Duration::from_secs(5);
+/// How long ranks that are well wait for each other.
+pub const PATIENT: Duration = Duration::from_secs(5);
 
 /// One way of carrying rows, and how far results may be from exact ones.
-struct Mode {
-    name: &'static str,
-    family: Family,
+pub struct Mode {
+    pub name: &'static str,
+    pub family: Family,
     exact: bool,
     deterministic: bool,
     wire: Wire,
-    tolerance: f64,
+    pub tolerance: f64,
 }
 
-const MODES: [Mode; 6] = [
+pub const MODES: [Mode; 6] = [
     Mode {
         name: "few, per slot",
         family: Family::Few,
@@ -105,7 +105,8 @@ pub fn check(rank: &mut Rank) -> usize {
     if rank.rank == 0 { failed } else { 0 }
 }
 
-fn shape(rank: &Rank, mode: &Mode, (hidden, top_k, _): (usize, usize, usize)) -> ExchangeShape {
+/// Of an epoch in which ranks exchange in that way.
+pub fn shape(rank: &Rank, mode: &Mode, (hidden, top_k, _): (usize, usize, usize)) -> ExchangeShape {
     ExchangeShape {
         exact: mode.exact,
         deterministic: mode.deterministic,
@@ -213,194 +214,6 @@ fn routings(
                 );
             }
         }
-    }
-    failed
-}
-
-/// The last rank announces more tokens than its places: nobody believes it.
-fn forged(rank: &mut Rank) -> usize {
-    const SIZES: (usize, usize, usize) = (200, 5, 33);
-    let (placement, shape) = (
-        placement(Holding::Even, SIZES.2, rank.ranks),
-        shape(rank, &MODES[0], SIZES),
-    );
-    rank.connect(shape, &placement, PATIENT);
-    let tokens = Tokens::new(rank.rank as u64, 3, SIZES, Routing::Uniform, rank.ranks);
-    rank.set_tokens(&tokens, Family::Few);
-    rank.station.set_hidden(&tokens.state).unwrap();
-    let forger = rank.ranks - 1;
-    if rank.rank == forger {
-        for peer in 0..forger {
-            let too_many = shape.few_tokens as u32 + 1;
-            rank.station.forge_count(peer, rank.epoch(), too_many).unwrap();
-        }
-    }
-    rank.meet();
-    let mut wrong = "";
-    if rank.rank != forger {
-        rank.station.queue(Family::Few, 0, Until::All).unwrap();
-        let untouched = rank.station.hidden().unwrap() == tokens.state;
-        let fault = rank.station.control().fault();
-        let right =
-            fault.is_some_and(|fault| fault.reason == FaultReason::Count && fault.peer as usize == forger);
-        if !right || !untouched {
-            println!(
-                "FAILED   a forged count: rank {}: {fault:?}, state untouched: {untouched}",
-                rank.rank
-            );
-            wrong = "wrong";
-        }
-    }
-    let failed = rank.gather(wrong).iter().any(|line| !line.is_empty());
-    if !failed {
-        rank.say("ok       a forged count");
-    }
-    usize::from(failed)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Phase {
-    Before,
-    Inside,
-    After,
-}
-
-/// Of `faults`.
-const TIMEOUT: Duration = Duration::from_millis(150);
-
-/// Exchanges that the last rank does not take part in to their end; empty, or what was wrong.
-fn survive(
-    rank: &mut Rank,
-    family: Family,
-    graph: Option<&StationGraph>,
-    phase: Phase,
-    abort: bool,
-) -> String {
-    let dead = rank.ranks - 1;
-    let control = rank.station.control();
-    let start = Instant::now();
-    let ending = abort.then(|| {
-        let control = control.clone();
-        std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            control.abort();
-        })
-    });
-    let queued = match graph {
-        Some(graph) => rank.station.launch(graph),
-        None => (0..4).try_for_each(|_| rank.station.queue(family, 0, Until::All)),
-    };
-    // The library may notice while the host still queues: to a worker that is a failed step like any other, which it aborts.
-    let told = match queued {
-        Err(KernelError::Exchange { peer, .. }) if rank.options.nccl => {
-            control.abort();
-            Some(peer as usize)
-        }
-        queued => {
-            queued.unwrap();
-            None
-        }
-    };
-    let outcome = rank.station.wait();
-    let took = start.elapsed();
-    if let Some(ending) = ending {
-        ending.join().unwrap();
-    }
-    let limit = match abort {
-        true => Duration::from_millis(120),
-        false => TIMEOUT + Duration::from_millis(250),
-    };
-    let fault = control.fault();
-    let reason = match (abort, phase) {
-        (true, _) => FaultReason::Aborted,
-        (false, _) if rank.options.nccl => FaultReason::Deadline,
-        (false, Phase::Inside) => FaultReason::CombineDeadline,
-        _ => FaultReason::DispatchDeadline,
-    };
-    // Of more than two ranks a survivor may have waited for one that gave up first.
-    let right = match told {
-        Some(peer) => peer == dead || rank.ranks > 2,
-        None => fault.is_some_and(|fault| {
-            fault.reason == reason && (fault.peer as usize == dead || rank.ranks > 2)
-                || (rank.ranks > 2 && fault.reason == FaultReason::DispatchDeadline)
-        }),
-    };
-    if outcome.is_ok() && took <= limit && right {
-        return String::new();
-    }
-    format!(
-        "rank {}: {outcome:?} after {took:?}, {fault:?}, queueing told of {told:?}",
-        rank.rank
-    )
-}
-
-/// The last rank stops before, inside or after an exchange; the others wait until their deadline or abort.
-fn faults(rank: &mut Rank) -> usize {
-    const SIZES: (usize, usize, usize) = (3072, 8, 256);
-    let dead = rank.ranks - 1;
-    let mut failed = 0;
-    for mode in [&MODES[0], &MODES[2], &MODES[3], &MODES[4]] {
-        if !rank.offers(mode.family) {
-            continue;
-        }
-        let (began, connecting) = (Instant::now(), rank.connecting);
-        for phase in [Phase::Before, Phase::Inside, Phase::After] {
-            for abort in [false, true] {
-                let placement = placement(Holding::Even, SIZES.2, rank.ranks);
-                rank.renew(
-                    shape(rank, mode, SIZES),
-                    &placement,
-                    if abort { PATIENT } else { TIMEOUT },
-                );
-                let tokens = Tokens::new(rank.rank as u64, 16, SIZES, Routing::Uniform, rank.ranks);
-                rank.set_tokens(&tokens, mode.family);
-                rank.station.set_hidden(&tokens.state).unwrap();
-                let graph = match mode.family {
-                    Family::Halves => None,
-                    family => Some(rank.station.record(family, 4, Until::All).unwrap()),
-                };
-                rank.meet();
-                let wrong = if rank.rank == dead {
-                    match phase {
-                        Phase::Before => {}
-                        Phase::Inside => rank.station.queue(mode.family, 0, Until::Dispatch).unwrap(),
-                        Phase::After => rank.station.queue(mode.family, 0, Until::All).unwrap(),
-                    }
-                    rank.station.wait().unwrap();
-                    String::new()
-                } else {
-                    survive(rank, mode.family, graph.as_ref(), phase, abort)
-                };
-                drop(graph);
-                let all = rank.gather(&wrong);
-                let wrong: Vec<&String> = all.iter().filter(|line| !line.is_empty()).collect();
-                let what = format!(
-                    "{}: a rank stops {phase:?}, {}",
-                    mode.name,
-                    if abort { "abort" } else { "deadline" }
-                );
-                // The devices and the mappings are as good as before.
-                rank.connect(shape(rank, mode, SIZES), &placement, PATIENT);
-                rank.set_tokens(&tokens, mode.family);
-                rank.station.set_hidden(&tokens.state).unwrap();
-                rank.station.queue(mode.family, 0, Until::All).unwrap();
-                let state = rank.station.hidden().unwrap();
-                let (error, _) = rank.worst(compare(&state, &tokens.expected(1, None)).0);
-                if !wrong.is_empty() || error > mode.tolerance.max(1e-6) {
-                    failed += 1;
-                    rank.say(&format!(
-                        "FAILED   {what}: {wrong:?}; afterwards error {error:.1e}"
-                    ));
-                } else {
-                    rank.say(&format!("ok       {what}"));
-                }
-            }
-        }
-        rank.say(&format!(
-            "         in {:.1?}, {:.1?} of it for epochs",
-            began.elapsed(),
-            rank.connecting - connecting
-        ));
     }
     failed
 }

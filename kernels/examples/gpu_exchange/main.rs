@@ -18,6 +18,7 @@ mod cases;
 mod check;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod faults;
 mod kill;
 mod link;
 mod made;

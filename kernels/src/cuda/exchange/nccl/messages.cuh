@@ -94,9 +94,6 @@ DEVICE bool check_results(const ExchangeParams &p, const Ahead &ahead, uint64_t 
     }
     return __syncthreads_and(good);
 }
-DEVICE bool results_came(const ExchangeParams &p, const Messages &m, uint64_t exchange, bool reports) {
-    return check_results(p, read_ahead(p, m.back, m.back_stride), exchange, reports);
-}
 // For each rank, before its results go.
 DEVICE void stamp_results(const ExchangeParams &p, const Messages &m, uint64_t exchange) {
     const int rank = threadIdx.x;
