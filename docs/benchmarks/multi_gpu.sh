@@ -78,6 +78,8 @@ fi
 if wants kill; then
     echo "== one rank of $R killed in mid-decode"
     run survival 35 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R"; tail -3 survival.txt
+    run survival-nccl 25 python3 "$HERE/kill_a_rank.py" "$BIN/conclave" "$MODELS/$FORMAT" --workers "$R" --transport nccl --layers 4 --tokens 3000
+    tail -3 survival-nccl.txt
 fi
 if wants clients; then
     echo "== $FORMAT over $R ranks: clients"
