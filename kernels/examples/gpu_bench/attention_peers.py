@@ -149,7 +149,7 @@ def decode(driver, kind, batch, context):
     sets = min(16, max(2, math.ceil(160e6 / size)))
     cache = Cache(kind, sets, batch, context)
     q, out = (torch.randn(batch, HEADS * DIM, device=device) for _ in range(2))
-    blocks = 2 * torch.cuda.get_device_properties(0).multi_processor_count
+    blocks = torch.cuda.get_device_properties(0).multi_processor_count
     words = lambda count: torch.zeros(count, dtype=torch.int32, device=device)
     positions, run, items, count = words(batch) + context - 1, words(batch), words(8 * 16384), words(1)
     run[:] = torch.arange(batch)
@@ -160,11 +160,11 @@ def decode(driver, kind, batch, context):
     driver.launch("plan", "attention_plan", 1, 1024, 0, plan, False)
     lists = address(items=items, item_count=count, q=q, partial=partial, partial_sums=sums, arrived=arrived, out=out)
     bytes_of = torch.empty(0, dtype=KINDS[kind]).element_size()
-    shared = 4 * 16384 + 32 * 132 * 4 + 10 * DIM * 4 + 512 + 32 * 48 + 4 * 8 * (4 // bytes_of) + 512
+    shared = 8 * 24576 + 32 * 132 * 4 + 10 * DIM * 4 + 512 + 32 * 48 + 8 * 8 * (6 // bytes_of) + 512 + 256
 
     def call(which, overlap=False):
         params = DecodeParams(**cache.pages(which), **lists)
-        return lambda: driver.launch("decode", f"attention_decode_{kind}_{DIM}", blocks, 128, shared, params, overlap)
+        return lambda: driver.launch("decode", f"attention_decode_{kind}_{DIM}", blocks, 256, shared, params, overlap)
 
     out.fill_(float("nan"))
     call(0)()

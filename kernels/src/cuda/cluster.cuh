@@ -14,11 +14,27 @@ DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// The same in two steps, for what others need not see: that all blocks run.
+DEVICE void cluster_arrive() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+DEVICE void cluster_wait() {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // The place in block `rank` of what lies at `address` in this one.
 DEVICE uint32_t in_block(uint32_t address, uint32_t rank) {
     uint32_t there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
+}
+
+// To a place in another block, as `in_block` gives it.
+DEVICE void store_in(uint32_t place, float v) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place), "f"(v) : "memory"); }
+DEVICE void store_in(uint32_t place, float2 v) {
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(v.x), "f"(v.y) : "memory");
 }
 
 // `barrier`: as `in_block` gives it.

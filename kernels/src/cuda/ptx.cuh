@@ -15,6 +15,9 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 // Every kernel calls wait_for_inputs, then allow_next_kernel, once each. So when a kernel starts, the one before it has
 // passed its own wait: all kernels before that one have ended. Before its wait a kernel may read weights and what was
 // written by the kernel before last or earlier (past the first-level cache, __ldcg); it writes nothing.
+// Small kernels of decode steps (rope_few, norm_few, combine_few) allow the next one before they wait, so that it is there and has asked
+// for what it knows when they end. What follows one of them may read only weights and what is older by one kernel than said above:
+// attention reads the step's plan and page tables, which lie further back.
 
 // Everything that the kernels before this one wrote is visible after this.
 DEVICE void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

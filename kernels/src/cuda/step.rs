@@ -67,7 +67,7 @@ impl Step {
         let entries =
             entries.ok_or_else(|| shape("cuda backend", "pages of all runs", limits.max_runs, "fewer"))?;
         let longest = limits.max_tokens.max(limits.max_logit_rows).max(FEW_TOKENS);
-        let listed = MAX_ITEMS.max(LISTED_ITEMS * attention_blocks(gpu) as usize);
+        let listed = MAX_ITEMS.max(LISTED_ITEMS * attention_blocks(gpu, true) as usize);
         Ok(Step {
             lists: words(4 * longest, "lists of a step")?,
             capacity: FEW_TOKENS,
@@ -211,13 +211,13 @@ impl Step {
         }
     }
 
-    /// Plans the splits of the contexts of tokens `first`.. of the step.
+    /// Plans the splits of the contexts of tokens `first`.. of the step; `inline`: for `decode_inline.cu`.
     pub(crate) fn queue_plan(
         &self,
         gpu: &Gpu,
         head_blocks: usize,
-        first: usize,
-        tokens: usize,
+        (first, tokens): (usize, usize),
+        inline: bool,
     ) -> Result<()> {
         let params = PlanParams {
             positions: self.positions() + first as u64 * 4,
@@ -227,7 +227,7 @@ impl Step {
             splits_of: self.splits_of.address,
             tokens: tokens as i32,
             head_blocks: head_blocks as i32,
-            blocks: attention_blocks(gpu) as i32,
+            blocks: attention_blocks(gpu, inline) as i32,
             fixed: self.fixed_split,
         };
         gpu.launch(
@@ -247,7 +247,7 @@ impl Step {
         if self.fixed_split > 0 {
             return FEW_TOKENS * FIXED_SPLITS;
         }
-        let filling = 4 * attention_blocks(gpu) as usize / head_blocks.max(1);
+        let filling = 4 * attention_blocks(gpu, true) as usize / head_blocks.max(1);
         (FEW_TOKENS + PLAN_ITEMS.max(filling) + 1).min(MAX_ITEMS)
     }
 
@@ -311,7 +311,7 @@ impl Step {
     }
 }
 
-/// Blocks of the split-context attention: two a multiprocessor.
-pub(crate) fn attention_blocks(gpu: &Gpu) -> u32 {
-    2 * gpu.blocks()
+/// Blocks of the split-context attention: one a multiprocessor, two small ones of `decode_inline.cu`.
+pub(crate) fn attention_blocks(gpu: &Gpu, inline: bool) -> u32 {
+    gpu.blocks() * (1 + u32::from(inline))
 }

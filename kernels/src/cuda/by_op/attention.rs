@@ -97,7 +97,7 @@ impl CudaBackend {
             let blocks = attention::head_blocks(spec.heads, spec.kv_heads);
             for first in (0..tokens).step_by(FEW_TOKENS) {
                 self.step
-                    .queue_plan(&self.gpu, blocks, first, FEW_TOKENS.min(tokens - first))?;
+                    .queue_plan(&self.gpu, blocks, (first, FEW_TOKENS.min(tokens - first)), false)?;
                 let rows = (first * spec.q_width() * 4) as u64;
                 let params = attention::AttentionParams {
                     q: q + rows,

@@ -22,7 +22,7 @@ template <bool EXACT, bool NORM, bool TRACED> DEVICE void dispatch_few(const Dis
     const int senders = gridDim.x - 1;
     int token = blockIdx.x - 1;
     __shared__ Sending sending;
-    __shared__ Choosing choosing;
+    __shared__ Sent choosing;
     RowPart<EXACT> part;
     if (blockIdx.x > 0 && token < d.tokens.count) prepare_token<EXACT, NORM>(d, exchange, token, sending, part, choosing);
     if (__syncthreads_or(failed(p))) {

@@ -53,7 +53,7 @@ template <bool EXACT> struct RowPart {
 
 // Requests a token's row and finds its destinations, the scout those; nobody waits for the other. A barrier must follow.
 template <bool EXACT, bool NORM>
-DEVICE void prepare_token(const DispatchFew &d, uint64_t exchange, int token, Sending &sending, RowPart<EXACT> &part, Choosing &choosing) {
+DEVICE void prepare_token(const DispatchFew &d, uint64_t exchange, int token, Sending &sending, RowPart<EXACT> &part, Sent &choosing) {
     const ExchangeParams &p = d.exchange;
     const size_t row = static_cast<size_t>(token) * p.hidden;
     const int lane = threadIdx.x & 31;

@@ -18,7 +18,7 @@ use crate::cuda::{CudaBackend, Gpu};
 use crate::ops::attention::cuda::head_blocks;
 use crate::ops::embed::cuda::embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
-use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_rows};
+use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_few};
 use crate::ops::route::cuda::GATE_PARTS;
 
 /// From so many tokens on dense weights are worth a matrix product instead of passes of eight.
@@ -119,7 +119,7 @@ fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, l
         };
         if count >= PRODUCT_TOKENS && !backend.deterministic {
             let (plane, blocks) = (places.plane, plane_blocks(FEW_TOKENS));
-            norm_rows(
+            norm_few(
                 gpu,
                 count,
                 &NormRows {
@@ -140,7 +140,7 @@ fn head(backend: &CudaBackend, forward: &Forward, stream: Stream, rows: usize, l
             };
             linear_gemm(gpu, &call)?;
         } else {
-            norm_rows(
+            norm_few(
                 gpu,
                 count,
                 &NormRows {
@@ -205,7 +205,8 @@ impl Piece<'_> {
             });
         }
         let kv_heads = sizes.kv_width / (sizes.q_width / sizes.heads);
-        step.queue_plan(gpu, head_blocks(sizes.heads, kv_heads), self.first, self.tokens)?;
+        let blocks = head_blocks(sizes.heads, kv_heads);
+        step.queue_plan(gpu, blocks, (self.first, self.tokens), way == Way::Inline)?;
         let mut stream = Stream {
             x0: self.hidden(),
             x1: 0,
@@ -261,7 +262,7 @@ impl Piece<'_> {
             padded: padded(self.forward.sizes.hidden) as i32,
             ..NormRows::default()
         };
-        norm_rows(self.gpu, self.tokens, &norm)
+        norm_few(self.gpu, self.tokens, &norm)
     }
 
     /// A dense weight times the rows or the plane; returns the number of parts in `y`.

@@ -53,8 +53,8 @@ pub(super) fn queue(
         step.queue_plan(
             gpu,
             head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
-            0,
-            single,
+            (0, single),
+            false,
         )?;
     }
     let pieces = |chunk: usize| {

@@ -8,9 +8,26 @@ use crate::ops::linear::cuda::SplitInput;
 
 /// Query heads that share one reading of a key.
 const HEADS_HELD: usize = 8;
-const WARPS: usize = 4;
-/// Ring of one warp.
-const RING_BYTES: usize = 16384;
+
+/// A kernel for few tokens: its name, warps, ring of one warp.
+struct DecodeKernel {
+    name: &'static str,
+    warps: usize,
+    ring: usize,
+}
+const DECODE: DecodeKernel = DecodeKernel {
+    name: "attention_decode",
+    warps: 8,
+    ring: 24576,
+};
+/// That makes its queries itself.
+const INLINE: DecodeKernel = DecodeKernel {
+    name: "attention_decode_inline",
+    warps: 4,
+    ring: 16384,
+};
+/// Warps whose results meet in shared memory.
+const MERGED: usize = 4;
 
 /// Mirrors `Pages` of `pages.cuh`.
 #[repr(C)]
@@ -32,6 +49,7 @@ pub(crate) struct AttentionParams {
     pub(crate) items: u64,
     pub(crate) item_count: u64,
     pub(crate) q: u64,
+    /// Not 0: `decode_inline.cu`, for which the step has been planned.
     pub(crate) qkv: u64,
     pub(crate) squares: u64,
     pub(crate) q_norm: u64,
@@ -145,27 +163,25 @@ pub(crate) fn decode_behind_plan(gpu: &Gpu, cache: &KvCache, params: &AttentionP
 
 fn launch_decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams, overlap: bool) -> Result<()> {
     let dim = cache.head_dim;
-    let depth = RING_BYTES / (2 * 16 * dim * kv_bytes(cache.dtype));
-    // The rings, four warps' results, the query, the new key and value, the rotation, the listed work, and small things.
-    let results = WARPS * HEADS_HELD * (dim + 4) * 4;
-    let shared = WARPS * RING_BYTES
-        + results
+    let inline = params.qkv != 0;
+    let DecodeKernel { name, warps, ring } = if inline { INLINE } else { DECODE };
+    let depth = ring / (2 * 16 * dim * kv_bytes(cache.dtype));
+    // The rings, the warps' results, the query, the new key and value, the rotation, the listed work, and small things.
+    let shared = warps * ring
+        + MERGED * HEADS_HELD * (dim + 4) * 4
         + (HEADS_HELD + 2) * dim * 4
         + 64 * 8
         + 32 * 48
-        + WARPS * depth * 8
-        + 512;
+        + warps * depth * 8
+        + warps * HEADS_HELD * 8
+        + 256;
     let launch = Launch {
-        grid: (attention_blocks(gpu), 1),
-        threads: WARPS as u32 * 32,
+        grid: (attention_blocks(gpu, inline), 1),
+        threads: warps as u32 * 32,
         shared: shared as u32,
         overlap,
     };
-    gpu.launch(
-        &format!("attention_decode_{}_{dim}", kv_name(cache.dtype)?),
-        launch,
-        params,
-    )
+    gpu.launch(&format!("{name}_{}_{dim}", kv_name(cache.dtype)?), launch, params)
 }
 
 /// Rows (token, head) of one block.

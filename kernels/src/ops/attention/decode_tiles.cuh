@@ -2,10 +2,18 @@
 #pragma once
 #include "decode.cuh"
 
-constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * WARP;
+// Warps of a block, bytes of each one's ring, and whether the kernel makes its queries itself: decode_inline.cu has its own. With 192 KB of
+// rings on each multiprocessor all keys and values of 384 positions are on their way before the queries are there.
+#ifndef DECODE_RING
+#define DECODE_HELD_WARPS 8
+#define DECODE_RING 24576
+#define DECODE_MAKES_QUERIES false
+#endif
+constexpr int DECODE_WARPS = DECODE_HELD_WARPS, DECODE_THREADS = DECODE_WARPS * WARP, RING_BYTES = DECODE_RING;
+constexpr bool MAKES_QUERIES = DECODE_MAKES_QUERIES;
 
 template <int KV, int HD> constexpr int TILE_BYTES = TILE_TOKENS *HD *KV_BYTES<KV>;
-template <int KV, int HD> constexpr int DECODE_DEPTH = 16384 / (2 * TILE_BYTES<KV, HD>);  // 16 KB a warp
+template <int KV, int HD> constexpr int DECODE_DEPTH = RING_BYTES / (2 * TILE_BYTES<KV, HD>);
 
 // One split for one head block.
 struct Work {
@@ -14,7 +22,7 @@ struct Work {
     int block, kv_head, head0, held;      // head block; its first query head and their number
 };
 
-// The tiles of the listed work that this warp takes, in order: of each piece begin / 16 + warp, then every fourth. Each
+// The tiles of the listed work that this warp takes, in order: of each piece begin / 16 + warp, then every DECODE_WARPS-th. Each
 // lane looks up the place of one of the next 32 tiles of a piece, and asks for the page of one of the 32 behind those.
 template <int KV, int HD> struct DecodeTiles {
     const AttentionParams *p;

@@ -1,4 +1,4 @@
-//! Launch of `rope_kv.cu`.
+//! Launches of `rope_kv.cu` and `rope_few.cu`.
 
 use conclave_plan::model::QkNorm;
 
@@ -37,6 +37,28 @@ pub(crate) fn norm_kind(norm: QkNorm) -> i32 {
         QkNorm::PerHead => 1,
         QkNorm::WholeProjection => 2,
     }
+}
+
+/// Blocks of a token in `rope_few.cu`.
+const SPREAD: usize = 8;
+
+/// `rope_kv` for a decode step: many blocks a token; queries in F32 only. A sum's order is another one.
+pub(crate) fn rope_few(gpu: &Gpu, cache: &KvCache, params: &RopeParams) -> Result<()> {
+    if params.norm == norm_kind(QkNorm::PerHead) {
+        return rope_kv(gpu, cache, params);
+    }
+    let heads = params.heads as usize + 2 * cache.kv_heads;
+    let launch = Launch {
+        grid: ((params.tokens as usize * SPREAD) as u32, 1),
+        threads: 256,
+        shared: (heads.div_ceil(SPREAD) * cache.head_dim * 4) as u32,
+        overlap: true,
+    };
+    gpu.launch(
+        &format!("rope_few_{}_{}", kv_name(cache.dtype)?, cache.head_dim),
+        launch,
+        params,
+    )
 }
 
 pub(crate) fn rope_kv(gpu: &Gpu, cache: &KvCache, params: &RopeParams) -> Result<()> {

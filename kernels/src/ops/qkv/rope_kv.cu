@@ -1,23 +1,8 @@
 // After the q, k and v projections: normalise q and k, rotate them, write q for the attention kernel and k, v to their
-// pages. One block a token. The projections may come in parts (cut inputs), which are added here.
-#include "../attention/pages.cuh"
+// pages. One block a token. The projections may come in parts (cut inputs), which are added here. Decode steps: few.cu.
+#include "rope.cuh"
 
-struct RopeParams {
-    const float *qkv;  // [parts][tokens, width]
-    int parts, tokens, heads, rotary;
-    int norm;  // 0: none, 1: per head, 2: over the whole projection
-    float eps;
-    const float *q_norm, *k_norm;
-    const double *turns;
-    const int *positions, *token_run;
-    Pages pages;
-    float *q;  // [tokens, heads * head_dim], of the tokens before `first16`
-    uint16_t *q16;  // the same, times scale, of the tokens from there on: BF16, with FP8 keys F16
-    int first16;
-    float scale;
-};
-
-constexpr int ROPE_THREADS = 512, ROPE_WARPS = ROPE_THREADS / WARP, MAX_ROTARY_PAIRS = 64, MAX_HEADS = 256;
+constexpr int ROPE_THREADS = 512, ROPE_WARPS = ROPE_THREADS / WARP, MAX_HEADS = 256;
 
 // Quad `n` of a thread's, of which the first is at `begin`; zeros past the end.
 DEVICE float4 rope_quad(const float *from, int n, int begin, int width) {
@@ -28,16 +13,6 @@ DEVICE float4 rope_quad(const float *from, int n, int begin, int width) {
 // Pairs of values whose weights a thread has before the projections are there: 56 heads of 128.
 constexpr int ROPE_AHEAD = 7;
 
-// The weights of the norm of a pair of values: one per value of the projection, or one per value of a head.
-template <int HD, class Pair> DEVICE float2 rope_weight(const RopeParams &p, int i, const Pair &pair_of) {
-    int head, a, b;
-    pair_of(i, head, a, b);
-    if (!p.norm) return make_float2(1.f, 1.f);
-    const bool is_q = head < p.heads;
-    const float *weight = (is_q ? p.q_norm : p.k_norm) + (p.norm == 2 ? (is_q ? head : head - p.heads) * HD : 0);
-    return make_float2(__ldg(weight + a), __ldg(weight + b));
-}
-
 template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     extern __shared__ float values[];  // q, k, v of the token
     __shared__ float scratch[2][ROPE_WARPS], inverse_of_head[MAX_HEADS];
@@ -47,26 +22,18 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     // All that does not depend on the projections is there before they are: the angles, the page, and the weights of this
     // thread's values.
     const int position = __ldcg(p.positions + token), half = p.rotary / 2, normed_heads = p.heads + kv_heads;
-    const uint32_t page = __ldcg(p.pages.tables + static_cast<size_t>(__ldcg(p.token_run + token)) * p.pages.table_stride + position / p.pages.page_tokens);
-    // A thread takes two values of a head: a pair that turns together, or two neighbours past the rotated ones.
-    const auto pair_of = [&](int i, int &head, int &a, int &b) {
-        head = i / (HD / 2);
-        const int j = i % (HD / 2);
-        a = j < half ? j : 2 * j, b = j < half ? j + half : a + 1;
-        return j;
+    const uint32_t page = page_of(p, token, position);
+    const auto weight_of = [&](int i) {
+        const RopePair pair = rope_pair<HD>(i, half);
+        return rope_weight<HD>(p, pair.head, pair);
     };
     float2 weight[ROPE_AHEAD];
 #pragma unroll
     for (int n = 0; n < ROPE_AHEAD; n++) {
         const int i = threadIdx.x + n * ROPE_THREADS;
-        weight[n] = i < normed_heads * (HD / 2) ? rope_weight<HD>(p, i, pair_of) : make_float2(1.f, 1.f);
+        weight[n] = i < normed_heads * (HD / 2) ? weight_of(i) : make_float2(1.f, 1.f);
     }
-    if (threadIdx.x < half) {
-        const double turns = position * p.turns[threadIdx.x];
-        float sine, cosine;
-        sincospif(2.f * static_cast<float>(turns - rint(turns)), &sine, &cosine);
-        turn[threadIdx.x] = make_float2(cosine, sine);
-    }
+    if (threadIdx.x < half) turn[threadIdx.x] = rope_turn(p, threadIdx.x, position);
     wait_for_inputs();
     allow_next_kernel();
     const size_t stride = static_cast<size_t>(p.tokens) * width;
@@ -117,26 +84,18 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
         inverse_of_head[threadIdx.x] = p.norm ? rsqrtf(sum / (which ? kv_width : q_width) + p.eps) : 1.f;
     }
     __syncthreads();
-    const auto turn_pair = [&](int i, const float2 &w) {
-        int head, a, b;
-        const int j = pair_of(i, head, a, b);
-        float *at = values + head * HD;
-        const float x = at[a] * inverse_of_head[head] * w.x, y = at[b] * inverse_of_head[head] * w.y;
-        if (j < half) {
-            const float2 angle = turn[j];
-            at[a] = x * angle.x - y * angle.y, at[b] = y * angle.x + x * angle.y;
-        } else {
-            at[a] = x, at[b] = y;
-        }
+    const auto turn_one = [&](int i, const float2 &w) {
+        const RopePair pair = rope_pair<HD>(i, half);
+        turn_pair(values + pair.head * HD, pair, inverse_of_head[pair.head], w, half, turn);
     };
 #pragma unroll
     for (int n = 0; n < ROPE_AHEAD; n++) {
         const int i = threadIdx.x + n * ROPE_THREADS;
-        if (i < normed_heads * (HD / 2)) turn_pair(i, weight[n]);
+        if (i < normed_heads * (HD / 2)) turn_one(i, weight[n]);
     }
 #pragma unroll 1
     for (int i = threadIdx.x + ROPE_AHEAD * ROPE_THREADS; i < normed_heads * (HD / 2); i += ROPE_THREADS)
-        turn_pair(i, rope_weight<HD>(p, i, pair_of));
+        turn_one(i, weight_of(i));
     __syncthreads();
     const size_t row_of_q = static_cast<size_t>(token) * q_width;
     if (token < p.first16) {

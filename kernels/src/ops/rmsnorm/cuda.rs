@@ -1,4 +1,4 @@
-//! Launches of `rmsnorm.cu` and `many.cu`: rows of the residual stream to F32 and to planes, and the weighted sum over experts.
+//! Launches of `rmsnorm.cu`, `few.cu` and `many.cu`: rows of the residual stream to F32 and to planes, and the weighted sum over experts.
 
 use crate::backend::Result;
 use crate::cuda::{Gpu, Launch};
@@ -70,6 +70,39 @@ pub(crate) fn norm_rows(gpu: &Gpu, rows: usize, params: &NormRows) -> Result<()>
         launch(rows),
         params,
     )
+}
+
+/// Values of the widest row of `few.cu`, those that one of its passes takes, and the blocks of a row.
+const FEW_WIDTH: i32 = 8192;
+const FEW_PASS: i32 = 4096;
+const FEW_SPREAD: u32 = 8;
+
+/// The launch of a kernel of `few.cu`, and its passes, where it serves such rows.
+fn few(rows: usize, params: &NormRows) -> Option<(Launch, i32)> {
+    let fits = params.padded <= FEW_WIDTH && params.input.k % 4 == 0 && params.quantised == 0;
+    let launch = Launch {
+        grid: (rows as u32 * FEW_SPREAD, 1),
+        threads: 128,
+        shared: 0,
+        overlap: true,
+    };
+    fits.then_some((launch, (params.padded + FEW_PASS - 1) / FEW_PASS))
+}
+
+/// `norm_rows` for a decode step: many blocks a row. A sum's order is another one.
+pub(crate) fn norm_few(gpu: &Gpu, rows: usize, params: &NormRows) -> Result<()> {
+    match few(rows, params) {
+        Some((launch, passes)) => gpu.launch(&format!("norm_few_{passes}"), launch, params),
+        None => norm_rows(gpu, rows, params),
+    }
+}
+
+/// `combine_rows` of F32 results for a decode step, likewise; `norm.padded` must be there whether there is a norm or not.
+pub(crate) fn combine_few(gpu: &Gpu, rows: usize, params: &CombineRows) -> Result<()> {
+    match few(rows, &params.norm) {
+        Some((launch, passes)) => gpu.launch(&format!("combine_few_{passes}"), launch, params),
+        None => combine_rows(gpu, rows, params),
+    }
 }
 
 pub(crate) fn combine_rows(gpu: &Gpu, rows: usize, params: &CombineRows) -> Result<()> {

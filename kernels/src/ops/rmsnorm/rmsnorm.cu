@@ -1,7 +1,7 @@
 // From the residual stream to the next linear's input: h = x0 + the parts x1, y = h / rms(h) * weight, as F32 (few tokens) and
 // as a plane (many).
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
-#include "rows.cuh"
+#include "combine.cuh"
 
 // The thread's values of a row, zeros past its end.
 template <int PAIRS> DEVICE void load_pairs(const float *row, int width, float2 (&v)[PAIRS]) {
@@ -44,17 +44,6 @@ template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
     }
     finish_row(p, row, v, weight, scratch);
 }
-
-// hidden[t] += sum over j of weights[t, j] * y[t * k + j], in the order of the slots; then, if there is a place for it,
-// the norm of the new hidden.
-struct CombineRows {
-    NormRows norm;      // input.x0: hidden; input.sum_out: hidden; normed and plane null: no norm
-    const float *y;     // [tokens * slots, k], or null:
-    const __nv_bfloat16 *sorted;  // the same values, row row_of_slot[token * slots + j]
-    const uint32_t *row_of_slot;
-    const float *weights;
-    int slots;
-};
 
 template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
     __shared__ float scratch[NORM_THREADS / WARP];

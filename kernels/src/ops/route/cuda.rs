@@ -121,9 +121,14 @@ pub(crate) fn route(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
 
 /// At most 128 tokens, with groups.
 pub(crate) fn route_groups(gpu: &Gpu, params: &RouteTokens) -> Result<()> {
-    let blocks = (params.route.tokens as u32).div_ceil(8);
+    let tokens = params.route.tokens as u32;
+    // A block a token where the scores are sigmoids, and nobody asks for the gate's sums.
+    let (name, blocks) = match params.route.softmax == 0 && params.router_logits == 0 {
+        true => ("route_groups_sigmoid", tokens),
+        false => ("route_groups", tokens.div_ceil(8)),
+    };
     gpu.launch(
-        "route_groups",
+        name,
         Launch {
             grid: (blocks, 1),
             threads: 256,

@@ -1,6 +1,6 @@
 // ids, weights = the top k of score(z) + bias; see route.cuh. Then the rows sorted by expert.
 #include "../../cuda/exchange/nccl/values.cuh"
-#include "route.cuh"
+#include "choosing.cuh"
 
 struct RouteTokens {
     RouteParams route;
@@ -84,60 +84,86 @@ DEVICE int scan_experts(int v, int *scratch, int &total) {
     return before + sum - v;
 }
 
-// Up to 128 tokens: choice, and by the last block to arrive the groups. Rows of one expert are in the order of the
-// tokens.
-extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route_groups(const __grid_constant__ RouteTokens p) {
-    __shared__ float score[ROUTE_WARPS][MAX_EXPERTS], choice[ROUTE_WARPS][MAX_EXPERTS];
-    __shared__ uint32_t tokens_of[MAX_EXPERTS][GROUPED_TOKENS / 32];
-    __shared__ int scratch[MAX_EXPERTS / WARP], last;
-    const int warp = threadIdx.x / WARP, k = p.route.k, token = blockIdx.x * ROUTE_WARPS + warp;
-    wait_for_inputs();
-    allow_next_kernel();
-    if (token < p.route.tokens) route_token(p, token, score[warp], choice[warp]);
+// The rows sorted by expert, by the last block to have chosen; rows of one expert are in the order of the tokens.
+struct Grouping {
+    uint32_t tokens_of[MAX_EXPERTS][GROUPED_TOKENS / 32];
+    int first[MAX_EXPERTS], scratch[MAX_EXPERTS / WARP], last;
+};
+
+DEVICE void group_rows(const RouteTokens &p, Grouping &shared) {
+    const int k = p.route.k;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(p.arrived, 1u) == gridDim.x - 1;
-        if (last) *p.arrived = 0;
+        shared.last = atomicAdd(p.arrived, 1u) == gridDim.x - 1;
+        if (shared.last) *p.arrived = 0;
     }
 #pragma unroll
-    for (int w = 0; w < GROUPED_TOKENS / 32; w++) tokens_of[threadIdx.x][w] = 0;
+    for (int w = 0; w < GROUPED_TOKENS / 32; w++) shared.tokens_of[threadIdx.x][w] = 0;
     __syncthreads();
-    if (!last) return;
+    if (!shared.last) return;
     __threadfence();
 #pragma unroll 1
     for (int i = threadIdx.x; i < p.route.tokens * k; i += ROUTE_THREADS) {
         const int id = __ldcg(p.ids + i), t = i / k, local = p.local ? p.local[id] : id;
-        if (local >= 0) atomicOr(&tokens_of[local][t / 32], 1u << (t % 32));
+        if (local >= 0) atomicOr(&shared.tokens_of[local][t / 32], 1u << (t % 32));
     }
     __syncthreads();
     const int expert = threadIdx.x;
     int rows = 0;
 #pragma unroll
-    for (int w = 0; w < GROUPED_TOKENS / 32; w++) rows += __popc(tokens_of[expert][w]);
+    for (int w = 0; w < GROUPED_TOKENS / 32; w++) rows += __popc(shared.tokens_of[expert][w]);
     int total_rows, total_groups;
     const int pieces = ceil_div(rows, GROUP_ROWS);
-    const int position = scan_experts(rows, scratch, total_rows);
-    const int group = scan_experts(pieces, scratch, total_groups);
+    const int position = scan_experts(rows, shared.scratch, total_rows);
+    const int group = scan_experts(pieces, shared.scratch, total_groups);
     if (threadIdx.x == 0) *p.groups.count = total_groups;
 #pragma unroll 1
     for (int piece = 0; piece < pieces; piece++)
         p.groups.group[group + piece] = {expert, position + piece * GROUP_ROWS,
                                          min(GROUP_ROWS, rows - piece * GROUP_ROWS), 0};
     // First positions of the experts, for the rows' places.
-    int *first = reinterpret_cast<int *>(score[0]);
-    __syncthreads();
-    first[expert] = position;
+    shared.first[expert] = position;
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < p.route.tokens * k; i += ROUTE_THREADS) {
         const int id = __ldcg(p.ids + i), t = i / k, local = p.local ? p.local[id] : id;
         if (local < 0) continue;
-        int at = first[local];
+        int at = shared.first[local];
 #pragma unroll
         for (int w = 0; w < GROUPED_TOKENS / 32; w++)
-            at += __popc(w < t / 32 ? tokens_of[local][w] : w == t / 32 ? tokens_of[local][w] & ((1u << (t % 32)) - 1) : 0u);
+            at += __popc(w < t / 32 ? shared.tokens_of[local][w] : w == t / 32 ? shared.tokens_of[local][w] & ((1u << (t % 32)) - 1) : 0u);
         p.groups.row_token[at] = t;
         p.groups.row_slot[at] = i;
     }
+}
+
+// Up to 128 tokens, eight a block.
+extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route_groups(const __grid_constant__ RouteTokens p) {
+    __shared__ float score[ROUTE_WARPS][MAX_EXPERTS], choice[ROUTE_WARPS][MAX_EXPERTS];
+    __shared__ Grouping grouping;
+    const int warp = threadIdx.x / WARP, token = blockIdx.x * ROUTE_WARPS + warp;
+    wait_for_inputs();
+    allow_next_kernel();
+    if (token < p.route.tokens) route_token(p, token, score[warp], choice[warp]);
+    group_rows(p, grouping);
+}
+
+// The same of sigmoids, a block a token.
+extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route_groups_sigmoid(const __grid_constant__ RouteTokens p) {
+    static_assert(ROUTE_THREADS == MAX_EXPERTS);
+    __shared__ Choosing choosing;
+    __shared__ Grouping grouping;
+    const int token = blockIdx.x;
+    if (threadIdx.x == 0) choosing.candidates = 0;
+    wait_for_inputs();
+    allow_next_kernel();
+    const uint32_t key = score_token(p.route, token, choosing);
+    __syncthreads();
+    list_candidates(p.route, key, choosing);
+    __syncthreads();
+    rank_candidates(choosing, p.route.k, threadIdx.x, ROUTE_THREADS);
+    __syncthreads();
+    if (threadIdx.x < WARP) finish_choice(p.route, token, choosing, p.ids, p.weights);
+    group_rows(p, grouping);
 }

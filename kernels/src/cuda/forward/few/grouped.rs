@@ -9,8 +9,8 @@ use crate::cuda::plane::plane_blocks;
 use crate::cuda::step::FEW_TOKENS;
 use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
 use crate::ops::experts::cuda::{self as experts, ExpertParams, Rows};
-use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
-use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_rows};
+use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_few};
+use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_few, combine_rows};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens, max_groups};
 
 impl Piece<'_> {
@@ -46,7 +46,7 @@ impl Piece<'_> {
             first16: i32::MAX,
             ..RopeParams::default()
         };
-        rope_kv(gpu, cache, &params)?;
+        rope_few(gpu, cache, &params)?;
         let params = AttentionParams {
             q: places.queries,
             out: if self.products { 0 } else { places.attended },
@@ -136,17 +136,18 @@ impl Piece<'_> {
             return exchange.combine_few(gpu, &self.exchanged(index), &FewResults { y, norm });
         }
         let (y, weights, slots) = (places.expert_out, places.weights, sizes.top_k as i32);
-        combine_rows(
-            gpu,
-            tokens,
-            &CombineRows {
-                norm,
-                y,
-                weights,
-                slots,
-                ..CombineRows::default()
-            },
-        )
+        let params = CombineRows {
+            norm,
+            y,
+            weights,
+            slots,
+            ..CombineRows::default()
+        };
+        match backend.deterministic {
+            // The order in which `combine_few` of an exchange adds squares, so that one rank's results are those of several.
+            true => combine_rows(gpu, tokens, &params),
+            false => combine_few(gpu, tokens, &params),
+        }
     }
 
     pub(super) fn exchanged(&self, layer: usize) -> Tokens {

@@ -1,0 +1,17 @@
+// Attention of up to four decode tokens, made from what the projections leave: two small blocks a multiprocessor, one of which fits beside a block
+// of the projection that runs before it.
+#define DECODE_HELD_WARPS 4
+#define DECODE_RING 16384
+#define DECODE_MAKES_QUERIES true
+#include "decode_body.cuh"
+
+#define DECODE(NAME, KV, HD)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2)                                                    \
+        attention_decode_inline_##NAME##_##HD(const __grid_constant__ AttentionParams p) { attention_decode<KV, HD>(p); }
+
+DECODE(bf16, KV_BF16, 128)
+DECODE(bf16, KV_BF16, 64)
+DECODE(e4m3, KV_E4M3, 128)
+DECODE(e4m3, KV_E4M3, 64)
+DECODE(e5m2, KV_E5M2, 128)
+DECODE(e5m2, KV_E5M2, 64)
