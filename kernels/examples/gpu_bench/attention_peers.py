@@ -2,7 +2,7 @@
 
     python3 kernels/examples/gpu_bench/attention_peers.py [--nvcc nvcc | --cubins DIR] [--decode 32:2048,..] [--prompts 0:4096,..]
 
-`--prompts`: position:tokens. Compiles the kernels with nvcc, or takes decode.cubin, plan.cubin and prefill_wide.cubin from DIR.
+`--prompts`: position:tokens. Compiles the kernels with nvcc, or takes what MODULES names from DIR, as .cubin.
 Prints microseconds (median, least), the rate, and the error of ours against F32. Needs torch and a GPU.
 """
 
@@ -56,12 +56,15 @@ PlanParams = struct(("p", "positions token_run items item_count splits_of"), ("i
 PrefillParams = struct(*PAGES, ("p", "blocks q q16 out plane"), ("i", "plane_blocks heads block_count"), ("f", "scale"))
 
 
+MODULES = ("decode", "decode_fp8", "plan", "prefill_wide")
+
+
 class Driver:
     def __init__(self, cubins):
         torch.zeros(1, device=device)
         self.cuda = ctypes.CDLL("libcuda.so.1")
         self.functions, self.modules = {}, {}
-        for name in ("decode", "plan", "prefill_wide"):
+        for name in MODULES:
             self.modules[name] = ctypes.c_void_p()
             self.check(self.cuda.cuModuleLoadData(ctypes.byref(self.modules[name]), (cubins / f"{name}.cubin").read_bytes()))
 
@@ -149,7 +152,9 @@ def decode(driver, kind, batch, context):
     sets = min(16, max(2, math.ceil(160e6 / size)))
     cache = Cache(kind, sets, batch, context)
     q, out = (torch.randn(batch, HEADS * DIM, device=device) for _ in range(2))
-    blocks = torch.cuda.get_device_properties(0).multi_processor_count
+    small = kind != "bf16"
+    warps, ring, module = (4, 16384, "decode_fp8") if small else (8, 24576, "decode")
+    blocks = (1 + small) * torch.cuda.get_device_properties(0).multi_processor_count
     words = lambda count: torch.zeros(count, dtype=torch.int32, device=device)
     positions, run, items, count = words(batch) + context - 1, words(batch), words(8 * 16384), words(1)
     run[:] = torch.arange(batch)
@@ -159,12 +164,12 @@ def decode(driver, kind, batch, context):
     plan.tokens, plan.head_blocks, plan.blocks = batch, KV_HEADS, blocks
     driver.launch("plan", "attention_plan", 1, 1024, 0, plan, False)
     lists = address(items=items, item_count=count, q=q, partial=partial, partial_sums=sums, arrived=arrived, out=out)
-    bytes_of = torch.empty(0, dtype=KINDS[kind]).element_size()
-    shared = 8 * 24576 + 32 * 132 * 4 + 10 * DIM * 4 + 512 + 32 * 48 + 8 * 8 * (6 // bytes_of) + 512 + 256
+    depth = ring // (32 * DIM * torch.empty(0, dtype=KINDS[kind]).element_size())
+    shared = warps * ring + 32 * 132 * 4 + 10 * DIM * 4 + 512 + 32 * 48 + warps * depth * 8 + warps * 64 + 256
 
     def call(which, overlap=False):
         params = DecodeParams(**cache.pages(which), **lists)
-        return lambda: driver.launch("decode", f"attention_decode_{kind}_{DIM}", blocks, 256, shared, params, overlap)
+        return lambda: driver.launch(module, f"attention_decode_{kind}_{DIM}", blocks, 32 * warps, shared, params, overlap)
 
     out.fill_(float("nan"))
     call(0)()
@@ -224,7 +229,7 @@ def main():
     print(torch.cuda.get_device_name(0), "torch", torch.__version__)
     with tempfile.TemporaryDirectory() as folder:
         cubins = arguments.cubins or pathlib.Path(folder)
-        for name in () if arguments.cubins else ("decode", "plan", "prefill_wide"):
+        for name in () if arguments.cubins else MODULES:
             options = ["-std=c++17", "-O3", "-cubin", "-gencode=arch=compute_90a,code=sm_90a"]
             subprocess.run([arguments.nvcc, *options, "-o", cubins / f"{name}.cubin", SOURCES / f"{name}.cu"], check=True)
         driver = Driver(cubins)

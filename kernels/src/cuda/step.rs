@@ -211,13 +211,13 @@ impl Step {
         }
     }
 
-    /// Plans the splits of the contexts of tokens `first`.. of the step; `inline`: for `decode_inline.cu`.
+    /// Plans the splits of the contexts of tokens `first`.. of the step; `small`: for a kernel of small blocks.
     pub(crate) fn queue_plan(
         &self,
         gpu: &Gpu,
         head_blocks: usize,
         (first, tokens): (usize, usize),
-        inline: bool,
+        small: bool,
     ) -> Result<()> {
         let params = PlanParams {
             positions: self.positions() + first as u64 * 4,
@@ -227,7 +227,7 @@ impl Step {
             splits_of: self.splits_of.address,
             tokens: tokens as i32,
             head_blocks: head_blocks as i32,
-            blocks: attention_blocks(gpu, inline) as i32,
+            blocks: attention_blocks(gpu, small) as i32,
             fixed: self.fixed_split,
         };
         gpu.launch(
@@ -311,7 +311,7 @@ impl Step {
     }
 }
 
-/// Blocks of the split-context attention: one a multiprocessor, two small ones of `decode_inline.cu`.
-pub(crate) fn attention_blocks(gpu: &Gpu, inline: bool) -> u32 {
-    gpu.blocks() * (1 + u32::from(inline))
+/// Blocks of the split-context attention: one a multiprocessor, or two small ones.
+pub(crate) fn attention_blocks(gpu: &Gpu, small: bool) -> u32 {
+    gpu.blocks() * (1 + u32::from(small))
 }

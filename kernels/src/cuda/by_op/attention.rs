@@ -96,8 +96,9 @@ impl CudaBackend {
             let base = attention::params(&self.gpu, &mut self.workspace, &self.step, cache, spec.heads)?;
             let blocks = attention::head_blocks(spec.heads, spec.kv_heads);
             for first in (0..tokens).step_by(FEW_TOKENS) {
+                let piece = (first, FEW_TOKENS.min(tokens - first));
                 self.step
-                    .queue_plan(&self.gpu, blocks, (first, FEW_TOKENS.min(tokens - first)), false)?;
+                    .queue_plan(&self.gpu, blocks, piece, attention::small_blocks(cache, false))?;
                 let rows = (first * spec.q_width() * 4) as u64;
                 let params = attention::AttentionParams {
                     q: q + rows,

@@ -8,14 +8,14 @@
 mod grouped;
 mod inline;
 
-use super::{Forward, Way};
+use super::{Forward, Way, cache};
 use crate::backend::Result;
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, MAX_PARTS, linear_gemm, parts_for, plane_blocks};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::weights::Linear;
 use crate::cuda::{CudaBackend, Gpu};
-use crate::ops::attention::cuda::head_blocks;
+use crate::ops::attention::cuda::{head_blocks, small_blocks};
 use crate::ops::embed::cuda::embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_few};
@@ -206,7 +206,8 @@ impl Piece<'_> {
         }
         let kv_heads = sizes.kv_width / (sizes.q_width / sizes.heads);
         let blocks = head_blocks(sizes.heads, kv_heads);
-        step.queue_plan(gpu, blocks, (self.first, self.tokens), way == Way::Inline)?;
+        let small = small_blocks(cache(backend, &forward.layers[0]), way == Way::Inline);
+        step.queue_plan(gpu, blocks, (self.first, self.tokens), small)?;
         let mut stream = Stream {
             x0: self.hidden(),
             x1: 0,

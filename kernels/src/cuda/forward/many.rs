@@ -11,7 +11,7 @@ use crate::cuda::plane::{GemmCall, linear_gemm, parts_for};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::workspace::Slot;
 use crate::cuda::{CudaBackend, Format, Gpu, shape};
-use crate::ops::attention::cuda::{PrefillPlans, head_blocks};
+use crate::ops::attention::cuda::{PrefillPlans, head_blocks, small_blocks};
 use crate::ops::embed::cuda::embed;
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_rows};
 use attend::attend;
@@ -54,7 +54,7 @@ pub(super) fn queue(
             gpu,
             head_blocks(sizes.heads, sizes.kv_width / (sizes.q_width / sizes.heads)),
             (0, single),
-            false,
+            small_blocks(cache(backend, &forward.layers[0]), false),
         )?;
     }
     let pieces = |chunk: usize| {

@@ -9,23 +9,14 @@ use crate::ops::linear::cuda::SplitInput;
 /// Query heads that share one reading of a key.
 const HEADS_HELD: usize = 8;
 
-/// A kernel for few tokens: its name, warps, ring of one warp.
+/// A kernel for few tokens: its name, warps, ring of one warp, and whether two of its blocks share a multiprocessor.
 struct DecodeKernel {
     name: &'static str,
     warps: usize,
     ring: usize,
+    small: bool,
 }
-const DECODE: DecodeKernel = DecodeKernel {
-    name: "attention_decode",
-    warps: 8,
-    ring: 24576,
-};
-/// That makes its queries itself.
-const INLINE: DecodeKernel = DecodeKernel {
-    name: "attention_decode_inline",
-    warps: 4,
-    ring: 16384,
-};
+
 /// Warps whose results meet in shared memory.
 const MERGED: usize = 4;
 
@@ -150,6 +141,25 @@ pub(crate) fn split_input(params: &AttentionParams, step: &Step, cache: &KvCache
     }
 }
 
+fn decode_kernel(cache: &KvCache, inline: bool) -> DecodeKernel {
+    let small = inline || cache.dtype != KvDtype::Bf16;
+    DecodeKernel {
+        name: if inline {
+            "attention_decode_inline"
+        } else {
+            "attention_decode"
+        },
+        warps: if small { 4 } else { 8 },
+        ring: if small { 16384 } else { 24576 },
+        small,
+    }
+}
+
+/// Whether a step's plan is for a kernel of small blocks; `inline`: one that makes its queries itself.
+pub(crate) fn small_blocks(cache: &KvCache, inline: bool) -> bool {
+    decode_kernel(cache, inline).small
+}
+
 /// Few tokens, split over their contexts; the step has been planned, and at least one kernel is queued behind the plan:
 /// this one reads the plan, and keys and values of the steps before, while the kernel before it runs.
 pub(crate) fn decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams) -> Result<()> {
@@ -163,8 +173,12 @@ pub(crate) fn decode_behind_plan(gpu: &Gpu, cache: &KvCache, params: &AttentionP
 
 fn launch_decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams, overlap: bool) -> Result<()> {
     let dim = cache.head_dim;
-    let inline = params.qkv != 0;
-    let DecodeKernel { name, warps, ring } = if inline { INLINE } else { DECODE };
+    let DecodeKernel {
+        name,
+        warps,
+        ring,
+        small,
+    } = decode_kernel(cache, params.qkv != 0);
     let depth = ring / (2 * 16 * dim * kv_bytes(cache.dtype));
     // The rings, the warps' results, the query, the new key and value, the rotation, the listed work, and small things.
     let shared = warps * ring
@@ -176,7 +190,7 @@ fn launch_decode(gpu: &Gpu, cache: &KvCache, params: &AttentionParams, overlap: 
         + warps * HEADS_HELD * 8
         + 256;
     let launch = Launch {
-        grid: (attention_blocks(gpu, inline), 1),
+        grid: (attention_blocks(gpu, small), 1),
         threads: warps as u32 * 32,
         shared: shared as u32,
         overlap,

@@ -1,4 +1,4 @@
-// Attention of few tokens whose queries and newest keys the kernel before it leaves: one block a multiprocessor.
+// Attention of few tokens whose queries and newest keys the kernel before it leaves, BF16 keys: one block a multiprocessor.
 #include "decode_body.cuh"
 
 #define DECODE(NAME, KV, HD)                                                                                           \
@@ -7,7 +7,3 @@
 
 DECODE(bf16, KV_BF16, 128)
 DECODE(bf16, KV_BF16, 64)
-DECODE(e4m3, KV_E4M3, 128)
-DECODE(e4m3, KV_E4M3, 64)
-DECODE(e5m2, KV_E5M2, 128)
-DECODE(e5m2, KV_E5M2, 64)

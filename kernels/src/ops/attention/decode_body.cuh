@@ -42,7 +42,7 @@ DEVICE float2 inverse_rms(float q, float k, int q_width, int kv_width, float eps
 template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p) {
     extern __shared__ __align__(128) uint8_t raw[];
     DecodeShared<KV, HD> &shared = *reinterpret_cast<DecodeShared<KV, HD> *>(raw);
-    constexpr int DEPTH = DECODE_DEPTH<KV, HD>, PER_THREAD = HEADS_HELD * HD / DECODE_THREADS;
+    constexpr int DEPTH = DECODE_DEPTH<KV, HD>, PER_THREAD = HEADS_HELD * HD / DECODE_THREADS, QUADS = (PER_THREAD + 3) / 4;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3;
     const int per_kv = p.heads / p.pages.kv_heads, blocks_per_kv = ceil_div(per_kv, HEADS_HELD);
     const int head_blocks = p.pages.kv_heads * blocks_per_kv, width = p.heads * HD;
@@ -84,13 +84,16 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
         };
         fill(waited || MAKES_QUERIES);
         // Queries are loaded a piece ahead.
-        static_assert(MAKES_QUERIES || HEADS_HELD * HD <= 4 * DECODE_THREADS);
-        float4 query;
+        float4 query[QUADS];
         const auto load_query = [&](int piece) {
             const Work &item = shared.work[piece];
-            query = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (piece < listed && 4 * threadIdx.x < item.held * HD)
-                query = *reinterpret_cast<const float4 *>(p.q + static_cast<size_t>(item.token) * width + item.head0 * HD + 4 * threadIdx.x);
+#pragma unroll
+            for (int i = 0; i < QUADS; i++) {
+                const int at = 4 * (threadIdx.x + i * DECODE_THREADS);
+                query[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+                if (piece < listed && at < item.held * HD)
+                    query[i] = *reinterpret_cast<const float4 *>(p.q + static_cast<size_t>(item.token) * width + item.head0 * HD + at);
+            }
         };
         if constexpr (!MAKES_QUERIES) {
             if (!waited) {
@@ -162,9 +165,13 @@ template <int KV, int HD> DEVICE void attention_decode(const AttentionParams &p)
                     head[d + half] = b * turn.x + a * turn.y;
                 }
             } else {
-                if (4 * threadIdx.x < HEADS_HELD * HD)
-                    reinterpret_cast<float4 *>(shared.query)[threadIdx.x] =
-                        make_float4(query.x * p.scale, query.y * p.scale, query.z * p.scale, query.w * p.scale);
+#pragma unroll
+                for (int i = 0; i < QUADS; i++) {
+                    const int at = threadIdx.x + i * DECODE_THREADS;
+                    const float4 v = query[i];
+                    if (4 * at < HEADS_HELD * HD)
+                        reinterpret_cast<float4 *>(shared.query)[at] = make_float4(v.x * p.scale, v.y * p.scale, v.z * p.scale, v.w * p.scale);
+                }
                 load_query(piece + 1);
             }
             __syncthreads();

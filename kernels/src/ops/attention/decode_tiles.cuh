@@ -2,7 +2,7 @@
 #pragma once
 #include "decode.cuh"
 
-// Warps of a block, bytes of each one's ring, and whether the kernel makes its queries itself: decode_inline.cu has its own. With 192 KB of
+// Warps of a block, bytes of each one's ring, and whether the kernel makes its queries itself: decode_inline.cu and decode_fp8.cu have their own. With 192 KB of
 // rings on each multiprocessor all keys and values of 384 positions are on their way before the queries are there.
 #ifndef DECODE_RING
 #define DECODE_HELD_WARPS 8
