@@ -124,6 +124,9 @@ impl CudaBackend {
         let Some(nccl) = &mut self.group.nccl else {
             return Err(KernelError::Unsupported("connect_nccl without open_nccl".into()));
         };
+        // The next communicator finds the memory of the one before free. Who goes on without one does not wait for that: an abort
+        // takes the library up to half a second.
+        nccl.settle();
         nccl.connect(&self.gpu, epoch, id, cancelled)?;
         self.reset_forward()
     }
@@ -140,11 +143,7 @@ impl CudaBackend {
         if let Some(nccl) = &mut self.group.nccl {
             nccl.leave(&self.gpu)?;
         }
-        self.reset_forward()?;
-        if let Some(nccl) = &mut self.group.nccl {
-            nccl.settle();
-        }
-        Ok(())
+        self.reset_forward()
     }
 
     /// How this device is linked to the others of its host.
