@@ -205,14 +205,18 @@ pub fn trace(setup: &mut Setup, context: usize) {
     let seconds = replay(setup);
     let cycles = setup.backend.one_trace().unwrap();
     setup.backend.set_one(true, false).unwrap();
-    let blocks: Vec<&[u64]> = cycles.chunks(4 * OPS.len()).collect();
+    let blocks: Vec<&[u64]> = cycles.chunks(4 * (OPS.len() + 1)).collect();
     let layers = setup.layers as f64;
     // The step without the head is what the blocks' cycles add up to.
-    let whole = blocks[0].iter().sum::<u64>() as f64;
+    let whole = blocks[0][..4 * OPS.len()].iter().sum::<u64>() as f64;
+    let step = &blocks[0][4 * OPS.len()..];
     println!(
-        "-- one kernel, context {context}: {:.0} cycles a layer, {:.3} ms the step; cycles a layer: mean of blocks (least to most)",
-        whole / layers,
-        seconds * 1e3
+        "-- one kernel, context {context}: {:.3} ms the step, {:.1} us before the layers, {:.3} ms the layers at {:.2} GHz: {:.0} cycles a layer; mean of blocks (least to most)",
+        seconds * 1e3,
+        step[0] as f64 / 1e3,
+        step[1] as f64 / 1e6,
+        whole / step[1] as f64,
+        whole / layers
     );
     println!(
         "{:12} {:>22} {:>22} {:>22} {:>22}",

@@ -69,7 +69,7 @@ impl CudaBackend {
         for (index, layer) in layers.iter().enumerate() {
             let (handles, weights) = (&layer.handles, &layer.handles.attention);
             let mut streams = [0; 9];
-            let mut bf16_scales = [0; 4];
+            let mut bf16_scales = u32::from(layer.experts.bf16_scales != 0) << 4;
             for (i, id) in [weights.q, weights.k, weights.v, weights.o]
                 .into_iter()
                 .enumerate()
@@ -78,7 +78,8 @@ impl CudaBackend {
                 if linear.format != shape.dense {
                     return Ok(None);
                 }
-                (streams[i], bf16_scales[i]) = (linear.memory.address, i32::from(linear.bf16_scales));
+                streams[i] = linear.memory.address;
+                bf16_scales |= u32::from(linear.bf16_scales) << i;
             }
             let cache = &self.caches[handles.kv.0 as usize];
             let gate = self.linear(OP, handles.gate)?;
@@ -110,7 +111,6 @@ impl CudaBackend {
                     layer.route.bias,
                 ],
                 bf16_scales,
-                expert_bf16_scales: layer.experts.bf16_scales,
                 unused: 0,
             });
         }

@@ -10,7 +10,7 @@ use crate::ops::route::cuda::{GATE_PARTS, MAX_EXPERTS};
 const THREADS: u32 = 640;
 const WARPS: usize = 16;
 /// Bytes of `OneShared` at most, behind the rings.
-const SHARED: usize = 53_248;
+const SHARED: usize = 57_344;
 /// Bytes of an op's whole input in shared memory, and of the gate's part.
 const IMAGE: usize = 24_576;
 const GATE_IMAGE: usize = 2048;
@@ -30,8 +30,8 @@ const MAX_TILES: usize = 1024;
 const MAX_ENTRIES: usize = 32;
 /// 4-byte words of a line of the cache: each op's counter has one of its own.
 const LINE_WORDS: usize = 32;
-/// Ops of a layer, and what is measured of each: waiting, input, product, finish.
-pub(crate) const TRACE: (usize, usize) = (6, 4);
+/// Ops of a layer and the step, and what is measured of each: waiting, input, product, finish.
+pub(crate) const TRACE: (usize, usize) = (7, 4);
 
 /// Mirrors `OneLayer`.
 #[repr(C)]
@@ -41,10 +41,9 @@ pub(crate) struct OneLayer {
     pub(crate) streams: [u64; 9],
     /// norm, q_norm, k_norm, moe_norm, bias.
     pub(crate) vectors: [u64; 5],
-    /// Of q, k, v, o.
-    pub(crate) bf16_scales: [i32; 4],
-    pub(crate) expert_bf16_scales: i32,
-    pub(crate) unused: i32,
+    /// A bit each: of q, k, v, o, and of the experts.
+    pub(crate) bf16_scales: u32,
+    pub(crate) unused: u32,
 }
 
 /// Mirrors `OneParams`.
@@ -191,7 +190,7 @@ impl OneShape {
             rows * HEADS_HELD * HEAD_DIM,
             rows * HEADS_HELD * 2,
             self.parts() * self.width,
-            (GATE_PARTS + self.parts() * FOLD_CUTS) * self.expert_count,
+            (GATE_PARTS + self.parts() * FOLD_CUTS) * MAX_EXPERTS,
             self.top_k * self.inter,
             2 * self.width,
             TRACE.0 * LINE_WORDS,

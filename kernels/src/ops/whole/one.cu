@@ -27,6 +27,12 @@ DEVICE float asked_residual(const float (&from)[MAX_PARTS][32], int arrays, int 
     return sum;
 }
 
+DEVICE unsigned long long nanoseconds() {
+    unsigned long long t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t)::"memory");
+    return t;
+}
+
 // Everything that does not change during the step.
 template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p, OneShared &shared) {
     if (threadIdx.x < GEMV_THREADS) {
@@ -45,7 +51,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void prepare(const OneParams &p,
             shared.position = position, shared.tiles = tiles, shared.splits = splits, shared.head = head, shared.split = split;
             shared.tile0 = tile0, shared.tile1 = tile1, shared.epoch = __ldcg(&p.state->layers), shared.released = 0;
         }
-        if (threadIdx.x < OPS * TRACED) (&shared.trace[0][0])[threadIdx.x] = 0;
+        if (threadIdx.x < TRACE_ROWS * TRACED) (&shared.trace[0][0])[threadIdx.x] = 0;
         for (int tile = tile0 + threadIdx.x; tile < min(tile1, tile0 + MAX_TILES); tile += GEMV_THREADS)
             shared.tile[tile - tile0] = find_tile<KV>(p, table, head, tile);
         write_program<DENSE, EXPERT, KV>(p, shared, splits);
@@ -90,7 +96,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
         announce(p, op);
         if (op == GATE_UP) *const_cast<volatile int *>(&shared.released) = layer + 1;
     };
-    if (traced) shared.noted = clock64();
+    if (traced) shared.noted = clock64(), shared.trace[OPS][0] = nanoseconds() - shared.started;
 #pragma unroll 1
     for (int layer = 0; layer < p.layers; layer++) {
 #pragma unroll 1
@@ -115,14 +121,14 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 if (layer) listen_together(p, DOWN, epoch - 1);
                 norm.receive_sum<2>(before, arrays, p.width, turn ^ 1, layer ? 1 : 0, shared.scratch);
                 note(op, 0);
-                norm.store<DENSE>(shared.image, p.width);
+                norm.store<DENSE>(shared, p.width);
             } else if (op == GATE) {
                 if (unit >= units) continue;
                 image_for_gate(shared, l.moe_norm, before, arrays, turn ^ 1, layer ? 1 : 0);
                 x = shared_address(shared.gate_image);
             } else if (op == ATTENTION) {
-                attend<KV>(shared, l, stream, epoch, [&] { note(op, 1); });
-                note(op, 2);
+                attend<KV>(shared, l, stream, epoch, note);
+                note(op, 3);
                 continue;
             } else if (op == OUTPUT) {
                 tails = (plan.end - plan.begin) * 2;
@@ -132,31 +138,33 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
             } else if (op == GATE_UP) {
                 if (shared.chooses) {
                     const int e = expert_here();
-                    const float bias = l.bias && e < p.experts ? l.bias[e] : 0.f;
+                    const float bias = l.bias && e >= 0 && e < p.experts ? l.bias[e] : 0.f;
                     norm.load_weights(l.moe_norm, p.width);
                     listen_together(p, OUTPUT, epoch);
                     const float z = norm.receive_attended(p, turn, shared.scratch);
                     note(op, 0);
                     meet();
-                    choose(shared, norm_factor(shared.scratch, p.width, p.eps) * z, bias);
-                    norm.store<EXPERT>(shared.image, p.width);
+                    // The lower warps, with more of the image, do not wait for the choice.
+                    if (thread >= GEMV_THREADS - MAX_EXPERTS) choose(shared, norm_factor(shared.scratch, p.width, p.eps) * z, bias);
+                    norm.store<EXPERT>(shared, p.width);
                 }
             } else {
                 const int bytes = image_bytes<INT4<EXPERT>>(p.inter);
                 tails = p.inter * 2, x = image + warp / EXPERT_RUNS * bytes;
                 listen_together(p, GATE_UP, epoch);
                 note(op, 0);
-                if (units && plan.slots > 0)
+                if (unit < units && plan.slots > 0)
                     images_of_rows<EXPERT>(shared, p.acted + static_cast<size_t>(plan.first_slot) * p.inter, plan.slots * (p.inter / 128), bytes, turn);
             }
             meet();
+            if constexpr (DENSE == FP8) tails = shared_address(shared.steps + (op == DOWN ? warp / EXPERT_RUNS * (p.inter / IMAGE_BLOCK) : 0)) - x;
             note(op, 1);
             if (op == GATE_UP) {
                 if (layer + 1 < p.layers) copy_layer(p, shared, layer + 1);
                 if (warp == 0 && shared.chooses) weigh_experts(shared);
             }
 
-            bool announced = false;
+            if (thread == 0 && unit >= units) ends(op, layer);
             // A few units one after the other, then a warp finishes each.
 #pragma unroll 1
             while (unit < units) {
@@ -169,14 +177,8 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 if (adds && op == OUTPUT) ask_residual(residual, before, arrays, p.width, mine * 32, 32);
                 if (adds && op == DOWN) ask_residual(residual, p.attended, p.parts, p.width, mine * TILE_ROWS, TILE_ROWS);
                 int held = 0;
+                const UnitScales scales_of(l, plan);
                 if constexpr (DENSE == INT4_G128 && EXPERT == INT4_G128) {
-                    const auto scales_of = [&](int unit) {
-                        if (op == QKV) {
-                            const int at = unit * 32 + warp / DENSE_RUNS * TILE_ROWS - p.q_width;
-                            return l.bf16_scales[at < 0 ? 0 : at < p.kv_width ? 1 : 2];
-                        }
-                        return op == OUTPUT ? l.bf16_scales[3] : l.expert_bf16_scales;
-                    };
                     const uint32_t from = x + first * 256, tail = x + tails + first * IMAGE_TAIL_BYTES;
                     if (count == 3)
                         multiply_units<3>(stream, shared, from, tail, lane, warp, unit, held, plain, step, scales_of);
@@ -187,23 +189,17 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 for (; held < MAX_UNITS && unit < units; held++, unit += step) {
                     float acc[1][4] = {};
                     if (unit >= plain) {
-                        int from = first, stages = count;
-                        uint32_t input = x;
                         if (op == OUTPUT) {
-                            fold_run(plan.end - plan.begin, (unit - plain) % FOLD_CUTS, warp, from, stages);
-                            if (INT4<DENSE>) input += FOLD_IMAGE;
+                            int from, pairs;
+                            fold_run(plan.end - plan.begin, (unit - plain) % FOLD_CUTS, warp, from, pairs);
+                            multiply_pairs(stream, DENSE == BF16 ? x : x + FOLD_IMAGE, from, pairs, lane, acc);
+                        } else {
+                            multiply_gate(stream, x, first, count, lane, acc);
                         }
-                        multiply_gate(stream, input, from, stages, lane, acc);
                     } else if (DENSE == EXPERT || op < GATE_UP) {
-                        int scales = l.expert_bf16_scales;
-                        if (op == QKV) {
-                            const int at = unit * 32 + warp / DENSE_RUNS * TILE_ROWS - p.q_width;
-                            scales = l.bf16_scales[at < 0 ? 0 : at < p.kv_width ? 1 : 2];
-                        }
-                        if (op == OUTPUT) scales = l.bf16_scales[3];
-                        multiply_stages<DENSE>(stream, x, x + tails, first, count, lane, scales, acc);
+                        multiply_stages<DENSE>(stream, x, x + tails, first, count, lane, scales_of(unit), acc);
                     } else {
-                        multiply_stages<EXPERT>(stream, x, x + tails, first, count, lane, l.expert_bf16_scales, acc);
+                        multiply_stages<EXPERT>(stream, x, x + tails, first, count, lane, scales_of(unit), acc);
                     }
                     store_sums(shared.partial[held], warp, lane, acc);
                 }
@@ -212,7 +208,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 if (adds) sum = asked_residual(shared.residual[warp], op == OUTPUT ? arrays : p.parts, op == OUTPUT ? lane : row);
                 if (finishes && (op == QKV || op == GATE_UP)) factor = norm_factor(shared.scratch, p.width, p.eps);
                 meet();
-                if (thread == 0 && unit >= units) ends(op, layer), announced = true;
+                if (thread == 0 && unit >= units) ends(op, layer);
                 note(op, 2);
                 if (finishes) {
                     const float *partial = shared.partial[warp];
@@ -224,7 +220,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                     } else if (mine >= plain) {
                         const int at = mine - plain, cuts = op == GATE ? GATE_PARTS : FOLD_CUTS;
                         const int array = op == GATE ? at % cuts : GATE_PARTS + part * FOLD_CUTS + at % cuts;
-                        if (lane < TILE_ROWS) publish(p.logits + array * p.experts + at / cuts * TILE_ROWS + row, sum_runs<GEMV_WARPS>(partial, 0, row), turn);
+                        if (lane < TILE_ROWS) publish(p.logits + array * MAX_EXPERTS + at / cuts * TILE_ROWS + row, sum_runs<GEMV_WARPS>(partial, 0, row), turn);
                     } else if (op == OUTPUT) {
                         sum += sum_runs<DENSE_RUNS>(partial, tile, row);
                         publish(p.attended + part * p.width + mine * 32 + lane, sum, turn);
@@ -233,8 +229,9 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                         const float up = factor * sum_runs<EXPERT_RUNS>(partial, 2 + tile, row);
                         publish(p.acted + mine * 32 + lane, __fdividef(gate, 1.f + __expf(-gate)) * up, turn);
                     } else if (lane < TILE_ROWS) {
-#pragma unroll 1
-                        for (int j = 0; j < plan.slots; j++) sum += shared.weights[plan.first_slot + j] * sum_runs<EXPERT_RUNS>(partial, j, row);
+#pragma unroll
+                        for (int j = 0; j < HALF_SLOTS; j++)
+                            if (j < plan.slots) sum += shared.weights[plan.first_slot + j] * sum_runs<EXPERT_RUNS>(partial, j, row);
                         const int at = part * p.width + mine * TILE_ROWS + row;
                         publish(p.after + at, sum, turn);
                         if (layer + 1 == p.layers) p.result[at] = sum;
@@ -242,7 +239,6 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 }
                 if (unit < units) meet();  // the sums' places are free again
             }
-            if (thread == 0 && !announced) ends(op, layer);
             note(op, 3);
         }
     }
@@ -250,21 +246,23 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
     // All blocks have announced ops of this step, so all have read the state.
     if (block == 0 && threadIdx.x == 0) p.state->layers = shared.epoch + p.layers;
     if (!p.trace) return;
+    if (traced) shared.trace[OPS][1] = nanoseconds() - shared.started - shared.trace[OPS][0];
     meet();
-    if (threadIdx.x < OPS * TRACED)
-        p.trace[static_cast<size_t>(block) * OPS * TRACED + threadIdx.x] = (&shared.trace[0][0])[threadIdx.x];
+    if (threadIdx.x < TRACE_ROWS * TRACED)
+        p.trace[static_cast<size_t>(block) * TRACE_ROWS * TRACED + threadIdx.x] = (&shared.trace[0][0])[threadIdx.x];
 }
 
 template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams &params) {
     extern __shared__ __align__(128) uint8_t rings[];
     OneShared &shared = *reinterpret_cast<OneShared *>(rings + GEMV_WARPS * WARP_RING);
+    if (threadIdx.x == 0) shared.started = nanoseconds();
     prepare<DENSE, EXPERT, KV>(params, shared);
     if (threadIdx.x < GEMV_THREADS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         compute<DENSE, EXPERT, KV>(shared, rings);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEED_REGISTERS));
-        if (threadIdx.x < ONE_THREADS) feed<KV>(shared, rings);
+        if (threadIdx.x < ONE_THREADS) feed<KV, DENSE>(shared, rings);
     }
 }
 

@@ -3,6 +3,8 @@
 // One block a multiprocessor stays for the whole step: 16 warps that compute and one that feeds them (`one_stream.cuh`).
 // Blocks do not meet: each value that one leaves for others says itself that it is there (`one_values.cuh`).
 #pragma once
+#include <climits>
+
 #include "../../cuda/gemv.cuh"
 #include "../attention/pages.cuh"
 #include "../route/route.cuh"
@@ -25,6 +27,8 @@ constexpr int TRACED = 4;
 
 // GATE: what the residual stream before the attention adds to the scores.
 enum Op : int { QKV, GATE, ATTENTION, OUTPUT, GATE_UP, DOWN, OPS };
+// Of a step: cycles of the ops, then nanoseconds until the layers begin, and of the layers.
+constexpr int TRACE_ROWS = OPS + 1;
 
 // The gate's weights times the output projection's (`fold.cu`) are units of OUTPUT: each part's inputs in so many cuts.
 constexpr int FOLD_CUTS = 2, FOLD_IMAGE = 8192;
@@ -40,8 +44,7 @@ struct OneState {
 struct OneLayer {
     uint8_t *stream[9];                                     // STREAM_*: weights, and the pages of keys and values
     const float *norm, *q_norm, *k_norm, *moe_norm, *bias;  // q_norm, k_norm, bias: or null
-    int bf16_scales[4];                                     // of q, k, v, o
-    int expert_bf16_scales, unused;
+    uint32_t bf16_scales, unused;                           // a bit each of SCALES_*
 };
 
 struct OneParams {
@@ -56,13 +59,13 @@ struct OneParams {
     float *partial;               // [kv head][split_stride][8][HEAD_DIM]
     float2 *partial_sums;         // [kv head][split_stride][8]: maximum (base 2) and sum
     float *attended;              // [parts][width]: the residual stream behind the attention as a sum
-    float *logits;                // [GATE_PARTS + parts * FOLD_CUTS][experts]: the gate's logits as a sum, without the norm's factor
+    float *logits;                // [GATE_PARTS + parts * FOLD_CUTS][MAX_EXPERTS]: the gate's logits as a sum, without the norm's factor
     float *acted;                 // [top_k][inter]
     float *after;                 // [2][width]: the residual stream behind the layer as a sum
     float *result;                // the same behind the last layer, for the kernels that follow
     unsigned *announced;          // [OPS][LINE_WORDS]: how often blocks have come to the end of an op
     OneState *state;
-    unsigned long long *trace;    // [grid][OPS][TRACED] cycles, or null
+    unsigned long long *trace;    // [grid][TRACE_ROWS][TRACED], or null
     size_t expert_bytes, up_offset, down_offset;
     int layers, width, q_width, kv_width, inter, experts, k, rotary;
     int table_stride, page_tokens, parts, renormalize;
@@ -82,17 +85,21 @@ constexpr int WARP_RING = 10752, COPIES = 8;
 
 // Keys of a tile of 16 tokens, or values: one copy.
 template <int KV> constexpr int KEY_BYTES = TILE_TOKENS * HEAD_DIM * KV_BYTES<KV>;
+// A tile's values lie in the ring right behind its keys.
+template <int KV> constexpr int TOGETHER = 2 * KEY_BYTES<KV>;
 
 // A run of a warp's weights, the same in every layer: offset in a stream of the layer and size, both in units of 16 bytes.
 struct alignas(8) OneEntry {
     uint32_t offset;
     uint16_t size;
-    uint8_t copy;    // of one copy, in units of 16 bytes
+    uint8_t copy;    // of one copy, in units of 16 bytes, less one
     uint8_t stream;  // of `OneLayer`, bits 0 to 3; the experts' slot from bit 4 on
 };
 
 enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES, STREAM_FOLD, STREAMS };
 constexpr int ENTRY_SLOT = 16;
+
+enum : int { SCALES_Q, SCALES_K, SCALES_V, SCALES_O, SCALES_EXPERTS };
 
 // What a block does in an op, the same in every layer.
 struct alignas(16) OnePlan {
@@ -100,7 +107,19 @@ struct alignas(16) OnePlan {
     int part;               // of the output projection's inputs, or the half of the slots
     int begin, end;         // inputs
     int first_slot, slots;  // of `down`; `output`: units of the gate's
-    int plain, unused[3];   // units behind it are the gate's
+    int plain;              // units behind it are the gate's
+    int scales;             // of the first units: SCALES_*
+    int next_scales[2];     // units from which on it is one more
+};
+
+// Whether a unit's scales are BF16.
+struct UnitScales {
+    int first, next[2];
+    uint32_t bf16;
+
+    __device__ __forceinline__ UnitScales(const OneLayer &l, const OnePlan &plan)
+        : first(plan.scales), next{plan.next_scales[0], plan.next_scales[1]}, bf16(l.bf16_scales) {}
+    __device__ __forceinline__ int operator()(int unit) const { return bf16 >> (first + (unit >= next[0]) + (unit >= next[1])) & 1; }
 };
 
 // The thread's index, not known to be the same in every layer: what follows from it is made where it is needed and does not
@@ -131,16 +150,18 @@ struct OneShared {
     OneEntry program[GEMV_WARPS][MAX_ENTRIES];
     OnePlan plan[OPS];
     ushort2 run[OPS][GEMV_WARPS];    // of a warp's tiles: first stage, and how many
+    float steps[96];                 // of the image's blocks, FP8
     uint8_t slot[96];                // of a block of 128 of `down`'s inputs, counted over the half's slots
     OneLayer layers[2];              // by the layer's last bit
     OneParams p;
     uint64_t full[GEMV_WARPS][COPIES], empty[GEMV_WARPS][COPIES];
     uint16_t held[GEMV_WARPS][COPIES];  // bytes of the ring that a copy holds
     const uint8_t *feeding[2][STREAMS];  // the streams of the layers that are being asked for, by the last bit
-    unsigned long long trace[OPS][TRACED];
+    unsigned long long trace[TRACE_ROWS][TRACED], started;
     long long noted;                    // when the trace was written last
     alignas(16) float scratch[GEMV_WARPS];
-    alignas(16) uint32_t best[ONE_TOP_K * MAX_EXPERTS / WARP];  // keys of the choice: the best of each 32 experts
+    alignas(16) uint32_t keys[MAX_EXPERTS];                     // of the choice
+    alignas(16) uint32_t best[ONE_TOP_K * MAX_EXPERTS / WARP];  // of each 32 experts
     int best_id[ONE_TOP_K * MAX_EXPERTS / WARP];
     float scores[MAX_EXPERTS];
     float weights[ONE_TOP_K];       // of the chosen experts
@@ -157,7 +178,7 @@ struct OneShared {
     int split_row[GEMV_WARPS];      // where the splits of a warp's head begin, for the output projection
 };
 
-static_assert(sizeof(OneShared) <= 53248, "`cuda.rs` asks for so much behind the rings");
+static_assert(sizeof(OneShared) <= 57344, "`cuda.rs` asks for so much behind the rings");
 
 // The inputs [begin, end) of one part, in whole blocks of 128.
 DEVICE void slice_inputs(int inputs, int parts, int part, int &begin, int &end) {
@@ -165,25 +186,19 @@ DEVICE void slice_inputs(int inputs, int parts, int part, int &begin, int &end) 
     begin = min(part * each, blocks) * 128, end = min((part + 1) * each, blocks) * 128;
 }
 
-// The gate's units of OUTPUT: of the part's inputs, in F32 stages of 64, a cut, and of that a warp's stages of BF16 (high
+// The gate's units of OUTPUT: of the part's inputs, in F32 stages of 64, a cut, and of that a warp's stages (pairs of BF16: high
 // parts, low parts), counted from the part's beginning.
 DEVICE void fold_run(int inputs, int cut, int warp, int &first, int &count) {
     int begin, stages;
     split_stages(inputs / 64, FOLD_CUTS, cut, begin, stages);
-    split_stages(2 * stages, GEMV_WARPS, warp, first, count);
-    first += 2 * begin;
+    split_stages(stages, GEMV_WARPS, warp, first, count);
+    first += begin;
 }
 
 // Blocks that take the gate's units: those without a share of the context, while they are many. A multiple of the parts.
 DEVICE int gate_blocks(const OneParams &p, int splits) {
     const int grid = gridDim.x, units = p.experts / TILE_ROWS * GATE_PARTS, idle = grid - p.kv_width / HEAD_DIM * splits;
     return (2 * idle >= units + 2 * GATE_PARTS ? idle : grid) / GATE_PARTS * GATE_PARTS;
-}
-
-// The units [begin, end) of gate and up that this block takes.
-DEVICE void gate_up_units(const OneParams &p, int &begin, int &end) {
-    const int units = p.k * (p.inter / 32), grid = gridDim.x, block = blockIdx.x;
-    begin = units * block / grid, end = units * (block + 1) / grid;
 }
 
 // `down`: a block serves half of the slots, four warps each. First slot of the half, and how many.
@@ -202,10 +217,11 @@ template <int KV> DEVICE uint32_t find_tile(const OneParams &p, const uint32_t *
 
 // ---- what a warp will read ------------------------------------------------------------------------------------------
 
-template <int F> DEVICE OneEntry entry_of(int stream, int tile, int stages, int first, int count) {
+// `copy`: bytes of one copy.
+template <int F> DEVICE OneEntry entry_of(int stream, int tile, int stages, int first, int count, int copy = COPY_BYTES<F>) {
     const uint32_t offset = static_cast<uint32_t>(tile * stages + first) * (Layout<F>::BYTES / 16);
     return {offset, static_cast<uint16_t>(count * (Layout<F>::BYTES / 16)),
-            static_cast<uint8_t>(COPY_BYTES<F> / 16), static_cast<uint8_t>(stream)};
+            static_cast<uint8_t>(copy / 16 - 1), static_cast<uint8_t>(stream)};
 }
 
 // Units that this block takes of `units`, one every `step` blocks.
@@ -216,13 +232,12 @@ DEVICE int units_of(int units, int block, int step) { return block < step && blo
 template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OneParams &p, OneShared &shared, int splits) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, grid = gridDim.x, block = blockIdx.x;
     int begin, end, first, count;
-    gate_up_units(p, begin, end);
     const int used = grid / p.parts * p.parts, gates = gate_blocks(p, splits);
     const int counts[OPS] = {units_of((p.q_width + 2 * p.kv_width) / 32, block, grid),
                              units_of(p.experts / TILE_ROWS * GATE_PARTS, block, gates),
                              1,
                              units_of((p.width / 32 + p.experts / TILE_ROWS * FOLD_CUTS) * p.parts, block, used),
-                             end - begin,
+                             units_of(p.k * (p.inter / 32), block, grid),
                              units_of(p.width / TILE_ROWS, block / 2, grid / 2)};
     int op = 0, i = lane, entries = 0;
 #pragma unroll
@@ -250,7 +265,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
             entry = entry_of<DENSE>(STREAM_O, unit * 2 + warp / DENSE_RUNS, stages, begin / Layout<DENSE>::K + first, count);
         } else {
             fold_run(end - begin, fold % FOLD_CUTS, warp, first, count);
-            entry = entry_of<BF16>(STREAM_FOLD, fold / FOLD_CUTS, p.q_width / 32, begin / 32 + first, count);
+            entry = entry_of<BF16>(STREAM_FOLD, fold / FOLD_CUTS, p.q_width / 32, begin / 32 + 2 * first, 2 * count, 2 * COPY_BYTES<BF16>);
         }
     } else if (op == GATE) {
         // A stage of 64 inputs in F32 is two of BF16: high parts, low parts.
@@ -258,7 +273,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
         split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
         entry = entry_of<BF16>(STREAM_GATE, (block + i * gates) / GATE_PARTS, p.width / 32, begin / 32 + first, count);
     } else if (op == GATE_UP) {
-        const int per_expert = p.inter / 32, unit = begin + i, r = warp / EXPERT_RUNS, stages = p.width / Layout<EXPERT>::K;
+        const int per_expert = p.inter / 32, unit = block + i * grid, r = warp / EXPERT_RUNS, stages = p.width / Layout<EXPERT>::K;
         split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
         entry = entry_of<EXPERT>(STREAM_EXPERTS | unit / per_expert * ENTRY_SLOT, unit % per_expert * 2 + (r & 1), stages, first, count);
         if (r >= 2) entry.offset += static_cast<uint32_t>(p.up_offset / 16);
@@ -282,7 +297,11 @@ template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, One
         const int op = threadIdx.x, used = grid / p.parts * p.parts;
         OnePlan plan{};
         plan.step = grid, plan.unit = block, plan.end = p.width;
-        if (op == QKV) plan.units = (p.q_width + 2 * p.kv_width) / 32;
+        plan.scales = op < OUTPUT ? SCALES_Q : op == OUTPUT ? SCALES_O : SCALES_EXPERTS, plan.next_scales[0] = plan.next_scales[1] = INT_MAX;
+        if (op == QKV) {
+            plan.units = (p.q_width + 2 * p.kv_width) / 32;
+            plan.next_scales[0] = p.q_width / 32, plan.next_scales[1] = (p.q_width + p.kv_width) / 32;
+        }
         if (op == OUTPUT) {
             plan.part = block % p.parts, plan.unit = block / p.parts, plan.step = used / p.parts;
             plan.units = block < used ? p.width / 32 + p.experts / TILE_ROWS * FOLD_CUTS : 0;
@@ -294,7 +313,7 @@ template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, One
             slice_inputs(p.width, GATE_PARTS, block % GATE_PARTS, plan.begin, plan.end);
             if (block >= gates) plan.begin = plan.end;
         }
-        if (op == GATE_UP) gate_up_units(p, plan.unit, plan.units), plan.step = 1;
+        if (op == GATE_UP) plan.units = p.k * (p.inter / 32);
         if (op == DOWN) {
             plan.part = block & 1, plan.unit = block / 2, plan.step = grid / 2;
             plan.units = block / 2 < grid / 2 ? p.width / TILE_ROWS : 0;

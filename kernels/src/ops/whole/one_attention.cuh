@@ -46,8 +46,17 @@ struct Rotated {
     }
 };
 
+// Four neighbouring values of a row of a tile.
+template <int KV> DEVICE void store_four(uint8_t *tile, int row, int d, float4 v) {
+    uint8_t *at = tile + swizzled<HEAD_DIM * KV_BYTES<KV>>(row, d * KV_BYTES<KV>);
+    if constexpr (KV == KV_BF16)
+        *reinterpret_cast<uint2 *>(at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    else
+        *reinterpret_cast<uint32_t *>(at) = kv_pair_fp8<KV>(v.x, v.y) | static_cast<uint32_t>(kv_pair_fp8<KV>(v.z, v.w)) << 16;
+}
+
 // Query (as operands) by eight warps, and the token's own key and value, where the block's share ends with it, by one each.
-template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l, unsigned epoch, bool newest) {
+template <int KV, class Note> DEVICE void prepare_query(OneShared &shared, const OneLayer &l, unsigned epoch, bool newest, const Note &note) {
     const OneParams &p = shared.p;
     const int thread = thread_here(), lane = thread & 31, warp = thread / WARP, per_kv = shared.per_kv, head = lane >> 2;
     constexpr int KEY_WARP = HEAD_DIM / 16, VALUE_WARP = KEY_WARP + 1;
@@ -63,17 +72,20 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
                         warp != VALUE_WARP);
     }
     listen_together(p, QKV, epoch);
+    note(ATTENTION, 0);
     if (takes_part) {
         // The values, and the sums of squares of four units at a time: those of the queries, then of the keys.
         const uint32_t turn = epoch & 1;
         const int of_q = p.q_width / 128, all = of_q + p.kv_width / 128;
         uint2 x[2], y[2];
         uint4 squares[2];
+        const float *all_squares = p.squares;
+        hold(from), hold(all_squares);
         while (true) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) x[i] = peek_pair(from + rotated.at[i]), y[i] = peek_pair(from + rotated.with[i]);
+            for (int i = 0; i < 2; i++) x[i] = peek_pair(behind(from, rotated.at[i])), y[i] = peek_pair(behind(from, rotated.with[i]));
 #pragma unroll
-            for (int i = 0; i < 2; i++) squares[i] = peek_quad(p.squares + (lane + i * WARP < all ? lane + i * WARP : 0) * 4);
+            for (int i = 0; i < 2; i++) squares[i] = peek_quad(behind(all_squares, (lane + i * WARP < all ? lane + i * WARP : 0) * 4));
             uint32_t wrong = 0;
 #pragma unroll
             for (int i = 0; i < 2; i++) wrong |= (x[i].x ^= turn) | (x[i].y ^= turn) | (y[i].x ^= turn) | (y[i].y ^= turn);
@@ -82,7 +94,7 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
                 squares[i] = turned_quad(squares[i], turn);
                 wrong |= squares[i].x | squares[i].y | squares[i].z | squares[i].w;
             }
-            if (!(wrong & 1)) break;
+            if (none_set(wrong & 1)) break;
         }
         __syncwarp();
         float factor = 1.f;
@@ -119,8 +131,7 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
             const size_t place = static_cast<size_t>(shared.tile[shared.tiles - 1 - shared.tile0]) * 16;
             uint8_t *tile = l.stream[is_key ? STREAM_KEYS : STREAM_VALUES] + place;
             const int row = shared.position % TILE_TOKENS;
-            store_pair<KV, HEAD_DIM>(tile, row, 4 * lane, v[0], v[1]);
-            store_pair<KV, HEAD_DIM>(tile, row, 4 * lane + 2, v[2], v[3]);
+            store_four<KV>(tile, row, 4 * lane, make_float4(v[0], v[1], v[2], v[3]));
         }
     }
     meet();
@@ -128,21 +139,20 @@ template <int KV> DEVICE void prepare_query(OneShared &shared, const OneLayer &l
 
 // One row of a tile, from shared memory.
 template <int KV> DEVICE void patch_row(uint32_t place, const float *from, int row, int lane) {
-    uint8_t *tile = static_cast<uint8_t *>(__cvta_shared_to_generic(place));
-#pragma unroll 1
-    for (int d = lane * 2; d < HEAD_DIM; d += 2 * WARP) store_pair<KV, HEAD_DIM>(tile, row, d, from[d], from[d + 1]);
+    static_assert(HEAD_DIM == 4 * WARP, "a lane has four values");
+    store_four<KV>(static_cast<uint8_t *>(__cvta_shared_to_generic(place)), row, 4 * lane, *reinterpret_cast<const float4 *>(from + 4 * lane));
 }
 
 // Rows behind the newest one hold anything and must not spoil the sum.
 template <int KV> DEVICE void clear_rows(uint32_t place, int first, int lane) {
     uint4 *tile = static_cast<uint4 *>(__cvta_shared_to_generic(place));
-#pragma unroll 1
-    for (int i = lane; i < KEY_BYTES<KV> / 16; i += WARP)
-        if (tile_row<HEAD_DIM * KV_BYTES<KV>>(i * 16) >= first) tile[i] = make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < KEY_BYTES<KV> / 16; i += WARP)
+        if (tile_row<HEAD_DIM * KV_BYTES<KV>>((lane + i) * 16) >= first) tile[lane + i] = make_uint4(0, 0, 0, 0);
 }
 
-// Scores of a tile's 16 tokens (rows) and 8 heads (columns), of the query's two parts.
-template <int KV> DEVICE void score_tile(uint32_t tile, int lane, const uint4 (&operands)[HEAD_DIM / 16][WARP], float (&high)[4], float (&low)[4]) {
+// Scores of a tile's 16 tokens (rows) and 8 heads (columns), of the query's two parts, each in two chains of products.
+template <int KV> DEVICE void score_tile(uint32_t tile, int lane, const uint4 (&operands)[HEAD_DIM / 16][WARP], float (&high)[2][4], float (&low)[2][4]) {
     constexpr int ROW = HEAD_DIM * KV_BYTES<KV>;
     const int matrix = lane / 8, row = lane % 8;
     if constexpr (KV == KV_BF16) {
@@ -151,8 +161,8 @@ template <int KV> DEVICE void score_tile(uint32_t tile, int lane, const uint4 (&
             uint32_t k[4];
             load_matrix4(k, tile + swizzled<ROW>((matrix & 1) * 8 + row, (2 * s + matrix / 2) * 16));
             const uint4 q = operands[s][lane];
-            mma_kv<KV>(high, k, q.x, q.z);
-            mma_kv<KV>(low, k, q.y, q.w);
+            mma_kv<KV>(high[s % 2], k, q.x, q.z);
+            mma_kv<KV>(low[s % 2], k, q.y, q.w);
         }
     } else {
 #pragma unroll
@@ -164,39 +174,8 @@ template <int KV> DEVICE void score_tile(uint32_t tile, int lane, const uint4 (&
                 const uint32_t k[4] = {fp8_pair_to_f16<KV>(static_cast<uint16_t>(b[j])), fp8_pair_to_f16<KV>(static_cast<uint16_t>(b[2 + j])),
                                        fp8_pair_to_f16<KV>(static_cast<uint16_t>(b[j] >> 16)), fp8_pair_to_f16<KV>(static_cast<uint16_t>(b[2 + j] >> 16))};
                 const uint4 q = operands[s + j][lane];
-                mma_kv<KV>(high, k, q.x, q.z);
-                mma_kv<KV>(low, k, q.y, q.w);
-            }
-        }
-    }
-}
-
-// out[n] += the values of a tile, dims (rows) 16 n and on, times the heads' probabilities: high parts, low parts. BF16: a lane
-// has the dims row and row + 8; FP8: 2 row and 2 row + 1.
-template <int KV> DEVICE void weigh_tile(uint32_t tile, int lane, const uint32_t (&p)[4], float (&out)[HEAD_DIM / 16][4]) {
-    constexpr int ROW = HEAD_DIM * KV_BYTES<KV>;
-    const int matrix = lane / 8, row = lane % 8;
-    if constexpr (KV == KV_BF16) {
-#pragma unroll
-        for (int n = 0; n < HEAD_DIM / 16; n++) {
-            uint32_t b[4];  // (tokens 0.., 8..) x (dims 16 n.., 16 n + 8..)
-            load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, (2 * n + matrix / 2) * 16));
-            const uint32_t v[4] = {b[0], b[2], b[1], b[3]};
-            mma_kv<KV>(out[n], v, p[0], p[1]);
-            mma_kv<KV>(out[n], v, p[2], p[3]);
-        }
-    } else {
-#pragma unroll
-        for (int u = 0; u < HEAD_DIM / 16; u += 2) {
-            uint32_t b[4];  // (tokens 0.., 8..) x (units u, u + 1 of 16 dims)
-            load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, (u + matrix / 2) * 16));
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const auto pair = [](uint32_t v) { return fp8_pair_to_f16<KV>(static_cast<uint16_t>(v)); };
-                const uint32_t v[4] = {pair(__byte_perm(b[2 * i], 0, 0x20)), pair(__byte_perm(b[2 * i], 0, 0x31)),
-                                       pair(__byte_perm(b[2 * i + 1], 0, 0x20)), pair(__byte_perm(b[2 * i + 1], 0, 0x31))};
-                mma_kv<KV>(out[u + i], v, p[0], p[1]);
-                mma_kv<KV>(out[u + i], v, p[2], p[3]);
+                mma_kv<KV>(high[j], k, q.x, q.z);
+                mma_kv<KV>(low[j], k, q.y, q.w);
             }
         }
     }
@@ -221,10 +200,9 @@ template <int KV> DEVICE void weigh_unit(uint32_t tile, int unit, int lane, cons
     const int matrix = lane / 8, row = lane % 8;
     uint32_t b[4];
     if constexpr (KV == KV_BF16) {
-        load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, (2 * unit + matrix / 2) * 16));
-        const uint32_t v[4] = {b[0], b[2], b[1], b[3]};
-        mma_kv<KV>(acc, v, p.x, p.y);
-        mma_kv<KV>(acc, v, p.z, p.w);
+        load_matrix4_transposed(b, tile + swizzled<ROW>(matrix / 2 * 8 + row, (2 * unit + (matrix & 1)) * 16));
+        mma_kv<KV>(acc, b, p.x, p.y);
+        mma_kv<KV>(acc, b, p.z, p.w);
     } else {
         load_matrix4_transposed(b, tile + swizzled<ROW>((matrix & 1) * 8 + row, unit * 16));
         const auto pair = [](uint32_t v) { return fp8_pair_to_f16<KV>(static_cast<uint16_t>(v)); };
@@ -241,12 +219,12 @@ template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, in
     const int row = lane >> 2, t = lane & 3;
     const int valid = shared.position + 1 - tile * TILE_TOKENS;  // rows of the tile, 16 or more: all
     const bool last = tile == shared.tiles - 1;  // its newest row comes from here
-    uint32_t place = stream.front(KEY_BYTES<KV>);
+    uint32_t place = stream.front(TOGETHER<KV>);
     if (last) {
         patch_row<KV>(place, shared.key, valid - 1, lane);
         __syncwarp();
     }
-    float high[4] = {}, low[4] = {};
+    float high[2][4] = {}, low[2][4] = {};
     score_tile<KV>(place, lane, shared.operands, high, low);
     // The place must be free before the values are waited for: their copy may need it.
     if (last) fence_async_proxy();
@@ -254,7 +232,7 @@ template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, in
     float s[4], sum[2], maximum[2];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        s[i] = high[i] + low[i];
+        s[i] = (high[0][i] + high[1][i]) + (low[0][i] + low[1][i]);
         if (row + i / 2 * 8 >= valid) s[i] = -INFINITY;
     }
 #pragma unroll
@@ -289,10 +267,9 @@ template <int KV> DEVICE bool score_one(OneShared &shared, OneStream &stream, in
     return last;
 }
 
-// Sixteen tiles at a time: a warp scores one of them, then weighs 16 dims of the values of eight. `prepared` is called between
-// the query and the products.
-template <int KV, class Prepared>
-DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsigned epoch, const Prepared &prepared) {
+// Sixteen tiles at a time: a warp scores one of them, then weighs 16 dims of the values of eight.
+template <int KV, class Note>
+DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsigned epoch, const Note &note) {
     const OneParams &p = shared.p;
     const uint32_t turn = epoch & 1;
     if (shared.split >= shared.splits) {
@@ -303,8 +280,8 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
     const int thread = thread_here(), warp = thread / WARP, lane = thread & 31, row = lane >> 2, t = lane & 3;
     constexpr int UNITS = HEAD_DIM / 16;
     const int unit = warp % UNITS, half = warp / UNITS, tile0 = shared.tile0, tile1 = shared.tile1;
-    prepare_query<KV>(shared, l, epoch, tile1 == shared.tiles && tile0 < tile1);
-    prepared();
+    prepare_query<KV>(shared, l, epoch, tile1 == shared.tiles && tile0 < tile1, note);
+    note(ATTENTION, 1);
 
     // Tokens, then dims, are the rows of the products, heads their columns: 8, in two parts that add up. A lane has the heads
     // 2t and 2t + 1.
@@ -318,6 +295,7 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
         else if (lane < HEADS_HELD)
             shared.maximum[warp][lane] = -INFINITY, shared.sum[warp][lane] = 0.f;
         meet();
+        note(ATTENTION, 2);
         const float2 m0 = *reinterpret_cast<const float2 *>(&shared.maximum[row][2 * t]);
         const float2 m1 = *reinterpret_cast<const float2 *>(&shared.maximum[row + 8][2 * t]);
         const float2 s0 = *reinterpret_cast<const float2 *>(&shared.sum[row][2 * t]);
@@ -336,12 +314,14 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
         const float2 f1 = make_float2(exp2_fast(m1.x - best[0]), exp2_fast(m1.y - best[1]));
         total[0] = total[0] * keep[0] + (f0.x * s0.x + f1.x * s1.x);
         total[1] = total[1] * keep[1] + (f0.y * s0.y + f1.y * s1.y);
-        const float fx = half ? f1.x : f0.x, fy = half ? f1.y : f0.y;
+        // This half's tiles, and the same of the tile `row` of them.
+        const int each = (count + 1) / 2, start = half * each, mine = half ? count - each : each;
+        const float2 own = *reinterpret_cast<const float2 *>(&shared.maximum[min(start + row, GEMV_WARPS - 1)][2 * t]);
+        const float fx = exp2_fast(own.x - best[0]), fy = exp2_fast(own.y - best[1]);
         acc[0] *= keep[0], acc[1] *= keep[1], acc[2] *= keep[0], acc[3] *= keep[1];
-        const int mine = min(count - half * UNITS, UNITS);
 #pragma unroll 2
         for (int j = 0; j < mine; j++) {
-            const int other = half * UNITS + j;
+            const int other = start + j;
             float part[4] = {};
             weigh_unit<KV>(shared.values[other], unit, lane, shared.round.likely[other][lane], part);
             const float x = __shfl_sync(ALL_LANES, fx, j * 4 + t), y = __shfl_sync(ALL_LANES, fy, j * 4 + t);
@@ -358,11 +338,10 @@ DEVICE void attend(OneShared &shared, const OneLayer &l, OneStream &stream, unsi
         acc[0] += rest.x, acc[1] += rest.y, acc[2] += rest.z, acc[3] += rest.w;
         const size_t first = (static_cast<size_t>(shared.head) * p.split_stride + shared.split) * HEADS_HELD;
         const int held = shared.per_kv;
+        float *to = p.partial + (first + 2 * t) * HEAD_DIM + unit * 16 + (KV == KV_BF16 ? row : 2 * row);
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int h = 2 * t + e % 2, d = unit * 16 + (KV == KV_BF16 ? row + e / 2 * 8 : 2 * row + e / 2);
-            if (h < held) publish(p.partial + (first + h) * HEAD_DIM + d, acc[e], turn);
-        }
+        for (int e = 0; e < 4; e++)
+            if (2 * t + e % 2 < held) publish(to + e % 2 * HEAD_DIM + e / 2 * (KV == KV_BF16 ? 8 : 1), acc[e], turn);
         if (unit == 0) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {

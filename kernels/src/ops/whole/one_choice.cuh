@@ -2,47 +2,55 @@
 #pragma once
 #include "one_values.cuh"
 
-// Computing warps and the feeding one: the former go on at once.
-DEVICE void experts_are_chosen() { asm volatile("bar.arrive 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
-DEVICE void wait_for_choice() { asm volatile("bar.sync 2, %0;" ::"n"(ONE_THREADS) : "memory"); }
+// The warps that choose, and the feeding one: the former go on at once.
+DEVICE void experts_are_chosen() { asm volatile("bar.arrive 2, %0;" ::"n"(MAX_EXPERTS + WARP) : "memory"); }
+DEVICE void wait_for_choice() { asm volatile("bar.sync 2, %0;" ::"n"(MAX_EXPERTS + WARP) : "memory"); }
+DEVICE void choosers_meet() { asm volatile("bar.sync 3, %0;" ::"n"(MAX_EXPERTS) : "memory"); }
 
-// The expert of a computing thread, if it is one. The upper warps have fewer values of the residual stream to receive.
-DEVICE int expert_here() { return thread_here() ^ MAX_EXPERTS; }
+// The expert of a computing thread: the upper warps have them, which have fewer values of the residual stream to receive.
+// Negative: none.
+DEVICE int expert_here() { return thread_here() - (GEMV_THREADS - MAX_EXPERTS); }
 
-// From the gate's logits: `ids`, best first, the lower expert first among equals. Always different experts, even of NaN. A
-// thread has an expert and finds its rank in the warp; the best of each warp then meet. `z`: the thread's logit, `bias`: its
-// expert's.
-DEVICE void choose(OneShared &shared, float z, float bias) {
-    static_assert(ONE_TOP_K == 8 && MAX_EXPERTS / WARP == 8 && GEMV_THREADS == 64 * 8, "a thread a candidate and eight others");
-    const OneParams &p = shared.p;
-    const int e = expert_here(), lane = e & 31, warp = e / WARP;
-    if (warp < MAX_EXPERTS / WARP) {
-        uint32_t key = 0;  // larger is better; 0: no such expert
-        const bool inside = e < p.experts;
-        const float score = __fdividef(1.f, 1.f + expf(-z));
-        if (inside) key = ordered(score + bias) + 1;
-        shared.scores[e] = score;
-        __syncwarp();
-        int better = -1;  // the last round meets itself
-#pragma unroll 4
-        for (int d = 1; d <= WARP; d++) {
-            const uint32_t other = __shfl_sync(ALL_LANES, key, (lane + d) & 31);
-            better += other >= key + (lane + d < WARP ? 1 : 0);
-        }
-        if (better < ONE_TOP_K) shared.best[warp * ONE_TOP_K + better] = key, shared.best_id[warp * ONE_TOP_K + better] = e;
-    }
-    meet();
-    const int mine = e / 8, list = e % 8;
-    const uint32_t key = shared.best[mine];
-    const uint4 first = *reinterpret_cast<const uint4 *>(&shared.best[list * 8]);
-    const uint4 second = *reinterpret_cast<const uint4 *>(&shared.best[list * 8 + 4]);
-    const uint32_t other[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+// How many of N keys of a list come before the key that stands at place `mine` of it, or of what lies in front of it or behind it:
+// larger ones, and equal ones of lower places.
+template <int N> DEVICE int count_better(const uint32_t *list, uint32_t key, int mine) {
     int better = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) better += other[i] >= key + (list * 8 + i < mine ? 0 : 1);
+    for (int i = 0; i < N; i += 4) {
+        const uint4 v = *reinterpret_cast<const uint4 *>(list + i);
+        const uint32_t least = i + 4 <= mine ? key : key + 1;
+        better += (v.x >= least) + (v.y >= least);
+        better += (v.z >= least) + (v.w >= least);
+    }
+    // Its own four.
+    const bool inside = mine >= 0 && mine < N;
+    const int place = inside ? mine % 4 : 0;
+    const uint4 v = *reinterpret_cast<const uint4 *>(list + (inside ? mine - place : 0));
+    better += (v.x == key && place > 0) + (v.y == key && place > 1) + (v.z == key && place > 2);
+    return better;
+}
+
+// From the gate's logits: `ids`, best first, the lower expert first among equals. Always different experts, even of NaN. By the
+// upper warps: a thread has an expert and finds its rank in the warp; the best of each warp then meet. `z`: the thread's
+// logit, `bias`: its expert's.
+DEVICE void choose(OneShared &shared, float z, float bias) {
+    constexpr int LISTS = MAX_EXPERTS / WARP, CANDIDATES = LISTS * ONE_TOP_K, SHARES = MAX_EXPERTS / CANDIDATES, SHARE = CANDIDATES / SHARES;
+    static_assert(SHARES == 4 && SHARE == 16, "four threads a candidate, each with a quarter of the others");
+    const OneParams &p = shared.p;
+    const int e = expert_here(), lane = e & 31, warp = e / WARP;
+    const float score = __fdividef(1.f, 1.f + expf(-z));
+    // Larger is better; 0: no such expert.
+    const uint32_t own = e < p.experts ? ordered(score + bias) + 1 : 0;
+    shared.scores[e] = score, shared.keys[e] = own;
+    __syncwarp();
+    const int rank = count_better<WARP>(shared.keys + warp * WARP, own, lane);
+    if (rank < ONE_TOP_K) shared.best[warp * ONE_TOP_K + rank] = own, shared.best_id[warp * ONE_TOP_K + rank] = e;
+    choosers_meet();
+    const int mine = e / SHARES, share = e % SHARES;
+    int better = count_better<SHARE>(shared.best + share * SHARE, shared.best[mine], mine - share * SHARE);
 #pragma unroll
-    for (int offset = 1; offset < 8; offset *= 2) better += __shfl_xor_sync(ALL_LANES, better, offset);
-    if (list == 0 && better < p.k) shared.ids[better] = shared.best_id[mine];
+    for (int offset = 1; offset < SHARES; offset *= 2) better += __shfl_xor_sync(ALL_LANES, better, offset);
+    if (share == 0 && better < p.k) shared.ids[better] = shared.best_id[mine];
     experts_are_chosen();
 }
 

@@ -9,6 +9,10 @@ struct OneNorm {
     float4 v[2];  // the norm's weights, then what is multiplied
 
     static __device__ __forceinline__ int place(int thread, int i) { return 4 * (thread + i * GEMV_THREADS); }
+    // What a thread without a value at that place reads may be anything that is there.
+    static __device__ __forceinline__ int inside(int thread, int i, int width) {
+        return place(thread, i) < width ? place(thread, i) : thread % WARP * 4;
+    }
 
     // Before the values are there.
     __device__ __forceinline__ void load_weights(const float *weight, int width) {
@@ -38,18 +42,20 @@ struct OneNorm {
 
     // Leaves the warp's sum of squares in `scratch`.
     template <int ARRAYS> __device__ __forceinline__ void receive_sum(const float *x, int arrays, int width, uint32_t turn, uint32_t check, float *scratch) {
-        const int thread = thread_here(), spare = thread % WARP * 4;
+        const int thread = thread_here();
+        const float *first = x + inside(thread, 0, width), *second = x + inside(thread, 1, width);
+        hold(first), hold(second);
         uint4 part[2 * ARRAYS];
         while (true) {
 #pragma unroll
             for (int j = 0; j < 2 * ARRAYS; j++) {
-                const int at = place(thread, j / ARRAYS), a = j % ARRAYS;
-                part[j] = peek_quad(x + (a < arrays ? a * width : 0) + (at < width ? at : spare));
+                const int a = j % ARRAYS;
+                part[j] = peek_quad(behind(j < ARRAYS ? first : second, a < arrays ? a * width : 0));
             }
             uint32_t wrong = 0;
 #pragma unroll
             for (int j = 0; j < 2 * ARRAYS; j++) part[j] = turned_quad(part[j], turn & check), wrong |= part[j].x | part[j].y | part[j].z | part[j].w;
-            if (!(wrong & check)) break;
+            if (none_set(wrong & check)) break;
         }
         float squares = 0.f;
 #pragma unroll
@@ -61,22 +67,23 @@ struct OneNorm {
     // experts' logits' parts.
     __device__ __forceinline__ float receive_attended(const OneParams &p, uint32_t turn, float *scratch) {
         static_assert(MAX_LOGIT_PARTS >= 4 * MAX_PARTS && 2 * MAX_EXPERTS == GEMV_THREADS, "an expert takes a place's registers");
-        const int thread = thread_here(), spare = thread % WARP * 4, parts = p.parts, logits = GATE_PARTS + parts * FOLD_CUTS;
+        const int thread = thread_here(), parts = p.parts, logits = GATE_PARTS + parts * FOLD_CUTS;
         const bool upper = thread >= GEMV_THREADS / 2;
-        const int first = place(thread, 0) < p.width ? place(thread, 0) : spare, second = place(thread, 1) < p.width ? place(thread, 1) : spare;
-        const int e = min(thread % MAX_EXPERTS, p.experts - 1);
+        const float *first = p.attended + inside(thread, 0, p.width);
+        const float *other = upper ? p.logits + min(thread % MAX_EXPERTS, p.experts - 1) : p.attended + inside(thread, 1, p.width);
+        hold(first), hold(other);
         uint4 part[MAX_PARTS];
         uint32_t rest[MAX_LOGIT_PARTS];
         while (true) {
 #pragma unroll
-            for (int a = 0; a < MAX_PARTS; a++) part[a] = peek_quad(p.attended + (a < parts ? a * p.width : 0) + first);
+            for (int a = 0; a < MAX_PARTS; a++) part[a] = peek_quad(behind(first, a < parts ? a * p.width : 0));
             if (upper) {
 #pragma unroll
-                for (int i = 0; i < MAX_LOGIT_PARTS; i++) rest[i] = peek(p.logits + (i < logits ? i * p.experts : 0) + e);
+                for (int i = 0; i < MAX_LOGIT_PARTS; i++) rest[i] = peek(behind(other, i < GATE_PARTS + FOLD_CUTS || i < logits ? i * MAX_EXPERTS : 0));
             } else {
 #pragma unroll
                 for (int a = 0; a < MAX_PARTS; a++) {
-                    const uint4 quad = peek_quad(p.attended + (a < parts ? a * p.width : 0) + second);
+                    const uint4 quad = peek_quad(behind(other, a < parts ? a * p.width : 0));
                     rest[4 * a] = quad.x, rest[4 * a + 1] = quad.y, rest[4 * a + 2] = quad.z, rest[4 * a + 3] = quad.w;
                 }
 #pragma unroll
@@ -87,7 +94,7 @@ struct OneNorm {
             for (int a = 0; a < MAX_PARTS; a++) part[a] = turned_quad(part[a], turn), wrong |= part[a].x | part[a].y | part[a].z | part[a].w;
 #pragma unroll
             for (int i = 0; i < MAX_LOGIT_PARTS; i++) rest[i] ^= turn, wrong |= rest[i];
-            if (!(wrong & 1)) break;
+            if (none_set(wrong & 1)) break;
         }
         float squares = multiply<MAX_PARTS>(0, part, parts, place(thread, 0) < p.width), z = 0.f;
         if (upper) {
@@ -95,23 +102,23 @@ struct OneNorm {
             for (int i = 0; i < MAX_LOGIT_PARTS; i++)
                 if (i < logits) z += __uint_as_float(rest[i]);
         } else {
-            uint4 other[MAX_PARTS];
+            uint4 second[MAX_PARTS];
 #pragma unroll
-            for (int a = 0; a < MAX_PARTS; a++) other[a] = make_uint4(rest[4 * a], rest[4 * a + 1], rest[4 * a + 2], rest[4 * a + 3]);
-            squares += multiply<MAX_PARTS>(1, other, parts, place(thread, 1) < p.width);
+            for (int a = 0; a < MAX_PARTS; a++) second[a] = make_uint4(rest[4 * a], rest[4 * a + 1], rest[4 * a + 2], rest[4 * a + 3]);
+            squares += multiply<MAX_PARTS>(1, second, parts, place(thread, 1) < p.width);
         }
         leave_squares(squares, scratch, thread);
         return z;
     }
 
     // The whole input as an image. Once in the source, as all code of which a layer's warps run a lot.
-    template <int F> __device__ __forceinline__ void store(uint8_t *image, int width) const {
+    template <int F> __device__ __forceinline__ void store(OneShared &shared, int width) const {
         const int thread = thread_here();
         float4 now = v[0];
 #pragma unroll 1
         for (int i = 0; i < 2; i++, now = v[1]) {
             const int block = place(thread, i) / IMAGE_BLOCK;  // the same for the warp
-            if (block * IMAGE_BLOCK < width) store_image<F>(image, width, block, now);
+            if (block * IMAGE_BLOCK < width) store_image<F>(shared.image, shared.steps + block, width, block, now);
         }
     }
 };
@@ -128,7 +135,7 @@ DEVICE void image_for_gate(OneShared &shared, const float *weight, const float *
     __syncwarp();
     float4 v = part[0];
     if (arrays > 1) v.x += part[1].x, v.y += part[1].y, v.z += part[1].z, v.w += part[1].w;
-    store_image<BF16>(shared.gate_image, plan.end - plan.begin, thread / WARP, make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w));
+    store_image<BF16>(shared.gate_image, nullptr, plan.end - plan.begin, thread / WARP, make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w));
 }
 
 // The norm's factor, once all warps' sums are there.
@@ -150,7 +157,9 @@ template <int F> DEVICE void image_from_splits(OneShared &shared, int begin, int
     const OneParams &p = shared.p;
     const int thread = thread_here(), lane = thread & 31, block = thread / WARP, splits = shared.splits;
     if (block >= (end - begin) / IMAGE_BLOCK) return;
-    const int row = shared.split_row[block];
+    const float *partial = p.partial + shared.split_row[block] * HEAD_DIM + lane * 4;
+    const float2 *partial_sums = p.partial_sums + shared.split_row[block];
+    hold(partial), hold(partial_sums);
     float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
     float top = -INFINITY, total = 0.f;
 #pragma unroll 1
@@ -160,8 +169,8 @@ template <int F> DEVICE void image_from_splits(OneShared &shared, int begin, int
         while (true) {
 #pragma unroll
             for (int s = 0; s < SPLITS_AT_ONCE; s++) {
-                const int at = row + min(s0 + s, splits - 1) * HEADS_HELD;
-                part[s] = peek_quad(p.partial + at * HEAD_DIM + lane * 4), sums[s] = peek_pair(p.partial_sums + at);
+                const uint32_t at = min(s0 + s, splits - 1) * HEADS_HELD;
+                part[s] = peek_quad(behind(partial, at * HEAD_DIM)), sums[s] = peek_pair(behind(partial_sums, at));
             }
             uint32_t wrong = 0;
 #pragma unroll
@@ -169,7 +178,7 @@ template <int F> DEVICE void image_from_splits(OneShared &shared, int begin, int
                 part[s] = turned_quad(part[s], turn), sums[s].x ^= turn, sums[s].y ^= turn;
                 wrong |= part[s].x | part[s].y | part[s].z | part[s].w | sums[s].x | sums[s].y;
             }
-            if (!(wrong & 1)) break;
+            if (none_set(wrong & 1)) break;
         }
         float best = top;
 #pragma unroll
@@ -187,8 +196,8 @@ template <int F> DEVICE void image_from_splits(OneShared &shared, int begin, int
     const float share = __fdividef(1.f, total);
     v.x *= share, v.y *= share, v.z *= share, v.w *= share;
     __syncwarp();
-    store_image<F>(shared.image, end - begin, block, v);
-    if (INT4<F> && folds) store_image<BF16>(shared.image + FOLD_IMAGE, end - begin, block, v);
+    store_image<F>(shared.image, shared.steps + block, end - begin, block, v);
+    if (F != BF16 && folds) store_image<BF16>(shared.image + FOLD_IMAGE, nullptr, end - begin, block, v);
 }
 
 // Images of rows of `inter` values, `all` blocks of 128 together: a warp a block, the loads of up to three at a time.
@@ -205,7 +214,7 @@ template <int F> DEVICE void images_of_rows(OneShared &shared, const float *from
             if (task >= all) break;
             const float4 now = v[i];
             const int slot = shared.slot[task];
-            store_image<F>(shared.image + slot * bytes, k, task - slot * (k / IMAGE_BLOCK), now);
+            store_image<F>(shared.image + slot * bytes, shared.steps + task, k, task - slot * (k / IMAGE_BLOCK), now);
         }
     }
 }

@@ -3,16 +3,33 @@
 #pragma once
 #include "one_stream.cuh"
 
+// Four e4m3 as two pairs of F16, (b0, b2) and (b1, b3).
+DEVICE void e4m3_to_f16(uint32_t word, uint32_t &even, uint32_t &odd) {
+    asm("{\n"
+        ".reg .b16 l, h;\n"
+        "mov.b32 {l, h}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, l;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, h;\n"
+        "}\n"
+        : "=r"(even), "=r"(odd)
+        : "r"(__byte_perm(word, 0, 0x3120)));
+}
+
+// Bytes from a block's tail to the next one's.
+template <int F> constexpr int TAIL_BYTES = INT4<F> ? IMAGE_TAIL_BYTES : sizeof(float);
+
 // acc += one stage times the token's image.
+// FP8: both as F16, which is exact for the weights and leaves 22 bits of the inputs; `tail`: their step.
 template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[1][4]) {
     if constexpr (F == FP8) {
         // Two chains of products: each waits half as long.
         float part[2][4] = {};
         uint4 words[4];
-        float scale;
+        float scale, step;
 #pragma unroll
         for (int i = 0; i < 4; i++) words[i] = load_shared16(stage + i * 512 + lane * 16);
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(step) : "r"(tail));
         Operands<1> ops[2];
         ops[0].load(x, 0, lane), ops[1].load(x + 256, 0, lane);
 #pragma unroll
@@ -21,10 +38,11 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
             for (int c = 0; c < 2; c++) {
                 const uint4 w = words[c * 2 + s / 2];
                 uint32_t a[4];
-                unpack_fp8(s % 2 ? w.z : w.x, a[0], a[1]);
-                unpack_fp8(s % 2 ? w.w : w.y, a[2], a[3]);
-                mma_bf16(part[c], a, ops[c].b[0][2 * s], ops[c].b[0][2 * s + 1]);
+                e4m3_to_f16(s % 2 ? w.z : w.x, a[0], a[1]);
+                e4m3_to_f16(s % 2 ? w.w : w.y, a[2], a[3]);
+                mma_f16(part[c], a, ops[c].b[0][2 * s], ops[c].b[0][2 * s + 1]);
             }
+        scale *= step;
         acc[0][0] += scale * ((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]));
         acc[0][2] += scale * ((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]));
     } else {
@@ -123,7 +141,7 @@ DEVICE void multiply_units(OneStream &stream, OneShared &shared, uint32_t image,
 template <int F>
 DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, int first, int count, int lane, int bf16_scales, float (&acc)[1][4]) {
     constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);
-    uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
+    uint32_t x = image + first * STEP, tail = tails + first * TAIL_BYTES<F>;
 #pragma unroll 1
     while (count > 0) {
         const int held = min(count, COPY_STAGES<F>), bytes = held * Layout<F>::BYTES;
@@ -146,7 +164,7 @@ DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, i
 #pragma unroll 1
             for (int i = 0; i < held; i++) {
                 multiply_one<F>(stage, x, tail, lane, bf16_scales, acc);
-                stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+                stage += Layout<F>::BYTES, x += STEP, tail += TAIL_BYTES<F>;
             }
         }
         stream.pop(bytes);
@@ -167,6 +185,28 @@ DEVICE void multiply_gate(OneStream &stream, uint32_t image, int first, int coun
     }
 }
 
+// The same for whole pairs, one copy each: two chains of products.
+DEVICE void multiply_pairs(OneStream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
+    constexpr int BYTES = Layout<BF16>::BYTES;
+    float low[4] = {};
+#pragma unroll 1
+    for (int i = first; i < first + count; i++) {
+        const uint32_t stage = stream.front(2 * BYTES) + lane * 16;
+        Operands<1> ops;
+        ops.load(image + i * 256, 0, lane);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const uint4 h = load_shared16(stage + s * 512), l = load_shared16(stage + BYTES + s * 512);
+            const uint32_t a[4] = {h.x, h.y, h.z, h.w}, b[4] = {l.x, l.y, l.z, l.w};
+            mma_bf16(acc[0], a, ops.b[0][2 * s], ops.b[0][2 * s + 1]);
+            mma_bf16(low, b, ops.b[0][2 * s], ops.b[0][2 * s + 1]);
+        }
+        stream.pop(2 * BYTES);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) acc[0][i] += low[i];
+}
+
 // Sums of a unit: [warp][row].
 DEVICE void store_sums(float *partial, int warp, int lane, const float (&acc)[1][4]) {
     if ((lane & 3) == 0) {
@@ -182,34 +222,41 @@ template <int RUNS_OF_TILE> DEVICE float sum_runs(const float *partial, int tile
     return sum;
 }
 
-// One block of 128 values of an image by one warp, lane l with 4l .. 4l + 3; `tail`: the block's, for INT4.
+// The larger absolute value; NaN if there is one.
+DEVICE float larger(float a, float b) {
+    float v;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(fabsf(a)), "f"(fabsf(b)));
+    return v;
+}
+
+DEVICE float reciprocal(float a) {
+    float v;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(a));
+    return v;
+}
+
+// One block of 128 values of an image by one warp, lane l with 4l .. 4l + 3; `tail`: the block's: INT4's step and sums, FP8's step.
 template <int F> DEVICE void store_block(uint8_t *to, uint8_t *tail, float4 v) {
     const int lane = thread_here() & 31;
     if constexpr (INT4<F>) {
-        const uint32_t all[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
-        // Of absolute values, as integers: NaN and infinity are the largest.
-        uint32_t most = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) most = max(most, all[i] & 0x7fffffffu);
+        // Of absolute values; NaN is the largest, behind infinity.
+        uint32_t most = __float_as_uint(larger(larger(v.x, v.y), larger(v.z, v.w)));
         most = __reduce_max_sync(ALL_LANES, most);
         const bool bad = most >= 0x7f800000u;
         const float largest = __uint_as_float(most), step = largest * (1.f / 32512.f);
         // Below that a block is as good as zero, and the reciprocal may be infinite.
-        const float inverse = largest > 1e-30f ? __fdividef(32512.f, largest) : 0.f;
-        const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
-                          __float2int_rn(v.w * inverse)};
-        uint32_t high = 0, low = 0;
-        constexpr int PLACE[4] = {0, 16, 8, 24};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int l = static_cast<int8_t>(x[i]);
-            low |= (l & 0xffu) << PLACE[i];
-            high |= (((x[i] - l) >> 8) & 0xffu) << PLACE[i];
-        }
+        const float inverse = largest > 1e-30f ? 32512.f * reciprocal(largest) : 0.f;
+        // Rounded by an addition that leaves no bits below 1: the lower half of a sum's bits is x + 128. So its upper byte is that
+        // of x's high part, and its lower byte x's low part but for the sign.
+        constexpr float SHIFT = 12582912.f + 128.f;  // 1.5 * 2^23
+        constexpr uint32_t SHIFTED = 0x4b400080;
+        const uint32_t y[4] = {__float_as_uint(fmaf(v.x, inverse, SHIFT)), __float_as_uint(fmaf(v.y, inverse, SHIFT)),
+                               __float_as_uint(fmaf(v.z, inverse, SHIFT)), __float_as_uint(fmaf(v.w, inverse, SHIFT))};
+        const uint32_t even = __byte_perm(y[0], y[2], 0x5140), odd = __byte_perm(y[1], y[3], 0x5140);
         const int at = (lane % 8 / 2) * 32 + (lane / 8) * 8 + (lane % 2) * 4;
-        *reinterpret_cast<uint32_t *>(to + at) = high;
-        *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = low;
-        int sum = x[0] + x[1] + x[2] + x[3];
+        *reinterpret_cast<uint32_t *>(to + at) = __byte_perm(even, odd, 0x7632);
+        *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = __byte_perm(even, odd, 0x5410) ^ 0x80808080u;
+        int sum = static_cast<int>(y[0] + y[1] + y[2] + y[3] - 4 * SHIFTED);
         if constexpr (F == INT4_G32) {
             int group = sum;
 #pragma unroll
@@ -220,8 +267,18 @@ template <int F> DEVICE void store_block(uint8_t *to, uint8_t *tail, float4 v) {
         if (lane == 0) *reinterpret_cast<int2 *>(tail) = make_int2(__float_as_int(bad ? NAN : step), sum);
     } else {
         uint2 high, low;
-        split_bf16(v.x, v.y, high.x, low.x);
-        split_bf16(v.z, v.w, high.y, low.y);
+        if constexpr (F == FP8) {
+            // The largest becomes 2^14 or more; infinity and NaN stay. Steps are powers of two.
+            uint32_t most = __float_as_uint(larger(larger(v.x, v.y), larger(v.z, v.w)));
+            most = max(__reduce_max_sync(ALL_LANES, most) >> 23, 15u);
+            const float up = __uint_as_float((268 - most) << 23);
+            split_f16(v.x * up, v.y * up, high.x, low.x);
+            split_f16(v.z * up, v.w * up, high.y, low.y);
+            if (lane == 0) *reinterpret_cast<uint32_t *>(tail) = (most - 14) << 23;
+        } else {
+            split_bf16(v.x, v.y, high.x, low.x);
+            split_bf16(v.z, v.w, high.y, low.y);
+        }
         to += (lane / 16) * 256;
         const int at = (lane % 16) * 8;
         *reinterpret_cast<uint2 *>(to + at) = high;
@@ -229,7 +286,8 @@ template <int F> DEVICE void store_block(uint8_t *to, uint8_t *tail, float4 v) {
     }
 }
 
-// Block `block` of an image of `k` values.
-template <int F> DEVICE void store_image(uint8_t *image, int k, int block, float4 v) {
-    store_block<F>(image + block * IMAGE_BLOCK_BYTES<INT4<F>>, image + k * 2 + block * IMAGE_TAIL_BYTES, v);
+// Block `block` of an image of `k` values. `step`: FP8: where its step is left.
+template <int F> DEVICE void store_image(uint8_t *image, float *step, int k, int block, float4 v) {
+    uint8_t *tail = INT4<F> ? image + k * 2 + block * IMAGE_TAIL_BYTES : reinterpret_cast<uint8_t *>(step);
+    store_block<F>(image + block * IMAGE_BLOCK_BYTES<INT4<F>>, tail, v);
 }

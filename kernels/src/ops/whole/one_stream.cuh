@@ -5,7 +5,13 @@
 #pragma once
 #include "one_choice.cuh"
 
-// Where copies lie: one behind the other, at the ring's start where the rest of it is too short.
+// Copies of dense weights that may be on their way to a warp. INT4 is there early enough with one, and fewer in front of the memory let
+// blocks read each other's values sooner.
+template <int DENSE> constexpr int DENSE_COPIES = DENSE == INT4_G128 ? 1 : COPIES;
+
+// Where copies lie: one behind the other, at the ring's start where the rest of it is too short. `bytes`: with those that must
+// lie right behind the copy. A tile's values must lie behind its keys: otherwise there is not always room for both, and the values
+// are asked for when the scores are made.
 DEVICE int copy_place(int place, int bytes) { return place + bytes > WARP_RING ? 0 : place; }
 
 // What a computing warp reads, in the order in which it was asked for.
@@ -21,8 +27,8 @@ struct OneStream {
         parity = 0, place = 0, copy = 0;
     }
 
-    // Address of the next copy, once it has arrived.
-    __device__ __forceinline__ uint32_t front(int bytes) {
+    // Address of the next copy, once it has arrived. `together`: its bytes and those of the copies right behind it.
+    __device__ __forceinline__ uint32_t front(int together) {
         asm volatile(
             "{\n"
             ".reg .pred done;\n"
@@ -32,7 +38,7 @@ struct OneStream {
             "}\n" ::"r"(full + copy * 8),
             "r"(parity)
             : "memory");
-        place = copy_place(place, bytes);
+        place = copy_place(place, together);
         return ring + place;
     }
 
@@ -69,18 +75,22 @@ struct OneFeeder {
     int piece, pieces;           // keys and values of the block's tiles in turns, while `piece` < `pieces`
     const uint8_t *from = nullptr;
     int left = 0, most = 0;      // bytes of the entry, and of one copy
+    int behind = 0;              // bytes that must lie right behind this copy
     bool waits = false;          // for the choice of `layer`, or at the layer's end for all lanes
     // The ring: its copies from `oldest` on have not been read.
     int place = 0, copy = 0, oldest = 0, free = WARP_RING, held = 0;
     uint32_t parity = 0;         // of the oldest copy's barrier `empty`
+    uint32_t phase = 0;          // of the next copy's barrier `full`
+    int most_flying = COPIES;    // copies of this kind that have not arrived
 
     // `chosen`: the last layer whose experts are known.
-    template <int KV> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
+    template <int KV, int DENSE> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
         const uint8_t *const *streams = shared.feeding[layer & 1];
         if (piece < pieces) {
             const int tile = warp + (piece >> 1) * GEMV_WARPS;
             from = streams[STREAM_KEYS + (piece & 1)] + static_cast<size_t>(shared.tile[tile]) * 16;
-            left = most = KEY_BYTES<KV>, piece++;
+            left = most = KEY_BYTES<KV>, behind = piece & 1 ? 0 : TOGETHER<KV> - KEY_BYTES<KV>, most_flying = COPIES,
+            piece++;
             return;
         }
         if (at == shared.entries) {
@@ -98,10 +108,11 @@ struct OneFeeder {
             piece = 0, at++;
             return;
         }
+        most_flying = stream == STREAM_EXPERTS ? COPIES : DENSE_COPIES<DENSE>;
         size_t offset = entry.x;
         if (stream == STREAM_EXPERTS) offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
         from = streams[stream] + offset * 16;
-        left = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16, at++;
+        left = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16 + 16, behind = 0, at++;
     }
 
     // What has been read.
@@ -112,27 +123,34 @@ struct OneFeeder {
     }
 
     __device__ __forceinline__ int next_bytes() const { return min(left, most); }
-    __device__ __forceinline__ int next_place() const { return copy_place(place, next_bytes()); }
-    // With the rest of the ring, where that is too short.
-    __device__ __forceinline__ int needed() const { return next_bytes() + (next_place() < place ? WARP_RING - place : 0); }
-    __device__ __forceinline__ bool ready() const { return left > 0 && free >= needed() && held < COPIES; }
+    __device__ __forceinline__ int next_place() const { return copy_place(place, next_bytes() + behind); }
+    // The ring's rest, where that is too short, is the copy's before: it is free with it.
+    __device__ __forceinline__ int rest() const { return held && next_place() < place ? WARP_RING - place : 0; }
+    __device__ __forceinline__ bool ready() const {
+        if (!(left > 0 && free >= next_bytes() + rest() && held < COPIES)) return false;
+        // The copy before those that may be on their way has arrived.
+        if (most_flying == COPIES) return true;
+        const int before = copy - most_flying;
+        return phase_done(&shared.full[warp][before & (COPIES - 1)], before < 0 ? phase ^ 1 : phase);
+    }
 
     __device__ __forceinline__ void ask() {
-        const int bytes = next_bytes(), put = next_place(), room = needed();
-        shared.held[warp][copy] = static_cast<uint16_t>(room);
+        const int bytes = next_bytes(), put = next_place(), wasted = rest();
+        if (wasted) shared.held[warp][(copy + COPIES - 1) % COPIES] += static_cast<uint16_t>(wasted);
+        shared.held[warp][copy] = static_cast<uint16_t>(bytes);
         const uint32_t full = shared_address(&shared.full[warp][copy]);
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
                          ring + put),
                      "l"(from), "r"(bytes), "r"(full), "l"(READ_ONCE)
                      : "memory");
-        free -= room, held++, place = put + bytes, left -= bytes, from += bytes;
-        if (++copy == COPIES) copy = 0;
+        free -= bytes + wasted, held++, place = put + bytes, left -= bytes, from += bytes;
+        if (++copy == COPIES) copy = 0, phase ^= 1;
     }
 };
 
 // The feeding warp's step.
-template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
+template <int KV, int DENSE> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     const OneParams &p = shared.p;
     const int lane = threadIdx.x & 31, layers = p.layers, warp = lane % GEMV_WARPS;
     const bool serves = lane < GEMV_WARPS;
@@ -146,7 +164,7 @@ template <int KV> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     int chosen = -1;
 #pragma unroll 1
     while (true) {
-        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<KV>(chosen, expert_size);
+        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<KV, DENSE>(chosen, expert_size);
         feeder.look();
         const bool asks = feeder.ready();
         if (asks) feeder.ask();

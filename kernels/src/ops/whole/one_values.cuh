@@ -32,6 +32,12 @@ DEVICE uint2 peek_pair(const void *from) {
     return v;
 }
 
+// An address that is made once, and not again for each load of what lies behind it.
+template <class T> DEVICE void hold(const T *&base) { asm("" : "+l"(base)); }
+template <class T> DEVICE const T *behind(const T *base, uint32_t count) {
+    return reinterpret_cast<const T *>(reinterpret_cast<uint64_t>(base) + static_cast<uint64_t>(count * static_cast<uint32_t>(sizeof(T))));
+}
+
 // A value read in its turn: as it was published, but for the last bit, which is 0 if it is there.
 DEVICE uint4 turned_quad(uint4 v, uint32_t turn) { return make_uint4(v.x ^ turn, v.y ^ turn, v.z ^ turn, v.w ^ turn); }
 
@@ -39,20 +45,27 @@ DEVICE float4 as_floats(uint4 v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
+// Of bits that were put together: said once for all of them, or the compiler asks for each.
+DEVICE bool none_set(uint32_t bits) {
+    asm("" : "+r"(bits));
+    return bits == 0;
+}
+
 // v[i] = the quad at offset `at(i)`, once all of them are there. `check`: 0 for memory without turns. All loads are on their
 // way together: so there are no conditions, and what is not needed is read twice instead.
 template <int N, class At> DEVICE void receive(float4 (&v)[N], const float *from, uint32_t turn, uint32_t check, const At &at) {
     uint4 got[N];
+    hold(from);
     while (true) {
 #pragma unroll
-        for (int i = 0; i < N; i++) got[i] = peek_quad(from + at(i));
+        for (int i = 0; i < N; i++) got[i] = peek_quad(behind(from, at(i)));
         uint32_t wrong = 0;
 #pragma unroll
         for (int i = 0; i < N; i++) {
             got[i] = turned_quad(got[i], turn & check);
             wrong |= got[i].x | got[i].y | got[i].z | got[i].w;
         }
-        if (!(wrong & check)) break;
+        if (none_set(wrong & check)) break;
     }
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = as_floats(got[i]);
