@@ -112,7 +112,7 @@ pub fn shape(rank: &Rank, mode: &Mode, (hidden, top_k, _): (usize, usize, usize)
         deterministic: mode.deterministic,
         wire: mode.wire,
         // More than the blocks that add results sum ahead of what comes.
-        many_tokens: if mode.family == Family::Few { 0 } else { 896 },
+        many_tokens: if mode.family == Family::Few { 0 } else { 1152 },
         ..ExchangeShape::new(rank.ranks, hidden, top_k, 0, mode.deterministic)
     }
 }

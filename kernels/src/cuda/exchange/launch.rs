@@ -148,7 +148,7 @@ pub(super) fn settle_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
 /// Both in one kernel, on a device that no other rank shares. With few rows more blocks would only wait.
 pub(super) fn combine_many(gpu: &Gpu, params: &CombineMany) -> Result<()> {
     let tokens = params.tokens.count as usize;
-    let each = if tokens > 1024 { 2 } else { 1 } * gpu.blocks();
+    let each = if tokens > 256 { 2 } else { 1 } * gpu.blocks();
     let ahead = chunks_ahead(
         tokens.div_ceil(CHUNK).div_ceil(each as usize),
         params.exchange.hidden as usize,
