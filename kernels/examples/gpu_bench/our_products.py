@@ -93,6 +93,12 @@ def wide_shared(kind, rest):
     return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + rest
 
 
+def wide16_shared(kind):
+    inputs, size = STAGES[kind][:2]
+    weights, planes = 3, 4 if kind == "int4_g128" else 3
+    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + 256 * 272
+
+
 def gemm_shared(kind, rest):
     inputs, size = STAGES[kind][:2]
     step = -(-16 * (128 // inputs) * size // 1024) * 1024 + (128 * 128 + 1024 if kind == "fp8_act" else 2 * 128 * 128)
@@ -115,6 +121,9 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
     parts = 1
     if wide:
         kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
+        # As in a step: q, k and v leave as BF16.
+        if not residual and kind != "bf16":
+            kernel = Kernel(folder, "linear_wide16", f"linear_wide16_{kind}", wide16_shared(kind))
         work = -(-tiles // 16) * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:

@@ -146,9 +146,15 @@ def beside_ours(folders):
                     entries += ours_of(kind, lambda f, k=kind: ours.dense(f, k, rows, inputs, tokens, name == "output" and tokens > 128, copies))
             x, w = bf16(tokens, inputs), [bf16(rows, inputs) for _ in range(copies)]
             entries.append(("torch bf16", [lambda w=w: F.linear(x, w) for w in w], None))
+            entries.append(("torch bf16, f32 out", [lambda w=w: torch.mm(x, w.t(), out_dtype=torch.float32) for w in w], None))
             x8, w8, a, b = fp8(tokens, inputs), [w.to(torch.float8_e4m3fn) for w in w], torch.ones(tokens, 1, device=device), torch.ones(1, rows, device=device)
             entries.append(
                 ("torch fp8", [lambda w=w: torch._scaled_mm(x8, w.t(), scale_a=a, scale_b=b, out_dtype=torch.bfloat16) for w in w8], None)
+            )
+            # The scales that ours have: of 128 inputs of a token, and of 128 x 128 weights.
+            s, t = torch.ones(inputs // 128, tokens, device=device).t(), torch.ones(rows // 128, inputs // 128, device=device).t()
+            entries.append(
+                ("torch fp8, blocks", [lambda w=w: torch._scaled_mm(x8, w.t(), scale_a=s, scale_b=t, out_dtype=torch.bfloat16) for w in w8], None)
             )
             in_turn(f"{name} {tokens}", 2.0 * rows * inputs * tokens, entries)
             del entries

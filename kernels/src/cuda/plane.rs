@@ -69,6 +69,16 @@ fn wide_shared_bytes(format: Format) -> usize {
     1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8
 }
 
+/// The same of `linear/wide16.cu`: shorter rings, and 128 results and 16 bytes of each token.
+fn wide16_shared_bytes(format: Format) -> usize {
+    let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
+    let (weights, planes) = match format {
+        Format::Int4G128 | Format::Int4G32 => (3, 4),
+        _ => (3, 3),
+    };
+    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8 + WIDE_COLUMNS * 272
+}
+
 /// A persistent grid of pairs of blocks for `work` pairs' shares; `rest`: shared memory behind the rings.
 pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -> Launch {
     let pairs = (gpu.blocks() as usize / 2).min(work) as u32;
@@ -161,7 +171,31 @@ pub(crate) fn parts_for(gpu: &Gpu, rows: usize, padded: usize) -> usize {
     (padded / 128).div_ceil(each)
 }
 
+/// Whether [`linear_gemm_bf16`] takes these weights and so many tokens.
+pub(crate) fn gives_bf16(weights: &[&Linear], tokens: usize, quantised: bool) -> bool {
+    let packed = |format| matches!(format, Format::Int4G128 | Format::Int4G32 | Format::Fp8);
+    let width: usize = weights.iter().map(|weight| weight.rows).sum();
+    let whole = weights
+        .iter()
+        .all(|weight| packed(weight.format) && weight.rows % 16 == 0);
+    tokens > GEMM_COLUMNS && !quantised && whole && width.is_multiple_of(8)
+}
+
+/// The same as `linear_gemm` for one part, without residual, with results as BF16: they leave beside the next products.
+pub(crate) fn linear_gemm_bf16(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
+    if !gives_bf16(call.weights, call.tokens, call.quantised) || call.parts != 1 || call.residual != 0 {
+        return Err(KernelError::Unsupported(
+            "these products do not leave as BF16".into(),
+        ));
+    }
+    launch(gpu, call, true)
+}
+
 pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
+    launch(gpu, call, false)
+}
+
+fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
     let &GemmCall {
         weights,
         plane,
@@ -219,6 +253,13 @@ pub(crate) fn linear_gemm(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
     if tokens > GEMM_COLUMNS && parts == 1 && !quantised && first.format != Format::F32 && whole_tiles {
         let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
         let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
+        if bf16 {
+            let launch = Launch {
+                shared: wide16_shared_bytes(first.format) as u32,
+                ..launch
+            };
+            return gpu.launch(&format!("linear_wide16_{}", first.format.name()), launch, &params);
+        }
         return gpu.launch(&format!("linear_wide_{}", first.format.name()), launch, &params);
     }
     let short = SHORT_COLUMNS.into_iter().find(|(most, _)| tokens <= *most);

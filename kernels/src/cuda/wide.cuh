@@ -16,7 +16,11 @@ constexpr int WIDE_CONSUMERS = 8, WIDE_WEIGHTS_WARP = 8, WIDE_PLANE_WARP = 9;
 
 template <int F> struct WideRing {
     static constexpr int BYTES = 128 / Layout<F>::K * Layout<F>::BYTES, STEP = WIDE_TILES * BYTES;
+#ifdef WIDE_STAGED_BYTES  // of results behind the rings: those are shorter then
+    static constexpr int WEIGHTS = 3, PLANES = INT4<F> ? 4 : 3;
+#else
     static constexpr int WEIGHTS = F == INT4_G128 ? 4 : F == INT4_G32 || F == FP8 ? 3 : 2, PLANES = INT4<F> ? 5 : 4;
+#endif
 };
 
 // A place of a ring, and in which round.

@@ -28,6 +28,8 @@ pub(crate) struct RopeParams {
     pub(crate) q16: u64,
     pub(crate) first16: i32,
     pub(crate) scale: f32,
+    /// `qkv` is one part of BF16.
+    pub(crate) bf16: i32,
 }
 
 /// The number the kernel knows a q/k norm by.

@@ -4,7 +4,7 @@
 #include "../attention/pages.cuh"
 
 struct RopeParams {
-    const float *qkv;  // [parts][tokens, width]
+    const float *qkv;  // [parts][tokens, width]; with `bf16`, which only rope_kv.cu knows, one part of BF16
     int parts, tokens, heads, rotary;
     int norm;  // 0: none, 1: per head, 2: over the whole projection
     float eps;
@@ -16,6 +16,7 @@ struct RopeParams {
     uint16_t *q16;  // the same, times scale, of the tokens from there on: BF16, with FP8 keys F16
     int first16;
     float scale;
+    int bf16;
 };
 
 constexpr int MAX_ROTARY_PAIRS = 64;

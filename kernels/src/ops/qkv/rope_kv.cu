@@ -38,9 +38,35 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     allow_next_kernel();
     const size_t stride = static_cast<size_t>(p.tokens) * width;
     float q_squares = 0.f, k_squares = 0.f;
+    const auto square_sum = [&](int i, float square) {
+        if (i < q_width)
+            q_squares += square;
+        else if (i < q_width + kv_width)
+            k_squares += square;
+    };
+    if (p.bf16) {
+        // Two eights of a thread at a time.
+#pragma unroll 1
+        for (int begin = 8 * threadIdx.x; begin < width; begin += 2 * 8 * ROPE_THREADS) {
+            const __nv_bfloat16 *from = reinterpret_cast<const __nv_bfloat16 *>(p.qkv) + static_cast<size_t>(token) * width + begin;
+            uint4 v[2];
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+                v[n] = begin + 8 * n * ROPE_THREADS < width ? *reinterpret_cast<const uint4 *>(from + 8 * n * ROPE_THREADS) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const int i = begin + 8 * n * ROPE_THREADS;
+                if (i >= width) continue;
+                const float4 a = make_float4(bf16_low(v[n].x), bf16_high(v[n].x), bf16_low(v[n].y), bf16_high(v[n].y));
+                const float4 b = make_float4(bf16_low(v[n].z), bf16_high(v[n].z), bf16_low(v[n].w), bf16_high(v[n].w));
+                *reinterpret_cast<float4 *>(values + i) = a, *reinterpret_cast<float4 *>(values + i + 4) = b;
+                square_sum(i, ((a.x * a.x + a.y * a.y) + (a.z * a.z + a.w * a.w)) + ((b.x * b.x + b.y * b.y) + (b.z * b.z + b.w * b.w)));
+            }
+        }
+    }
     // Four quads of a thread at a time, and of all parts together, as far as there are four.
 #pragma unroll 1
-    for (int begin = 4 * threadIdx.x; begin < width; begin += 4 * 4 * ROPE_THREADS) {
+    for (int begin = p.bf16 ? width : 4 * threadIdx.x; begin < width; begin += 4 * 4 * ROPE_THREADS) {
         const float *from = p.qkv + static_cast<size_t>(token) * width + begin;
         float4 v[4];
 #pragma unroll
@@ -58,11 +84,7 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
             const int i = begin + 4 * n * ROPE_THREADS;
             if (i >= width) continue;
             *reinterpret_cast<float4 *>(values + i) = v[n];
-            const float square = (v[n].x * v[n].x + v[n].y * v[n].y) + (v[n].z * v[n].z + v[n].w * v[n].w);
-            if (i < q_width)
-                q_squares += square;
-            else if (i < q_width + kv_width)
-                k_squares += square;
+            square_sum(i, (v[n].x * v[n].x + v[n].y * v[n].y) + (v[n].z * v[n].z + v[n].w * v[n].w));
         }
     }
     q_squares = warp_sum(q_squares), k_squares = warp_sum(k_squares);

@@ -2,9 +2,9 @@
 
 use super::super::{Forward, Layer, Places, cache};
 use super::{parts_of, quantises};
-use crate::backend::Result;
+use crate::backend::{KvDtype, Result};
 use crate::cuda::format::padded;
-use crate::cuda::plane::{GemmCall, linear_gemm};
+use crate::cuda::plane::{GemmCall, gives_bf16, linear_gemm, linear_gemm_bf16};
 use crate::cuda::{CudaBackend, Gpu};
 use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, PrefillPlan, PrefillRows};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
@@ -56,21 +56,24 @@ pub(super) fn attend(
         true => 1,
         false => parts_of(gpu, count, rows, projections[0].padded(), 1),
     };
-    linear_gemm(
-        gpu,
-        &GemmCall {
-            weights: &projections,
-            plane: plane.max(quantised_plane),
-            quantised,
-            blocks,
-            tokens: count,
-            parts,
-            y: places.projection,
-            residual: 0,
-        },
-    )?;
-    let spec = &forward.model.spec.layers[0].attention;
+    let call = GemmCall {
+        weights: &projections,
+        plane: plane.max(quantised_plane),
+        quantised,
+        blocks,
+        tokens: count,
+        parts,
+        y: places.projection,
+        residual: 0,
+    };
     let cache = cache(backend, layer);
+    // BF16 keys and values are rounded so in any case, and it is half of what the product writes and `rope_kv` reads.
+    let bf16 = parts == 1 && cache.dtype == KvDtype::Bf16 && gives_bf16(&projections, count, quantised);
+    match bf16 {
+        true => linear_gemm_bf16(gpu, &call)?,
+        false => linear_gemm(gpu, &call)?,
+    }
+    let spec = &forward.model.spec.layers[0].attention;
     let decoded = if first == 0 { single } else { 0 };
     // Behind the rows of the tokens that are decoded.
     let q16 = match attention::wide(cache) {
@@ -98,6 +101,7 @@ pub(super) fn attend(
             _ => decoded as i32,
         },
         scale: attention::scale(cache.head_dim),
+        bf16: bf16 as i32,
     };
     rope_kv(gpu, cache, &params)?;
     if first == 0 && single > 0 {
