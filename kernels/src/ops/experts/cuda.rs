@@ -7,6 +7,8 @@ use crate::ops::rmsnorm::cuda::NormInput;
 use crate::ops::route::cuda::{GROUP_ROWS, Group, Groups, RouteParams};
 
 const THREADS: u32 = 512;
+/// Slots of a ring at most in the kernels of groups, as `experts.cuh` has it.
+const GROUPS_DEPTH: usize = 3;
 /// Shared memory of the kernels of groups that is not dynamic, at most.
 const FIXED_BYTES: usize = 1024;
 /// Slots of half a token's experts in `down_sum`.
@@ -41,6 +43,8 @@ pub(crate) struct ExpertParams {
     pub(crate) halves: u64,
     pub(crate) most: i32,
     pub(crate) ahead: i32,
+    pub(crate) depth: i32,
+    pub(crate) unused: i32,
 }
 
 fn launch(gpu: &Gpu, shared: usize) -> Launch {
@@ -94,16 +98,24 @@ fn launch_groups(
     params: &ExpertParams,
 ) -> Result<()> {
     let images = GROUP_ROWS * image;
-    let rest = format.ring_bytes() + partial_bytes(2) + groups * size_of::<Group>();
+    let rest = partial_bytes(2) + groups * size_of::<Group>();
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
-    let ahead = ahead && rest + 2 * images <= room;
+    let ahead = ahead && rest + format.ring_bytes() + 2 * images <= room;
+    let fixed = rest + if ahead { 2 * images } else { images };
+    // A ring of three lets a warp's weights go on while it waits for others at a unit's end. INT4's are as fast with two.
+    let most = match format {
+        Format::Fp8 => GROUPS_DEPTH,
+        _ => format.depth(),
+    };
+    let slot = format.ring_bytes() / format.depth();
+    let depth = (room.saturating_sub(fixed) / slot).clamp(format.depth(), most);
     let params = ExpertParams {
         most: groups as i32,
         ahead: ahead.into(),
+        depth: depth as i32,
         ..*params
     };
-    let shared = rest + if ahead { 2 * images } else { images };
-    gpu.launch(name, launch(gpu, shared), &params)
+    gpu.launch(name, launch(gpu, fixed + depth * slot), &params)
 }
 
 /// Up to four tokens: norm, choice and first products in one kernel.

@@ -46,17 +46,17 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
 // Blocks of 128 values of a group's rows that a warp holds on their way: of eight rows of 1,536 values all.
 constexpr int ROWS_AHEAD = 6;
 
-template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
+template <int F> DEVICE void down_groups(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
+    __shared__ uint64_t ring_barriers[GEMV_WARPS * GROUPS_DEPTH];
     constexpr int NT_MAX = 2;
     constexpr bool BYTES = INT4<F>;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = image_bytes<BYTES>(padded);
-    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
-    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    const int slots = p.depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
     Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
@@ -72,7 +72,7 @@ template <int F, int DEPTH> DEVICE void down_groups(const ExpertParams &p) {
     int first, run, g = begin / units_per_group, c = begin % units_per_group;
     split_stages(stages, RUNS, s, first, run);
     DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
-    StageQueue<F, DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
+    StageQueue<F, GROUPS_DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * GROUPS_DEPTH, lane, p.depth);
     queue.fill();
     wait_for_inputs();
     allow_next_kernel();
@@ -202,7 +202,7 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
         down_##NAME##_sum(const __grid_constant__ ExpertParams p) { down_sum<FORMAT, DEPTH>(p); }                      \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        down_##NAME##_groups(const __grid_constant__ ExpertParams p) { down_groups<FORMAT, DEPTH>(p); }
+        down_##NAME##_groups(const __grid_constant__ ExpertParams p) { down_groups<FORMAT>(p); }
 
 DOWN(int4_g128, INT4_G128, 2)
 DOWN(int4_g32, INT4_G32, 2)

@@ -16,6 +16,9 @@ struct Experts {
 // Gate and up: 32 channels a unit, two tiles of each, inputs in four runs. Down: four tiles, inputs in four runs.
 constexpr int UP_CHANNELS = 32, DOWN_ROWS = 64, RUNS = 4;
 
+// Slots of a warp's ring at most, in the kernels of groups.
+constexpr int GROUPS_DEPTH = 3;
+
 struct ExpertParams {
     Experts experts;
     Groups groups;
@@ -30,4 +33,6 @@ struct ExpertParams {
     float *halves;  // [2][tokens, hidden]
     int most;       // groups: those that there is room for
     int ahead;      // groups: there is room for the images of two
+    int depth;      // groups: slots of a warp's ring, at most GROUPS_DEPTH
+    int unused;
 };

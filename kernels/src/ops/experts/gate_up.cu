@@ -72,8 +72,8 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = ROWS ? row_image_bytes(padded) : image_bytes<BYTES>(padded);
 
-    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
-    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    const int depth = INLINE ? DEPTH : p.depth, slots = depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
     Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
 
@@ -114,7 +114,7 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     int first, run, g = begin / units_per_group, c = begin % units_per_group;
     split_stages(stages, RUNS, s, first, run);
     GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
-    StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
+    StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane, depth);
     queue.fill();
     const int g0 = g;
     if constexpr (!INLINE) {
@@ -177,15 +177,15 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
         gate_up_##NAME##_4(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 4, DEPTH>(p); }                   \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, DEPTH>(p); }
+        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH>(p); }
 
-#define GATE_UP_ROWS(NAME, FORMAT, DEPTH)                                                                              \
+#define GATE_UP_ROWS(NAME, FORMAT)                                                                                     \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        gate_up_##NAME##_rows(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, DEPTH, true>(p); }
+        gate_up_##NAME##_rows(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH, true>(p); }
 
 GATE_UP(int4_g128, INT4_G128, 2)
 GATE_UP(int4_g32, INT4_G32, 2)
 GATE_UP(fp8, FP8, 2)
 GATE_UP(bf16, BF16, 2)
-GATE_UP_ROWS(fp8, FP8, 2)
-GATE_UP_ROWS(bf16, BF16, 2)
+GATE_UP_ROWS(fp8, FP8)
+GATE_UP_ROWS(bf16, BF16)
