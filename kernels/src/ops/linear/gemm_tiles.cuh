@@ -33,7 +33,8 @@ DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &
 #pragma unroll
     for (int h = 0; h < SETS; h++) {
         const int at = (m * SETS * GEMM_CONSUMERS + warpgroup * SETS + h) * 4 + warp;
-        if (at < p.tiles) write_tile<N>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
+        if (at < p.tiles)
+            write_tile<N, QUANTISED<F>>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
     }
 }
 

@@ -46,25 +46,54 @@ template <int N, int UNROLL = 4, class Out> DEVICE void leave(const float *acc, 
 }
 
 // Sums acc[0 .. N / 2] of tile `at`, of the tokens from `first` on. `staged`: OUT_FLOATS of this warp. A residual that lies in y itself
-// is added there, without waiting for what it is: nobody else writes it.
-template <int N>
+// is added there, without waiting for what it is: nobody else writes it. ONE_LOOP: for kernels whose registers run out; the others
+// are faster with a loop for each way to leave.
+template <int N, bool ONE_LOOP>
 DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int at, int first, const float *acc, float *staged, int lane) {
     const int column = at * TILE_ROWS + 4 * (lane & 3);
     const auto place = [&](int token) { return static_cast<size_t>(token) * p.width + column; };
-    leave<N>(acc, first, column < p.width ? p.tokens : 0, staged, lane, [&](int token, float4 v) {
-        float *to = y + place(token);
-        const float *from = residual ? residual + place(token) : nullptr;
-        if (p.width % 4) {
-            const float value[4] = {v.x, v.y, v.z, v.w};
-            for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i] + (from ? from[i] : 0.f);
-        } else if (from == to) {
-            asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-        } else {
-            if (from) {
-                const float4 r = *reinterpret_cast<const float4 *>(from);
-                v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+    if constexpr (ONE_LOOP) {
+        leave<N>(acc, first, column < p.width ? p.tokens : 0, staged, lane, [&](int token, float4 v) {
+            float *to = y + place(token);
+            const float *from = residual ? residual + place(token) : nullptr;
+            if (p.width % 4) {
+                const float value[4] = {v.x, v.y, v.z, v.w};
+                for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i] + (from ? from[i] : 0.f);
+            } else if (from == to) {
+                asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+            } else {
+                if (from) {
+                    const float4 r = *reinterpret_cast<const float4 *>(from);
+                    v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+                }
+                *reinterpret_cast<float4 *>(to) = v;
             }
-            *reinterpret_cast<float4 *>(to) = v;
+        });
+    } else {
+        if (p.width % 4 == 0) {
+            // Past the width there is no output.
+            const int tokens = column < p.width ? p.tokens : 0;
+            if (residual == y) {
+                leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
+                    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(y + place(token)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                                 : "memory");
+                });
+            } else {
+                leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
+                    if (residual) {
+                        const float4 r = *reinterpret_cast<const float4 *>(residual + place(token));
+                        v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+                    }
+                    *reinterpret_cast<float4 *>(y + place(token)) = v;
+                });
+            }
+        } else {
+            leave<N, 1>(acc, first, p.tokens, staged, lane, [&](int token, float4 v) {
+                const float value[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (column + i < p.width) y[place(token) + i] = value[i] + (residual ? residual[place(token) + i] : 0.f);
+            });
         }
-    });
+    }
 }

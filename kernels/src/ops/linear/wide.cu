@@ -6,7 +6,7 @@ struct LeaveF32 {
     int warp, lane;
     __device__ __forceinline__ LeaveF32(uint8_t *rest, int warp, int lane) : staged(reinterpret_cast<float *>(rest) + warp * OUT_FLOATS), warp(warp), lane(lane) {}
     template <int N> DEVICE void sums(const GemmParams &p, int first_tile, int first, const float *acc) {
-        if (first_tile + warp < p.tiles) write_tile<N>(p, p.y, p.residual, first_tile + warp, first, acc, staged, lane);
+        if (first_tile + warp < p.tiles) write_tile<N, true>(p, p.y, p.residual, first_tile + warp, first, acc, staged, lane);
     }
     DEVICE void end() {}
 };
