@@ -14,7 +14,7 @@ DEVICE void place_fp8(uint32_t word, uint32_t &even, uint32_t &odd) {
     even = and_or(word << 4, 0x07f007f0u, (word << 8) & 0x80008000u);
     odd = and_or(word >> 4, 0x07f007f0u, word & 0x80008000u);
 }
-// A scale of 255 or more would overflow: of weights beyond 114,000, which no BF16 model has.
+// A scale of 255 or more would overflow: the loader refuses it (weights/fp8.rs of the worker).
 constexpr float PLACED_FP8 = 1.329227995784916e36f;
 
 struct SplitScale {

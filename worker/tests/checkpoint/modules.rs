@@ -169,6 +169,11 @@ fn values_that_spoil_the_model_are_refused_by_name() {
         &spoil("fp8", &format!("{Q}.weight_scale_inv"), 4, &nan),
         &["value 1"],
     );
+    let large = (-255f32).to_le_bytes();
+    assert_says(
+        &spoil("fp8", &format!("{Q}.weight_scale_inv"), 0, &large),
+        &["value 0 is -255", "below 255"],
+    );
     assert_says(
         &spoil("bf16", &format!("{Q}.weight"), 10, &[0x80, 0x7f]),
         &["value 5"],
