@@ -3,9 +3,11 @@
 use conclave_proto::v1;
 use serde::Serialize;
 
+use super::request::StreamOptions;
 use super::translate::Show;
 use crate::generate::{Tokens, finish_error};
-use crate::http::error::ApiResult;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::sse::{Events, Gone};
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Usage {
@@ -102,4 +104,23 @@ pub(super) struct ToolCall<'a> {
 pub(super) struct Function<'a> {
     pub(super) name: &'a str,
     pub(super) arguments: &'a str,
+}
+
+/// The last words of a streamed answer that failed.
+pub(super) async fn fail(out: &Events, error: &ApiError) -> Result<(), Gone> {
+    out.raw(&error.to_openai()).await?;
+    out.done().await
+}
+
+/// The last words of a whole streamed answer: its usage in a chunk of its own, where asked for.
+pub(super) async fn end<C: Serialize>(
+    out: &Events,
+    options: StreamOptions,
+    tokens: &Tokens,
+    chunk: impl FnOnce(Usage) -> C,
+) -> Result<(), Gone> {
+    if options.include_usage == Some(true) {
+        out.data(&chunk(Usage::of(tokens))).await?;
+    }
+    out.done().await
 }

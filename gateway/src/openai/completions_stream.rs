@@ -101,20 +101,15 @@ impl generate::Writer for Writer {
     }
 
     async fn fail(self, error: &ApiError) -> Result<(), Gone> {
-        self.out.raw(&error.to_openai()).await?;
-        self.out.done().await
+        answer::fail(&self.out, error).await
     }
 
     async fn end(self) -> Result<(), Gone> {
-        if self.shape.options.include_usage == Some(true) {
-            self.out
-                .data(&Chunk {
-                    usage: Some(Some(Usage::of(&self.tokens))),
-                    ..self.empty()
-                })
-                .await?;
-        }
-        self.out.done().await
+        let chunk = |usage| Chunk {
+            usage: Some(Some(usage)),
+            ..self.empty()
+        };
+        answer::end(&self.out, self.shape.options, &self.tokens, chunk).await
     }
 }
 
