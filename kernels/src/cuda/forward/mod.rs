@@ -18,9 +18,10 @@ use super::exchange::group::Cut;
 use super::step::{FEW_TOKENS, Step};
 use super::{CudaBackend, KvCache, shape};
 use crate::backend::{Buffer, ForwardLayer, ForwardModel, KernelError, Result};
-use crate::ops::attention::cuda::{self as attention, AttentionParams};
+use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
 use crate::ops::experts::cuda::ExpertsParam;
 use crate::ops::linear::cuda::INLINE_TOKENS;
+use crate::ops::qkv::cuda::{RopeParams, norm_kind};
 use crate::ops::route::cuda::RouteParams;
 use crate::ops::whole::cuda::One;
 use places::{Places, Sizes};
@@ -299,4 +300,33 @@ impl Forward {
 /// The caches' lookup that both walks need.
 fn cache<'a>(backend: &'a CudaBackend, layer: &Layer) -> &'a KvCache {
     &backend.caches[layer.handles.kv.0 as usize]
+}
+
+/// The rotation of `count` tokens from `first` on, whose projections lie in `parts`: all queries F32.
+fn rotation(
+    backend: &CudaBackend,
+    forward: &Forward,
+    layer: &Layer,
+    (first, count): (usize, usize),
+    parts: usize,
+) -> RopeParams {
+    let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
+    RopeParams {
+        qkv: places.projection,
+        parts: parts as i32,
+        tokens: count as i32,
+        heads: sizes.heads as i32,
+        rotary: sizes.rotary as i32,
+        norm: norm_kind(forward.model.spec.layers[0].attention.qk_norm),
+        eps: sizes.eps,
+        q_norm: layer.q_norm,
+        k_norm: layer.k_norm,
+        turns: places.turns,
+        positions: step.positions() + first as u64 * 4,
+        token_run: step.token_run() + first as u64 * 4,
+        pages: Pages::new(cache(backend, layer), step),
+        q: places.queries,
+        first16: i32::MAX,
+        ..RopeParams::default()
+    }
 }

@@ -9,7 +9,4 @@
     extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2)                                                    \
         attention_decode_##NAME##_##HD(const __grid_constant__ AttentionParams p) { attention_decode<KV, HD>(p); }
 
-DECODE(e4m3, KV_E4M3, 128)
-DECODE(e4m3, KV_E4M3, 64)
-DECODE(e5m2, KV_E5M2, 128)
-DECODE(e5m2, KV_E5M2, 64)
+FP8_KV_KERNELS(DECODE)

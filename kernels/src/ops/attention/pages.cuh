@@ -153,3 +153,7 @@ DEVICE float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+// Kernels for every type of keys and values and every size of a head: KERNEL(name, type, size).
+#define FP8_KV_KERNELS(KERNEL) KERNEL(e4m3, KV_E4M3, 128) KERNEL(e4m3, KV_E4M3, 64) KERNEL(e5m2, KV_E5M2, 128) KERNEL(e5m2, KV_E5M2, 64)
+#define KV_KERNELS(KERNEL) KERNEL(bf16, KV_BF16, 128) KERNEL(bf16, KV_BF16, 64) FP8_KV_KERNELS(KERNEL)

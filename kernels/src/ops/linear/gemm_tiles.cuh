@@ -73,3 +73,6 @@ template <int F> DEVICE void linear_gemm(const GemmParams &p) {
         }
     }
 }
+
+// The formats that there are kernels of few tokens for: KERNEL(name, format).
+#define SHORT_KERNELS(KERNEL) KERNEL(int4_g128, INT4_G128) KERNEL(int4_g32, INT4_G32) KERNEL(fp8, FP8) KERNEL(bf16, BF16)

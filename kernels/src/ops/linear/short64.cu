@@ -7,7 +7,4 @@
 #define SHORT(NAME, FORMAT)                                                                                            \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                      \
         linear_short64_##NAME(const __grid_constant__ GemmParams p) { linear_gemm<FORMAT>(p); }
-SHORT(int4_g128, INT4_G128)
-SHORT(int4_g32, INT4_G32)
-SHORT(fp8, FP8)
-SHORT(bf16, BF16)
+SHORT_KERNELS(SHORT)

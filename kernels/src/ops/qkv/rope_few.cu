@@ -91,9 +91,4 @@ template <int KV, int HD> DEVICE void rope_few(const RopeParams &p) {
     extern "C" __global__ void __cluster_dims__(SPREAD) __launch_bounds__(SPREAD_THREADS)                              \
         rope_few_##NAME##_##HD(const __grid_constant__ RopeParams p) { rope_few<KV, HD>(p); }
 
-ROPE(bf16, KV_BF16, 128)
-ROPE(bf16, KV_BF16, 64)
-ROPE(e4m3, KV_E4M3, 128)
-ROPE(e4m3, KV_E4M3, 64)
-ROPE(e5m2, KV_E5M2, 128)
-ROPE(e5m2, KV_E5M2, 64)
+KV_KERNELS(ROPE)

@@ -143,9 +143,4 @@ template <int KV, int HD> DEVICE void rope_kv(const RopeParams &p) {
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS)                                                         \
         rope_kv_##NAME##_##HD(const __grid_constant__ RopeParams p) { rope_kv<KV, HD>(p); }
 
-ROPE(bf16, KV_BF16, 128)
-ROPE(bf16, KV_BF16, 64)
-ROPE(e4m3, KV_E4M3, 128)
-ROPE(e4m3, KV_E4M3, 64)
-ROPE(e5m2, KV_E5M2, 128)
-ROPE(e5m2, KV_E5M2, 64)
+KV_KERNELS(ROPE)

@@ -4,12 +4,12 @@ use super::{OUTPUT_PARTS, Piece, Stream};
 use crate::backend::Result;
 use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
 use crate::cuda::format::padded;
-use crate::cuda::forward::{Layer, cache};
+use crate::cuda::forward::{Layer, cache, rotation};
 use crate::cuda::plane::plane_blocks;
 use crate::cuda::step::FEW_TOKENS;
-use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
+use crate::ops::attention::cuda::{self as attention, AttentionParams};
 use crate::ops::experts::cuda::{self as experts, ExpertParams, Rows};
-use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_few};
+use crate::ops::qkv::cuda::rope_few;
 use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_few, combine_rows};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens, max_groups};
 
@@ -19,33 +19,15 @@ impl Piece<'_> {
     pub(super) fn grouped_layer(&self, index: usize, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
         const OP: &str = "forward";
         let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
-        let (sizes, places, step) = (&forward.sizes, &forward.places, &backend.step);
+        let (sizes, places) = (&forward.sizes, &forward.places);
         let weights = &layer.handles.attention;
-        let spec = &forward.model.spec.layers[0].attention;
         let normed = (places.normed, places.plane);
 
         let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
         let [q, k, v] = projections;
         let parts = self.dense(&[q?, k?, v?], normed, 1, places.projection, 0)?;
         let cache = cache(backend, layer);
-        let params = RopeParams {
-            qkv: places.projection,
-            parts: parts as i32,
-            tokens: tokens as i32,
-            heads: sizes.heads as i32,
-            rotary: sizes.rotary as i32,
-            norm: norm_kind(spec.qk_norm),
-            eps: sizes.eps,
-            q_norm: layer.q_norm,
-            k_norm: layer.k_norm,
-            turns: places.turns,
-            positions: step.positions() + self.first as u64 * 4,
-            token_run: step.token_run() + self.first as u64 * 4,
-            pages: Pages::new(cache, step),
-            q: places.queries,
-            first16: i32::MAX,
-            ..RopeParams::default()
-        };
+        let params = rotation(backend, forward, layer, (self.first, tokens), parts);
         rope_few(gpu, cache, &params)?;
         let params = AttentionParams {
             q: places.queries,

@@ -1,13 +1,13 @@
 //! Attention of one piece of a long step: norm, projections, rotation, attention, output projection.
 
-use super::super::{Forward, Layer, Places, cache};
+use super::super::{Forward, Layer, Places, cache, rotation};
 use super::{parts_of, quantises};
 use crate::backend::{KvDtype, Result};
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, gives_bf16, linear_gemm, linear_gemm_bf16};
 use crate::cuda::{CudaBackend, Gpu};
-use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages, PrefillPlan, PrefillRows};
-use crate::ops::qkv::cuda::{RopeParams, norm_kind, rope_kv};
+use crate::ops::attention::cuda::{self as attention, AttentionParams, PrefillPlan, PrefillRows};
+use crate::ops::qkv::cuda::{RopeParams, rope_kv};
 use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
 use crate::ops::rmsnorm::cuda::{NormMany, norm_many};
 
@@ -73,7 +73,6 @@ pub(super) fn attend(
         true => linear_gemm_bf16(gpu, &call)?,
         false => linear_gemm(gpu, &call)?,
     }
-    let spec = &forward.model.spec.layers[0].attention;
     let decoded = if first == 0 { single } else { 0 };
     // Behind the rows of the tokens that are decoded.
     let q16 = match attention::wide(cache) {
@@ -81,20 +80,6 @@ pub(super) fn attend(
         false => 0,
     };
     let params = RopeParams {
-        qkv: places.projection,
-        parts: parts as i32,
-        tokens: count as i32,
-        heads: sizes.heads as i32,
-        rotary: sizes.rotary as i32,
-        norm: norm_kind(spec.qk_norm),
-        eps: sizes.eps,
-        q_norm: layer.q_norm,
-        k_norm: layer.k_norm,
-        turns: places.turns,
-        positions: step.positions() + first as u64 * 4,
-        token_run: step.token_run() + first as u64 * 4,
-        pages: Pages::new(cache, step),
-        q: places.queries,
         q16,
         first16: match q16 {
             0 => i32::MAX,
@@ -102,6 +87,7 @@ pub(super) fn attend(
         },
         scale: attention::scale(cache.head_dim),
         bf16: bf16 as i32,
+        ..rotation(backend, forward, layer, (first, count), parts)
     };
     rope_kv(gpu, cache, &params)?;
     if first == 0 && single > 0 {
