@@ -164,10 +164,15 @@ impl Attached {
         self.send(to_worker::Message::EpochStart(start)).await;
     }
 
+    /// Failed steps of epochs before are passed over, as the router does: a rank whose peers hear of an abort
+    /// before it does has to take their leaving for a failure.
     pub async fn ready(&mut self, epoch: u64) -> wire::EpochReady {
-        match self.next().await {
-            Some(Message::EpochReady(ready)) if ready.epoch == epoch => ready,
-            other => panic!("{other:?}"),
+        loop {
+            match self.next().await {
+                Some(Message::EpochReady(ready)) if ready.epoch == epoch => return ready,
+                Some(Message::StepFailed(failed)) if failed.epoch < epoch => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
