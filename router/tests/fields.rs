@@ -201,7 +201,6 @@ async fn every_wrong_field_is_named_and_nobody_else_is_disturbed() {
     for (i, (field, change)) in WRONG.iter().enumerate() {
         let mut wrong = request(&[1, 2, 3], 10);
         change(&mut wrong);
-        let asked = std::time::Instant::now();
         let status = refused(&cluster, wrong).await;
         assert_eq!(status.code(), Code::InvalidArgument, "case {i}: {status:?}");
         let details = status.get_details_bad_request().unwrap();
@@ -212,11 +211,6 @@ async fn every_wrong_field_is_named_and_nobody_else_is_disturbed() {
             .collect();
         assert!(fields.contains(field), "case {i}: {field} is not in {fields:?}");
         assert!(status.message().len() < 400, "case {i}: {}", status.message());
-        assert!(
-            asked.elapsed() < Duration::from_millis(500),
-            "case {i} took {:?}",
-            asked.elapsed()
-        );
     }
     assert_eq!(healthy.await.unwrap().tokens, [expected(&[9], 400)]);
 }

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use conclave_proto::v1 as pb;
-use support::{Answer, Cluster, Script, config, expected, request};
+use support::{Answer, Cluster, PATIENCE, Script, config, expected, request};
 
 #[tokio::test]
 async fn tokens_are_streamed_in_order_with_usage() {
@@ -134,12 +134,14 @@ async fn without_workers_requests_wait_with_keep_alives() {
     let mut config = config();
     config.keep_alive_interval = Duration::from_millis(50);
     let cluster = Cluster::start(config).await;
-    let stream = cluster.generate(request(&[7, 8], 3)).await.unwrap();
-    let reading = tokio::spawn(Answer::read(stream));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut stream = cluster.generate(request(&[7, 8], 3)).await.unwrap();
+    let mut answer = Answer::default();
+    while answer.keep_alives < 3 {
+        let next = tokio::time::timeout(PATIENCE, stream.message()).await;
+        answer.add(next.unwrap().unwrap().unwrap().event.unwrap());
+    }
     let _worker = cluster.attach(Script::new("late")).await;
-    let answer = reading.await.unwrap();
-    assert!(answer.keep_alives >= 3, "{answer:?}");
+    let answer = answer.rest(stream).await;
     assert_eq!(answer.tokens, [expected(&[7, 8], 3)]);
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use conclave_proto::v1 as pb;
 use conclave_proto::v1::health_response::State;
 use conclave_router::{Router, RouterConfig};
-use support::{Answer, Cluster, Script, config, expected, request};
+use support::{Answer, Cluster, PATIENCE, Script, config, expected, request};
 use tonic::Code;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
@@ -51,11 +51,13 @@ async fn health_follows_the_cluster() {
         (State::Serving, 1, 1)
     );
     assert!(serving.detail.contains("a (cpu script"), "{}", serving.detail);
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(
-        standard_health(&cluster, "conclave.v1.Conclave").await,
-        ServingStatus::Serving
-    );
+    // The standard service follows on a task of its own.
+    let follows = async {
+        while standard_health(&cluster, "conclave.v1.Conclave").await != ServingStatus::Serving {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, follows).await.unwrap();
     worker.kill();
     cluster.until(|view| view.workers == 0).await;
     assert_eq!(health(&cluster).await.state(), State::Parked);
@@ -104,7 +106,8 @@ async fn the_drain_timeout_cuts_off_what_still_runs() {
     cluster.until(|view| view.running == 1).await;
     let asked = std::time::Instant::now();
     cluster.router.shut_down().await.unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    // What runs takes a minute.
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     let answer = running.await.unwrap();
     assert_eq!(answer.reason(0), pb::FinishReason::Error);
     assert!(answer.finished[0].as_ref().unwrap().error.contains("shut down"));
@@ -119,7 +122,8 @@ async fn an_idle_router_stops_at_once() {
     drop(client);
     let asked = std::time::Instant::now();
     router.shut_down().await.unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let drain = config().drain_timeout;
+    assert!(asked.elapsed() < drain, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -29,9 +29,13 @@ pub fn tiny() -> PathBuf {
     ))
 }
 
-/// A configuration without a tokenizer.
+/// Nothing in these tests takes longer, on a busy machine either, unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A configuration without a tokenizer, in which no machine is so busy that a worker seems lost.
 pub fn config() -> RouterConfig {
     RouterConfig {
+        heartbeat_timeout: 2 * PATIENCE,
         skip_tokenizer_init: true,
         cluster_token: TOKEN.into(),
         served_model_name: vec!["tiny".into(), "tiny-alias".into()],
@@ -91,9 +95,12 @@ impl Cluster {
     /// Waits until the router's view of the cluster is as wanted.
     pub async fn until(&self, wanted: impl FnMut(&conclave_router::View) -> bool) {
         let mut view = self.router.view();
-        let waited = tokio::time::timeout(Duration::from_secs(30), view.wait_for(wanted)).await;
+        let waited = tokio::time::timeout(PATIENCE, view.wait_for(wanted)).await;
         if waited.is_err() {
-            panic!("not within 30 s; the view is {:?}", self.router.view().borrow());
+            panic!(
+                "not within {PATIENCE:?}; the view is {:?}",
+                self.router.view().borrow()
+            );
         }
     }
 
@@ -176,8 +183,13 @@ pub struct Answer {
 
 impl Answer {
     /// Reads a stream to its end.
-    pub async fn read(mut stream: Streaming<pb::GenerateResponse>) -> Answer {
-        let mut answer = Answer::default();
+    pub async fn read(stream: Streaming<pb::GenerateResponse>) -> Answer {
+        Answer::default().rest(stream).await
+    }
+
+    /// The same, after what came already.
+    pub async fn rest(self, mut stream: Streaming<pb::GenerateResponse>) -> Answer {
+        let mut answer = self;
         loop {
             match stream.message().await {
                 Ok(Some(response)) => answer.add(response.event.unwrap()),
@@ -190,7 +202,7 @@ impl Answer {
         }
     }
 
-    fn add(&mut self, event: Event) {
+    pub fn add(&mut self, event: Event) {
         match event {
             Event::Started(started) => {
                 assert!(self.started.replace(started).is_none(), "two Started");

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{EOS, TOKEN, VOCAB};
+use super::{EOS, PATIENCE, TOKEN, VOCAB};
 
 /// The token at `position` after `last`: never eos, and the whole vocabulary otherwise.
 pub fn next_token(last: u32, position: u32) -> u32 {
@@ -123,7 +123,7 @@ impl ScriptedWorker {
     }
 
     pub async fn until(&mut self, wanted: impl FnMut(&Seen) -> bool) -> Seen {
-        let waited = tokio::time::timeout(Duration::from_secs(30), self.seen.wait_for(wanted)).await;
+        let waited = tokio::time::timeout(PATIENCE, self.seen.wait_for(wanted)).await;
         waited.unwrap().unwrap().clone()
     }
 }
