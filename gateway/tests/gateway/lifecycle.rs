@@ -6,7 +6,7 @@ use conclave_gateway::{Gateway, GatewayConfig};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::client::{read_to_end, read_until};
+use crate::client::{PATIENCE, read_to_end, read_until};
 use crate::router::{Step, hello, say, start_with, started, text};
 
 fn config(routers: &[&str]) -> GatewayConfig {
@@ -76,7 +76,7 @@ async fn what_runs_at_shutdown_is_finished() {
     drop(setup.stop.take());
     let rest = String::from_utf8(read_to_end(&mut stream).await).unwrap();
     assert!(rest.contains("[DONE]"), "{rest}");
-    tokio::time::timeout(Duration::from_secs(5), setup.served)
+    tokio::time::timeout(PATIENCE, setup.served)
         .await
         .unwrap()
         .unwrap()
@@ -104,10 +104,10 @@ async fn what_runs_too_long_at_shutdown_ends_with_an_error_event() {
         rest.contains("shutting_down") && rest.contains("[DONE]"),
         "{rest}"
     );
-    tokio::time::timeout(Duration::from_secs(5), setup.served)
+    tokio::time::timeout(PATIENCE, setup.served)
         .await
         .unwrap()
         .unwrap()
         .unwrap();
-    assert!(began.elapsed() < Duration::from_secs(4));
+    assert!(began.elapsed() < config(&[]).drain_timeout, "the usual time");
 }

@@ -42,6 +42,8 @@ pub struct Seen {
     /// Calls that the caller dropped before their script was done.
     pub dropped: AtomicUsize,
     pub running: AtomicUsize,
+    /// Times that its health was asked.
+    pub probes: AtomicUsize,
     /// What it serves, if not the usual.
     pub names: Mutex<Vec<String>>,
 }
@@ -159,6 +161,7 @@ impl Conclave for Scripted {
     }
 
     async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
+        self.seen.probes.fetch_add(1, Ordering::SeqCst);
         Ok(Response::new(v1::HealthResponse {
             state: self.health.into(),
             workers: 2,

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tonic::Status;
 
+use crate::patience::wait_for;
 use crate::router::{
     Seen, Setup, Step, finished, hello, say, serve_router, start_with, started, text, usage,
 };
@@ -36,8 +37,12 @@ async fn several(scripts: Vec<Script>) -> Several {
         routers.push(Some(router));
     }
     let gateway = start_with(|config| config.routers = addresses, |_| Ok(vec![])).await;
-    // Every router was probed.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Every router was probed: by the second time, what the first one told is known.
+    wait_for(|| {
+        seen.iter()
+            .all(|router: &Arc<Seen>| router.probes.load(Ordering::SeqCst) >= 2)
+    })
+    .await;
     Several {
         gateway,
         seen,
@@ -163,28 +168,30 @@ async fn a_router_that_dies_or_drains_loses_no_request() {
         }
     });
     let mut several = several(vec![well(), drains, well()]).await;
-    let client = several.gateway.client.clone();
-    let requests = (0..60).map(|at| {
-        let client = client.clone();
-        async move {
-            tokio::time::sleep(Duration::from_millis(at * 10)).await;
-            client
-                .post("/v1/completions", &json!({"prompt": format!("request {at}")}))
-                .await
-                .status
-        }
-    });
-    let running = tokio::spawn(futures::future::join_all(requests));
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..6)
+        .map(|client| {
+            let (http, done) = (several.gateway.client.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut statuses = Vec::new();
+                while !done.load(Ordering::SeqCst) {
+                    let body = json!({"prompt": format!("request {} of {client}", statuses.len())});
+                    statuses.push(http.post("/v1/completions", &body).await.status);
+                }
+                statuses
+            })
+        })
+        .collect();
+    wait_for(|| several.counts().iter().all(|count| *count > 3)).await;
     draining.store(true, Ordering::SeqCst);
     several.routers[0].take();
-    let statuses = running.await.unwrap();
-    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(
-        several.counts().iter().all(|count| *count > 3),
-        "{:?}",
-        several.counts()
-    );
+    let before = several.counts()[2];
+    wait_for(|| several.counts()[2] > before + 30).await;
+    done.store(true, Ordering::SeqCst);
+    for client in clients {
+        let statuses = client.await.unwrap();
+        assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::client::{Client, read_to_end};
+use crate::client::{Client, PATIENCE, read_to_end};
 use crate::router::{hello, say, start_with};
 
 fn data(name: &str) -> PathBuf {
@@ -126,7 +126,7 @@ async fn a_new_certificate_is_taken_and_half_of_one_is_not() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(get_version(&setup.client, "one").await.is_ok());
     put("two");
-    tokio::time::timeout(Duration::from_secs(10), async {
+    tokio::time::timeout(PATIENCE, async {
         while get_version(&setup.client, "two").await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
