@@ -15,6 +15,7 @@ use conclave_proto::cluster::v1::cluster_server::{Cluster, ClusterServer};
 use conclave_proto::cluster::v1::from_worker::Message;
 use conclave_proto::cluster::v1::to_worker;
 use conclave_worker::{WorkerConfig, WorkerError};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -31,9 +32,27 @@ pub fn tiny() -> PathBuf {
     repository().join("tests/data/minimax-m2/tiny-hd64/bf16")
 }
 
+/// A free port, that nobody else gets while no router listens on it: a bound socket holds it, and beside that one
+/// only those that say SO_REUSEADDR may be bound to it by its number.
+pub struct Port(TcpSocket);
+
+impl Port {
+    pub fn new() -> Port {
+        Port(bound("127.0.0.1:0".parse().unwrap()))
+    }
+}
+
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
 /// A router that listens.
 pub struct Router {
     pub address: SocketAddr,
+    port: Port,
     attached: mpsc::Receiver<Attached>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
@@ -101,12 +120,12 @@ impl Cluster for Service {
 
 impl Router {
     pub async fn start() -> Router {
-        Router::listen("127.0.0.1:0".parse().unwrap(), Ok(20)).await
+        Router::listen(Port::new(), Ok(20))
     }
 
-    pub async fn listen(address: SocketAddr, answer: Result<u64, Status>) -> Router {
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
+    pub fn listen(port: Port, answer: Result<u64, Status>) -> Router {
+        let address = port.0.local_addr().unwrap();
+        let listener = bound(address).listen(16).unwrap();
         let (attached, workers) = mpsc::channel(16);
         let (stop, stopped) = oneshot::channel::<()>();
         let service = ClusterServer::new(Service { attached, answer });
@@ -119,6 +138,7 @@ impl Router {
         });
         Router {
             address,
+            port,
             attached: workers,
             stop: Some(stop),
             server,
@@ -129,10 +149,11 @@ impl Router {
         timeout(PATIENCE, self.attached.recv()).await.unwrap().unwrap()
     }
 
-    /// Frees the port.
-    pub async fn stop(mut self) {
+    /// Nobody listens on the port any more.
+    pub async fn stop(mut self) -> Port {
         self.stop.take().unwrap().send(()).unwrap();
         self.server.await.unwrap();
+        self.port
     }
 }
 

@@ -52,9 +52,7 @@ impl Fabric for Tcp {
         let streams = runtime.block_on(async {
             listener.set_nonblocking(true).unwrap();
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            tcp::connect(&listener, &group, Duration::from_secs(20))
-                .await
-                .unwrap()
+            tcp::connect(&listener, &group, crate::LONG).await.unwrap()
         });
         Box::new(TcpTransport::new(routes, CAPACITY, streams, deadline, abort).unwrap())
     }
