@@ -8,16 +8,18 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a server may take until it says that it serves, on a busy machine of two cores.
-const READY_WITHIN: Duration = Duration::from_secs(90);
+const READY_WITHIN: Duration = Duration::from_secs(180);
 /// How long it may take to stop after SIGTERM.
-const STOPPED_WITHIN: Duration = Duration::from_secs(30);
-/// Lines of output kept for the message of a failing test.
-const LINES_KEPT: usize = 400;
+const STOPPED_WITHIN: Duration = Duration::from_secs(120);
+/// How long what it printed may take to arrive once it has ended: its children may hold its output open.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Lines of output kept: more than come while a test that waits for one of them stands still.
+const LINES_KEPT: usize = 4000;
 
-#[derive(Default)]
 struct Output {
     lines: VecDeque<String>,
-    ended: bool,
+    /// Of standard output and standard error, those that have not ended.
+    open: usize,
 }
 
 /// A running process; killed when dropped.
@@ -71,13 +73,14 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .expect("start conclave");
-        let output = Arc::new((Mutex::new(Output::default()), Condvar::new()));
+        let (lines, open) = (VecDeque::new(), 2);
+        let output = Arc::new((Mutex::new(Output { lines, open }), Condvar::new()));
         let (stdout, stderr) = (
             child.stdout.take().expect("piped"),
             child.stderr.take().expect("piped"),
         );
-        collect(stdout, &output, true);
-        collect(stderr, &output, false);
+        collect(stdout, &output);
+        collect(stderr, &output);
         Server {
             child,
             output,
@@ -96,11 +99,11 @@ impl Server {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if output.ended || left.is_zero() {
+            let ended = output.open == 0;
+            if ended || left.is_zero() {
                 let lines: Vec<_> = output.lines.iter().map(String::as_str).collect();
                 panic!(
-                    "no line with {text:?} (process ended: {}); output:\n{}",
-                    output.ended,
+                    "no line with {text:?} (process ended: {ended}); output:\n{}",
                     lines.join("\n")
                 );
             }
@@ -133,6 +136,22 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Processor time that it has used, without its children: what a bound on work is measured in, so that other work on
+    /// the machine does not count.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+        // In user and in kernel mode, as of proc(5).
+        let ticks: u64 = fields
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("ticks"))
+            .sum();
+        // SAFETY: sysconf takes a number and touches no memory of ours.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Duration::from_secs_f64(ticks as f64 / per_second as f64)
     }
 
     /// Process ids of the worker children, oldest first.
@@ -178,11 +197,14 @@ impl Server {
         self.wait(STOPPED_WITHIN)
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to end by itself, and for what it printed.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait for conclave") {
+                let (lock, changed) = &*self.output;
+                let output = lock.lock().expect("output");
+                drop(changed.wait_timeout_while(output, READ_WITHIN, |output| output.open > 0));
                 return status;
             }
             assert!(
@@ -214,7 +236,7 @@ pub fn signal(pid: u32, signal: i32) {
     unsafe { libc::kill(pid as i32, signal) };
 }
 
-fn collect(stream: impl Read + Send + 'static, output: &Arc<(Mutex<Output>, Condvar)>, marks_end: bool) {
+fn collect(stream: impl Read + Send + 'static, output: &Arc<(Mutex<Output>, Condvar)>) {
     let output = Arc::clone(output);
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
@@ -225,9 +247,7 @@ fn collect(stream: impl Read + Send + 'static, output: &Arc<(Mutex<Output>, Cond
             kept.lines.push_back(line);
             output.1.notify_all();
         }
-        if marks_end {
-            output.0.lock().expect("output").ended = true;
-            output.1.notify_all();
-        }
+        output.0.lock().expect("output").open -= 1;
+        output.1.notify_all();
     });
 }

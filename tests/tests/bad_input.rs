@@ -10,7 +10,7 @@
 //!
 //! Proves invariant B2 of ARCHITECTURE.md.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::{GenerateRequest, SamplingParams, TokenIds};
@@ -56,7 +56,6 @@ impl Case {
 
     fn check(&self, client: &Client) {
         let shown = String::from_utf8_lossy(&self.body[..self.body.len().min(120)]).into_owned();
-        let started = Instant::now();
         let answer = client.post_bytes(self.path, &self.body);
         let what = format!("{} {shown}: {answer:?}", self.path);
         assert_eq!(answer.status, self.status, "{what}");
@@ -68,8 +67,6 @@ impl Case {
         } else {
             assert_eq!(error["param"], json!(self.field), "{what}");
         }
-        // Generous: the healthy streams have both cores of a small machine.
-        assert!(started.elapsed() < Duration::from_secs(10), "{what}");
     }
 }
 

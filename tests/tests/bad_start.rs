@@ -15,7 +15,7 @@ use conclave_tests::{Client, Healthy, Server, data};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(120);
 
 /// Runs a command that must fail; its output.
 fn refused(args: &[&str]) -> String {

@@ -45,7 +45,7 @@ fn a_file_cut_short_in_use_ends_its_worker_alone() {
     let file = copy.path().join("model.safetensors");
     let open = fs::OpenOptions::new().write(true).open(&file).expect("open");
     open.set_len(4096).expect("cut short");
-    let status = doomed.wait(Duration::from_secs(60));
+    let status = doomed.wait(Duration::from_secs(120));
     let output = doomed.output();
     assert_eq!(status.code(), Some(1), "{output}");
     let line = format!("{}: bytes of the file that are in use are gone", file.display());

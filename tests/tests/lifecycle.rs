@@ -19,7 +19,7 @@ fn sigterm_finishes_what_runs_and_exits_with_zero() {
         })
     });
     has_started
-        .recv_timeout(Duration::from_secs(60))
+        .recv_timeout(Duration::from_secs(120))
         .expect("a first token");
     let status = server.stop();
     assert_eq!(status.code(), Some(0));

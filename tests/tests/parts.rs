@@ -55,7 +55,7 @@ fn a_worker_with_another_secret_is_refused() {
         &["worker", "--router", &cluster],
         &[("CONCLAVE_CLUSTER_TOKEN", "another secret")],
     );
-    let status = stranger.wait(Duration::from_secs(30));
+    let status = stranger.wait(Duration::from_secs(120));
     assert_eq!(status.code(), Some(1));
     assert!(stranger.output().contains("refused"), "{}", stranger.output());
 }

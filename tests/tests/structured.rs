@@ -3,14 +3,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use conclave_tests::{Client, Server, metrics, server::signal};
 use serde_json::{Value, json};
 
-/// A refusal must come within this time on a busy machine of two cores; the compiler's own bound of one second of
-/// processor time has its test beside it.
+/// A refusal costs at most so much processor time, of router and gateway with all they do; the compiler's own bound of
+/// one second has its test beside it.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+/// A loss is noticed by then, on a busy machine of two cores.
+const WITHIN: Duration = Duration::from_secs(120);
 
 fn completion(extra: Value) -> Value {
     let mut body = json!({"prompt": "The answer is", "temperature": 0, "max_tokens": 60});
@@ -303,8 +305,8 @@ fn a_killed_worker_changes_no_token_of_constrained_output() {
         });
         assert_eq!(disturbed, undisturbed, "worker {victim} killed");
     }
-    let lost = metrics::value(&client.get_text("/metrics"), "conclave:workers_lost_total");
-    assert!(lost.is_some_and(|lost| lost >= 2.0), "{lost:?}");
+    // The streams may be whole before the second loss is noticed.
+    metrics::wait_for(&client, "conclave:workers_lost_total", WITHIN, |lost| lost >= 2.0);
     println!("2 kills, {} streams each: the same tokens", bodies.len());
 }
 
@@ -378,9 +380,9 @@ fn bad_constraints_are_refused_soon_and_harm_nobody() {
     ];
     let mut slowest = Duration::ZERO;
     for (param, extra) in refused {
-        let began = Instant::now();
+        let before = server.processor_time();
         let answer = client.post("/v1/completions", &completion(extra.clone()));
-        slowest = slowest.max(began.elapsed());
+        slowest = slowest.max(server.processor_time() - before);
         let shown: String = extra.to_string().chars().take(120).collect();
         assert_eq!(answer.status, 400, "{shown}: {}", answer.body);
         let error = &answer.body["error"];
@@ -409,11 +411,11 @@ fn bad_constraints_are_refused_soon_and_harm_nobody() {
         json!({"guided_json": {"type": "object", "properties": {"next": {"$ref": "#"}}}}),
         json!({"guided_grammar": "start: e\ne: e e | \"a\" | \"b\" | \"ab\""}),
     ] {
-        let began = Instant::now();
+        let before = server.processor_time();
         let mut body = completion(extra);
         body["max_tokens"] = json!(20);
         let answer = client.post("/v1/completions", &body);
-        slowest = slowest.max(began.elapsed());
+        slowest = slowest.max(server.processor_time() - before);
         assert!([200, 400].contains(&answer.status), "{body}: {}", answer.body);
         assert_eq!(text(&client, &good), expected, "after {body}");
     }
