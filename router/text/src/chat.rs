@@ -5,6 +5,7 @@
 //! `{"type": "function", "function": …}`, content never null.
 
 mod messages;
+mod roles;
 mod tools;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use crate::{
 };
 
 pub(crate) use messages::template_messages;
+pub(crate) use roles::Roles;
 pub use tools::read_tools;
 pub(crate) use tools::{check_tool_choice, template_tools};
 

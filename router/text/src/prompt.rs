@@ -83,8 +83,10 @@ impl Input {
                 "is set by the server",
             ));
         }
+        let mut messages = chat::template_messages(chat, template.reads_parts())?;
+        template.roles().adapt(&mut messages, template.source())?;
         Ok(Self {
-            messages: chat::template_messages(chat, template.reads_parts())?,
+            messages,
             tools: (!tools.is_empty()).then(|| chat::template_tools(tools)),
             kwargs,
             add_generation_prompt: chat.add_generation_prompt.unwrap_or(!chat.continue_final_message),

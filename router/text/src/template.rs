@@ -18,6 +18,7 @@ use std::{io, path::Path, time::Duration};
 use minijinja::{Environment, Value};
 
 use crate::{
+    chat::Roles,
     clock::processor_time,
     error::{Result, TextError},
     json::Json,
@@ -38,6 +39,9 @@ pub const BASE_FUEL: u64 = 1_000_000;
 /// Each byte of input is copied, searched and printed a few times: about 8/64 of a step.
 const INPUT_BYTES_PER_FUEL: u64 = 4;
 
+/// Text that no template has by itself.
+const PROBE: &str = "7f3aprobe";
+
 const NAME: &str = "chat_template";
 const TOOLS_NAME: &str = "tool_use";
 
@@ -49,6 +53,7 @@ pub struct ChatTemplate {
     source: String,
     /// Whether content lists are iterated; otherwise they are joined before rendering.
     reads_parts: bool,
+    roles: Roles,
 }
 
 /// Environments differ in fuel only by request, so each is cheap to clone and then set.
@@ -119,8 +124,14 @@ impl ChatTemplate {
             shadowed: variants(true)?,
             source: tools.map_or_else(|| default.clone(), |tools| format!("{default}\n{tools}")),
             reads_parts: false,
+            roles: Roles {
+                developer: true,
+                late_system: true,
+                any: true,
+            },
         };
         template.reads_parts = template.probe_parts();
+        template.roles = template.probe_roles();
         Ok(template)
     }
 
@@ -134,15 +145,36 @@ impl ChatTemplate {
         self.reads_parts
     }
 
+    /// Which messages the template prints.
+    pub(crate) fn roles(&self) -> Roles {
+        self.roles
+    }
+
     /// Renders a user message given as one text part: a template that prints the text and nothing of the part's
     /// JSON reads parts.
     fn probe_parts(&self) -> bool {
-        const PROBE: &str = "7f3aprobe";
-        let message = crate::json::parse(&format!(
+        let rendered = self.probe(&format!(
             r#"[{{"role": "user", "content": [{{"type": "text", "text": "{PROBE}"}}]}}]"#
         ));
-        let Ok(Json::Array(messages)) = message else {
-            return false;
+        let whole = rendered.contains(PROBE);
+        whole && !rendered.contains(&format!("'{PROBE}'")) && !rendered.contains(&format!("\"{PROBE}\""))
+    }
+
+    fn probe_roles(&self) -> Roles {
+        let user = r#"{"role": "user", "content": "a"}"#;
+        let probe = |role: &str| format!(r#"{{"role": "{role}", "content": "{PROBE}"}}"#);
+        let prints = |messages: String| self.probe(&messages).contains(PROBE);
+        Roles {
+            developer: prints(format!("[{}, {user}]", probe("developer"))),
+            late_system: prints(format!("[{user}, {}, {user}]", probe("system"))),
+            any: prints(format!("[{user}, {}, {user}]", probe("nobody"))),
+        }
+    }
+
+    /// What these messages are rendered to; nothing if they are refused.
+    fn probe(&self, messages: &str) -> String {
+        let Ok(Json::Array(messages)) = crate::json::parse(messages) else {
+            return String::new();
         };
         let variables = Variables {
             messages: &messages,
@@ -150,9 +182,7 @@ impl ChatTemplate {
             add_generation_prompt: true,
             kwargs: &[],
         };
-        let rendered = self.render(&variables, false).unwrap_or_default();
-        let whole = rendered.contains(PROBE);
-        whole && !rendered.contains(&format!("'{PROBE}'")) && !rendered.contains(&format!("\"{PROBE}\""))
+        self.render(&variables, false).unwrap_or_default()
     }
 
     /// Renders within the bounds. `shadowed`: strings carry shadowed characters.

@@ -59,7 +59,15 @@ const REASONING_NAMES: [(Reasoning, &[&str]); 4] = [
     (Reasoning::None, &["none"]),
     (
         Reasoning::Lines,
-        &["minimax_m2", "minimax", "qwen3", "minimax-m2"],
+        &[
+            "minimax_m2",
+            "minimax",
+            "qwen3",
+            "minimax-m2",
+            // Thinking stays apart from the text here, which those two names mix.
+            "minimax_m2_append_think",
+            "minimax-append-think",
+        ],
     ),
     (
         Reasoning::Bare,
