@@ -13,6 +13,10 @@ use super::request::{MessageIn, Request, ToolChoiceIn, ToolIn};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::json;
 
+/// Claude Code begins its instructions with a block for Anthropic's accounting. It differs from one conversation to the
+/// next, so that no two would share a cached prefix, and tells a model nothing.
+const ACCOUNTING: &str = "x-anthropic-billing-header:";
+
 fn wrong(param: String, problem: &str) -> ApiError {
     let message = format!("{param}: {problem}");
     ApiError::field(param, message)
@@ -20,7 +24,11 @@ fn wrong(param: String, problem: &str) -> ApiError {
 
 pub(super) fn chat(request: &mut Request) -> ApiResult<v1::Chat> {
     let mut messages = Vec::new();
-    if let Some(system) = request.system.take() {
+    if let Some(mut system) = request.system.take() {
+        if let Content::Blocks(blocks) = &mut system {
+            let is_accounting = |text: &String| text.starts_with(ACCOUNTING);
+            blocks.retain(|block| !block.text.as_ref().is_some_and(is_accounting));
+        }
         let content = texts(system, "system")?;
         messages.push(v1::ChatMessage {
             role: "system".into(),

@@ -149,7 +149,11 @@ async fn a_conversation_of_blocks_becomes_a_chat() {
     let setup = start_saying(hello()).await;
     let cache = json!({"type": "ephemeral"});
     let body = request(json!({
-        "system": [{"type": "text", "text": "be brief", "cache_control": cache}],
+        "system": [
+            // Claude Code's accounting: another in each conversation, and not for the model.
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.84c; cc_entrypoint=sdk-cli;"},
+            {"type": "text", "text": "be brief", "cache_control": cache},
+        ],
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": cache}]},
             {"role": "assistant", "content": [
