@@ -5,15 +5,14 @@
 
 use conclave_proto::v1;
 use conclave_proto::v1::chat_message::Content as ProtoContent;
-use conclave_proto::v1::tool_choice::Mode;
 
 use super::input::{Input, ItemIn, PartIn, Text};
-use super::items;
-use super::request::{FormatIn, ToolChoiceIn, ToolIn};
+use super::request::FormatIn;
+use super::{items, tools};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::json;
 
-fn wrong(param: impl Into<String>, problem: &str) -> ApiError {
+pub(super) fn wrong(param: impl Into<String>, problem: &str) -> ApiError {
     let param = param.into();
     let message = format!("{param}: {problem}");
     ApiError::field(param, message).code("invalid_value")
@@ -59,13 +58,17 @@ impl Turns {
                 Ok(())
             }
             "function_call" => {
+                let name = item
+                    .name
+                    .ok_or_else(|| wrong(format!("{path}.name"), "missing"))?;
                 self.call(v1::ToolCall {
                     id: item
                         .call_id
                         .ok_or_else(|| wrong(format!("{path}.call_id"), "missing"))?,
-                    name: item
-                        .name
-                        .ok_or_else(|| wrong(format!("{path}.name"), "missing"))?,
+                    name: match item.namespace {
+                        Some(namespace) => tools::qualified(&namespace, &name),
+                        None => name,
+                    },
                     arguments_json: item
                         .arguments
                         .ok_or_else(|| wrong(format!("{path}.arguments"), "missing"))?,
@@ -211,61 +214,6 @@ fn reasoning_text(item: ItemIn, path: &str) -> ApiResult<String> {
         return Ok(text);
     }
     parts(item.summary.unwrap_or_default(), &format!("{path}.summary")).map(|texts| texts.concat())
-}
-
-pub(super) fn tools(tools: &[ToolIn]) -> ApiResult<Vec<v1::Tool>> {
-    tools
-        .iter()
-        .enumerate()
-        .map(|(at, tool)| one_tool(at, tool))
-        .collect()
-}
-
-fn one_tool(at: usize, tool: &ToolIn) -> ApiResult<v1::Tool> {
-    let path = format!("tools[{at}]");
-    if tool.kind != "function" {
-        let message = format!("{path}.type: {:?} is not served, only \"function\"", tool.kind);
-        return Err(ApiError::unsupported(format!("{path}.type"), message));
-    }
-    let name = tool.name.as_deref().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| wrong(format!("{path}.name"), "missing"))?;
-    let quote = |text: &str| serde_json::to_string(text).unwrap_or_default();
-    let mut function_json = format!("{{\"name\":{}", quote(name));
-    if let Some(description) = &tool.description {
-        function_json.push_str(&format!(",\"description\":{}", quote(description)));
-    }
-    if let Some(parameters) = &tool.parameters {
-        json::check_object(parameters, &format!("{path}.parameters"))?;
-        function_json.push_str(&format!(",\"parameters\":{}", parameters.get()));
-    }
-    function_json.push('}');
-    // In this API functions are strict unless they say otherwise; models of ours are not bound by default, as
-    // most schemas that clients send are not written for it.
-    Ok(v1::Tool {
-        function_json,
-        strict: tool.strict.unwrap_or(false),
-    })
-}
-
-pub(super) fn choice(given: &ToolChoiceIn, no_tools: bool) -> ApiResult<v1::ToolChoice> {
-    let (mode, name) = match given {
-        ToolChoiceIn::Word(word) => match word.as_str() {
-            "required" => (Mode::Required, ""),
-            "none" => (Mode::None, ""),
-            _ => (Mode::Auto, ""),
-        },
-        ToolChoiceIn::Function(name) => (Mode::Named, name.as_str()),
-    };
-    if no_tools && matches!(mode, Mode::Required | Mode::Named) {
-        return Err(wrong(
-            "tool_choice",
-            "asks for a call, but tools is missing or empty",
-        ));
-    }
-    Ok(v1::ToolChoice {
-        mode: mode.into(),
-        name: name.into(),
-    })
 }
 
 /// `text.format`.

@@ -15,7 +15,7 @@ use super::keep::Keep;
 use super::object::Frame;
 use super::request::Request;
 use super::store::{TURNS_MAX, Turn};
-use super::stream;
+use super::{references, stream, tools};
 use crate::generate;
 use crate::http::auth::Caller;
 use crate::http::context::{RequestContext, random_id};
@@ -40,6 +40,9 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
         None => None,
         Some(id) => Some(earlier(&app, id, context.caller)?),
     };
+    if let Some(input) = &mut request.input {
+        references::resolve(input, &app, context.caller)?;
+    }
     let (input, call) = prepare(&mut request, &context, earlier.as_deref())?;
     let place = request
         .store
@@ -60,6 +63,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
             .include
             .as_ref()
             .is_some_and(|asked| asked.iter().any(|word| word == SEALED_REASONING)),
+        namespaces: tools::namespaces(request.tools.as_deref().unwrap_or_default()),
         echo: Echo::of(request),
     };
     let events = generate::events(app, context, vec![call]);
@@ -126,10 +130,13 @@ fn translate(
     if messages.is_empty() {
         return Err(ApiError::field("input", "input: at least one item is needed").code("invalid_value"));
     }
-    let tools = conversation::tools(request.tools.as_deref().unwrap_or_default())?;
+    if let Some(offered) = &mut request.tools {
+        tools::leave_out_searches(offered);
+    }
+    let tools = tools::tools(request.tools.as_deref().unwrap_or_default())?;
     let tool_choice = match &request.tool_choice {
         None => None,
-        Some(choice) => Some(conversation::choice(choice, tools.is_empty())?),
+        Some(choice) => Some(tools::choice(choice, tools.is_empty())?),
     };
     if let Some(metadata) = &request.metadata {
         json::check_object(metadata, "metadata")?;

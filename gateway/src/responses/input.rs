@@ -17,12 +17,15 @@ pub(super) struct ItemIn {
     /// Absent for a plain message.
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
+    /// Of an earlier answer's item.
+    pub(super) id: Option<String>,
     // message; reasoning has content too
     pub(super) role: Option<String>,
     pub(super) content: Option<Text>,
     // function_call, function_call_output
     pub(super) call_id: Option<String>,
     pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
     pub(super) arguments: Option<String>,
     pub(super) output: Option<Text>,
     // reasoning

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::conversation::Turns;
+use super::object::Frame;
+use super::tools;
 use crate::generate::{Block, Kind};
 
 /// Marks reasoning that this server sealed. It is text in base64, and no secret: the field is where clients that
@@ -29,6 +31,8 @@ pub(super) enum ItemOut<'a> {
     FunctionCall {
         id: String,
         call_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<&'a str>,
         name: &'a str,
         arguments: &'a str,
         status: &'static str,
@@ -82,14 +86,8 @@ pub(super) enum Progress {
     Cut,
 }
 
-pub(super) fn item<'a>(
-    response: &str,
-    at: usize,
-    block: &'a Block,
-    progress: Progress,
-    seals: bool,
-) -> ItemOut<'a> {
-    let id = id(response, at, &block.kind);
+pub(super) fn item<'a>(frame: &Frame, at: usize, block: &'a Block, progress: Progress) -> ItemOut<'a> {
+    let id = id(&frame.bare_id, at, &block.kind);
     let status = match progress {
         Progress::Begun => "in_progress",
         Progress::Whole => "completed",
@@ -112,7 +110,7 @@ pub(super) fn item<'a>(
             id,
             summary: [],
             content: content(),
-            encrypted_content: seals.then(|| seal(shown)),
+            encrypted_content: (frame.seals && progress != Progress::Begun).then(|| seal(shown)),
             status,
         },
         Kind::Text => ItemOut::Message {
@@ -121,13 +119,17 @@ pub(super) fn item<'a>(
             role: "assistant",
             content: content(),
         },
-        Kind::Call { id: call_id, name } => ItemOut::FunctionCall {
-            id,
-            call_id,
-            name,
-            arguments: shown,
-            status,
-        },
+        Kind::Call { id: call_id, name } => {
+            let (namespace, name) = tools::apart(&frame.namespaces, name);
+            ItemOut::FunctionCall {
+                id,
+                call_id,
+                namespace,
+                name,
+                arguments: shown,
+                status,
+            }
+        }
     }
 }
 

@@ -12,10 +12,12 @@ mod input;
 mod items;
 mod keep;
 mod object;
+mod references;
 mod request;
 mod store;
 mod stored;
 mod stream;
+mod tools;
 
 pub(crate) use self::create::create;
 pub(crate) use self::store::Store;
@@ -39,6 +41,7 @@ pub(crate) fn events(events: crate::generate::CallEvents) -> axum::response::Res
         created_at: 0,
         echo: echo::Echo::of(request),
         seals: true,
+        namespaces: Vec::new(),
     };
     stream::respond(
         &crate::config::Limits::default(),

@@ -82,6 +82,8 @@ pub(super) struct Frame {
     pub(super) echo: Echo,
     /// The client asked for reasoning that it can carry itself.
     pub(super) seals: bool,
+    /// Whose functions the request offers.
+    pub(super) namespaces: Vec<String>,
 }
 
 impl Frame {
@@ -120,7 +122,7 @@ impl Frame {
             } else {
                 Progress::Whole
             };
-            items::item(&self.bare_id, at, block, progress, self.seals)
+            items::item(self, at, block, progress)
         };
         ResponseOut {
             status: if is_cut { "incomplete" } else { "completed" },

@@ -45,6 +45,9 @@ pub(super) struct ToolIn {
     pub(super) description: Option<String>,
     pub(super) parameters: Option<Box<RawValue>>,
     pub(super) strict: Option<bool>,
+    /// A namespace's functions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tools: Option<Vec<ToolIn>>,
 }
 
 /// A word, or a tool by name.

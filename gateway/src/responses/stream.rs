@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::items::{self, ItemOut, Part, Progress};
 use super::keep::Keep;
 use super::object::{Frame, ResponseOut};
+use super::tools;
 use crate::config::Limits;
 use crate::generate::{self, Blocks, CallEvents, Change, Kind, Tokens};
 use crate::http::error::{ApiError, ApiResult};
@@ -196,7 +197,7 @@ impl Writer {
     async fn open(&mut self, at: usize) -> Result<(), Gone> {
         let block = &self.blocks.list[at];
         let id = &self.frame.bare_id;
-        let item = items::item(id, at, block, Progress::Begun, false);
+        let item = items::item(&self.frame, at, block, Progress::Begun);
         let added = Body::Item {
             output_index: at,
             item,
@@ -281,7 +282,7 @@ impl Writer {
                 Body::ArgumentsDone {
                     item_id: item_id.clone(),
                     output_index,
-                    name,
+                    name: tools::apart(&self.frame.namespaces, name).1,
                     arguments: text,
                 },
             ),
@@ -296,7 +297,7 @@ impl Writer {
             };
             send(&self.out, &mut self.number, "response.content_part.done", done).await?;
         }
-        let item = items::item(id, at, block, progress, self.frame.seals);
+        let item = items::item(&self.frame, at, block, progress);
         let done = Body::Item { output_index, item };
         send(&self.out, &mut self.number, "response.output_item.done", done).await
     }
