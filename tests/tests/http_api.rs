@@ -332,11 +332,29 @@ fn everything_else(client: &Client) {
     for path in ["/version", "/health", "/ready", "/ping"] {
         assert_eq!(client.get(path).status, 200, "{path}");
     }
-    assert!(
-        client
-            .get_text("/metrics")
-            .contains("vllm:time_to_first_token_seconds_bucket")
-    );
+    // What the dashboard that comes with vLLM reads.
+    let metrics = client.get_text("/metrics");
+    for name in [
+        "e2e_request_latency_seconds_bucket",
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "time_per_output_token_seconds_bucket",
+        "inter_token_latency_seconds_bucket",
+        "num_requests_running",
+        "num_requests_waiting",
+        "time_to_first_token_seconds_bucket",
+        "kv_cache_usage_perc",
+        "gpu_cache_usage_perc",
+        "request_prompt_tokens_bucket",
+        "request_generation_tokens_bucket",
+        "request_success_total",
+        "request_queue_time_seconds_sum",
+        "request_prefill_time_seconds_sum",
+        "request_decode_time_seconds_sum",
+        "request_max_num_generation_tokens_sum",
+    ] {
+        assert!(metrics.contains(&format!("\nvllm:{name}{{")), "{name}: {metrics}");
+    }
     assert!(
         client.get("/openapi.json").body["openapi"]
             .as_str()

@@ -132,6 +132,22 @@ impl Metrics {
             "Tokens of a sequence",
             self.request_generation_tokens.clone(),
         );
+        // Names of vLLM's before, which the dashboard that comes with it still reads.
+        r.register(
+            "vllm:gpu_cache_usage_perc",
+            "As vllm:kv_cache_usage_perc",
+            self.kv_cache_usage.clone(),
+        );
+        r.register(
+            "vllm:time_per_output_token_seconds",
+            "As vllm:inter_token_latency_seconds",
+            self.inter_token_latency.clone(),
+        );
+        r.register(
+            "vllm:request_max_num_generation_tokens",
+            "As vllm:request_generation_tokens",
+            self.request_generation_tokens.clone(),
+        );
     }
 
     pub(super) fn register_conclave(&mut self) {
