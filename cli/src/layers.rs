@@ -14,6 +14,8 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use crate::spelling::{Normalised, Refused};
+
 /// Prefix of environment variables.
 pub const PREFIX: &str = "CONCLAVE_";
 
@@ -23,7 +25,7 @@ pub enum LayerError {
     #[error(transparent)]
     Flags(#[from] clap::Error),
     #[error(transparent)]
-    Refused(#[from] crate::spelling::Refused),
+    Refused(#[from] Refused),
     #[error("{origin}: {key} is not a setting{}", did_you_mean(.suggestion))]
     UnknownKey {
         origin: String,
@@ -48,16 +50,24 @@ fn did_you_mean(suggestion: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
-/// Parses `arguments` (program name first) under the given environment.
+/// Parses `arguments` (program name first) under the given environment; gives notes on them, too.
 pub fn resolve(
     command: &Command,
     arguments: Vec<String>,
     environment: &BTreeMap<String, String>,
-) -> Result<ArgMatches, LayerError> {
-    let arguments = crate::spelling::normalise(arguments)?;
+) -> Result<(ArgMatches, Vec<String>), LayerError> {
+    let Normalised {
+        arguments,
+        notes,
+        mut refused,
+    } = crate::spelling::normalise(arguments);
+    refused.extend(unknown_flags(command, &arguments));
+    if !refused.is_empty() {
+        return Err(Refused(refused).into());
+    }
     let flags = command.clone().try_get_matches_from(&arguments)?;
     let Some((name, given)) = flags.subcommand() else {
-        return Ok(flags);
+        return Ok((flags, notes));
     };
     let subcommand = command
         .find_subcommand(name)
@@ -100,10 +110,39 @@ pub fn resolve(
         .map_or(1, |at| at + 1);
     let (before, after) = arguments.split_at(place.min(arguments.len()));
     let all: Vec<&String> = before.iter().chain(&layered).chain(after).collect();
-    command
-        .clone()
-        .try_get_matches_from(all)
-        .map_err(|error| blame(error, &figment))
+    let matches = command.clone().try_get_matches_from(all);
+    let matches = matches.map_err(|error| blame(error, &figment))?;
+    Ok((matches, notes))
+}
+
+/// Every flag that the subcommand does not have; clap would name the first.
+fn unknown_flags(command: &Command, arguments: &[String]) -> Vec<String> {
+    let subcommand = arguments.get(1).and_then(|name| command.find_subcommand(name));
+    let Some(subcommand) = subcommand else {
+        return Vec::new();
+    };
+    let mut known = vec!["help"];
+    for argument in subcommand.get_arguments() {
+        known.extend(argument.get_long());
+        known.extend(argument.get_all_aliases().unwrap_or_default());
+    }
+    let given = arguments.iter().take_while(|argument| *argument != "--");
+    let names = given.filter_map(|argument| argument.strip_prefix("--")?.split('=').next());
+    let unknown = names.filter(|name| !known.contains(name));
+    unknown
+        .map(|name| {
+            let suggestion = closest(name, known.iter().copied()).map(|known| format!("--{known}"));
+            let there = subcommand.get_name();
+            format!("--{name} is not a flag of {there}{}", did_you_mean(&suggestion))
+        })
+        .collect()
+}
+
+/// The most similar of these names, if any is.
+fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let scored = known.map(|known| (strsim::jaro_winkler(known, name), known));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 > 0.8).then(|| best.1.to_owned())
 }
 
 /// The names of all settings, per subcommand.
@@ -130,10 +169,7 @@ impl Keys {
     }
 
     fn closest(&self, key: &str) -> Option<String> {
-        let all = self.0.values().flatten();
-        let scored = all.map(|known| (strsim::jaro_winkler(known, key), known));
-        let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
-        (best.0 > 0.8).then(|| best.1.clone())
+        closest(key, self.0.values().flatten().map(String::as_str))
     }
 }
 
@@ -195,6 +231,9 @@ fn environment_layer(environment: &BTreeMap<String, String>, keys: &Keys) -> Res
         let Some(key) = variable.strip_prefix(PREFIX) else {
             continue;
         };
+        if is_service_link(variable, value, environment) {
+            continue;
+        }
         let key = key.to_ascii_lowercase();
         if !keys.known(&key) {
             return Err(LayerError::UnknownKey {
@@ -210,6 +249,23 @@ fn environment_layer(environment: &BTreeMap<String, String>, keys: &Keys) -> Res
         }
     }
     Ok(dict)
+}
+
+/// Kubernetes describes every service of a namespace to every container, in variables that begin with the service's
+/// name: of one called `conclave-gateway`, CONCLAVE_GATEWAY_SERVICE_HOST, CONCLAVE_GATEWAY_PORT=tcp://…, and more.
+fn is_service_link(variable: &str, value: &str, environment: &BTreeMap<String, String>) -> bool {
+    let services = environment
+        .keys()
+        .filter_map(|key| key.strip_suffix("_SERVICE_HOST"));
+    services
+        .filter_map(|service| variable.strip_prefix(service))
+        .any(|rest| {
+            rest.starts_with("_SERVICE_")
+                || rest == "_PORT" && value.contains("://")
+                || rest
+                    .strip_prefix("_PORT_")
+                    .is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
+        })
 }
 
 /// Some values and where they are from.

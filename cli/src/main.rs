@@ -43,18 +43,18 @@ fn main() -> ExitCode {
         .filter(|(name, _)| name.starts_with(layers::PREFIX))
         .collect();
     let cli = layers::resolve(&Cli::command(), arguments, &environment)
-        .and_then(|matches| Ok(Cli::from_arg_matches(&matches)?));
+        .and_then(|(matches, notes)| Ok((Cli::from_arg_matches(&matches)?, notes)));
     match cli {
-        Ok(cli) => run(&cli),
+        Ok((cli, notes)) => run(&cli, &notes),
         Err(LayerError::Flags(error)) => error.exit(),
         Err(error) => fail(&error.into(), 2),
     }
 }
 
-fn run(cli: &Cli) -> ExitCode {
+fn run(cli: &Cli, notes: &[String]) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = runtime.map_err(Into::into).and_then(|runtime| {
-        let result = runtime.block_on(run_command(&cli.command));
+        let result = runtime.block_on(run_command(&cli.command, notes));
         // A blocked read of standard input must not hold the process.
         runtime.shutdown_timeout(BLOCKING_TIMEOUT);
         result
@@ -65,8 +65,11 @@ fn run(cli: &Cli) -> ExitCode {
     }
 }
 
-async fn run_command(command: &Command) -> Result<()> {
+async fn run_command(command: &Command, notes: &[String]) -> Result<()> {
     let _telemetry = telemetry::start(command.log(), command.process())?;
+    for note in notes {
+        tracing::info!("{note}");
+    }
     match command {
         Command::Serve(settings) => commands::serve::run(settings).await,
         Command::Router(settings) => commands::router::run(settings).await,

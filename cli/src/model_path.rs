@@ -1,4 +1,5 @@
-//! Finds the checkpoint: the directory given, or the demo model from the repository or from inside the binary.
+//! Finds the checkpoint: the directory given, what Hugging Face's tools downloaded under the name given, or the demo model
+//! from the repository or from inside the binary.
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,9 @@ pub fn find_at(given: Option<&Path>) -> Result<FoundModel> {
             short_name: None,
         });
     };
+    if let Some(downloaded) = downloaded(given).filter(|_| !given.exists()) {
+        return Ok(downloaded);
+    }
     if !given.exists() {
         bail!("{}", not_found(given));
     }
@@ -48,18 +52,41 @@ pub fn find_at(given: Option<&Path>) -> Result<FoundModel> {
     })
 }
 
+/// `ORG/NAME`, as models are called on the hub.
+fn hub_name(given: &Path) -> Option<(&str, &str)> {
+    let (organisation, name) = given.to_str()?.split_once('/')?;
+    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('/');
+    (plain(organisation) && plain(name)).then_some((organisation, name))
+}
+
+/// The newest download of this name in Hugging Face's cache.
+fn downloaded(given: &Path) -> Option<FoundModel> {
+    let (organisation, name) = hub_name(given)?;
+    let from = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let home = || from("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = from("HF_HUB_CACHE").map(PathBuf::from).or_else(|| {
+        let cache = || from("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+        let huggingface = from("HF_HOME").map(PathBuf::from);
+        let huggingface = huggingface.or_else(|| Some(cache()?.join("huggingface")));
+        Some(huggingface?.join("hub"))
+    })?;
+    let repository = cache.join(format!("models--{organisation}--{name}"));
+    let commit = std::fs::read_to_string(repository.join("refs/main")).ok()?;
+    let path = repository.join("snapshots").join(commit.trim());
+    path.join("config.json").is_file().then(|| FoundModel {
+        path,
+        name: given.display().to_string(),
+        short_name: Some(name.to_owned()),
+    })
+}
+
 fn not_found(given: &Path) -> String {
     let shown = given.display();
-    let parts = given.components().count();
-    if given.is_relative() && parts == 2 && !given.starts_with(".") {
-        let local = given
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
+    if let Some((_, name)) = hub_name(given) {
+        let local = name.to_lowercase();
         return format!(
-            "model {shown}: there is no such directory, and nothing is downloaded by this program; \
-             run `hf download {shown} --local-dir ./{local}`, then give ./{local}"
+            "model {shown}: there is no such directory, it is not in Hugging Face's cache, and nothing is downloaded by \
+             this program; run `hf download {shown} --local-dir ./{local}`, then give ./{local}"
         );
     }
     format!("model {shown}: there is no such directory; give the directory of a Hugging Face checkpoint")

@@ -157,6 +157,29 @@ fn an_unknown_key_is_named_with_its_source_and_a_suggestion() {
 }
 
 #[test]
+fn what_kubernetes_tells_of_services_is_no_setting() {
+    let links = [
+        ("CONCLAVE_SERVICE_HOST", "10.0.0.1"),
+        ("CONCLAVE_SERVICE_PORT", "8000"),
+        ("CONCLAVE_SERVICE_PORT_HTTP", "8000"),
+        ("CONCLAVE_PORT", "tcp://10.0.0.1:8000"),
+        ("CONCLAVE_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("CONCLAVE_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("CONCLAVE_ROUTER_SERVICE_HOST", "10.0.0.2"),
+        ("CONCLAVE_ROUTER_SERVICE_PORT_CLUSTER", "50052"),
+        ("CONCLAVE_ROUTER_PORT", "tcp://10.0.0.2:50051"),
+        ("CONCLAVE_ROUTER_PORT_50051_TCP_PROTO", "tcp"),
+        ("CONCLAVE_WORKERS", "3"),
+    ];
+    assert_eq!(plan(&[], &links)["group"]["workers"], 3);
+    let (message, _) = refused(&["plan"], &[("CONCLAVE_PORT_8000_TCP", "tcp://10.0.0.1:8000")]);
+    assert!(
+        message.contains("CONCLAVE_PORT_8000_TCP is not a setting"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_bad_value_is_named_with_its_source() {
     let (message, _) = refused(&["plan"], &[("CONCLAVE_WORKERS", "two")]);
     assert!(
@@ -199,4 +222,26 @@ fn a_bad_value_is_named_with_its_source() {
 
     let (message, _) = refused(&["plan", "--gpu-memory-utilization", "NaN"], &[]);
     assert!(message.contains("above 0 and at most 1"), "{message}");
+}
+
+#[test]
+fn the_files_of_deploy_say_flags_that_exist() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+    let help = |part: &&str| String::from_utf8(conclave(&[part, "--help"], &[]).stdout).expect("UTF-8");
+    let known: String = ["serve", "router", "worker", "gateway"]
+        .iter()
+        .map(help)
+        .collect();
+    for name in ["compose.yaml", "kubernetes.yaml", "conclave.service"] {
+        let text = fs::read_to_string(format!("{folder}/{name}")).expect(name);
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let words = lines.flat_map(|line| line.split([' ', '[', ']', ',', '=', '"']));
+        let flags: Vec<&str> = words
+            .filter(|word| word.starts_with("--") && *word != "---")
+            .collect();
+        assert!(!flags.is_empty(), "{name}");
+        for flag in flags {
+            assert!(known.contains(&format!("{flag} ")), "{name}: {flag}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ pub struct ModelSettings {
     #[command(flatten)]
     pub checkpoint: CheckpointSettings,
     /// JSON object merged into config.json, e.g. {"num_hidden_layers":4}.
-    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    #[arg(long, value_name = "JSON", visible_alias = "json-model-override-args", value_parser = json_object)]
     pub hf_overrides: Option<Value>,
     /// Where weights come from.
     #[arg(long, value_enum, default_value_t = LoadFormat::Safetensors)]
