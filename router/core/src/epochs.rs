@@ -116,6 +116,10 @@ impl Core {
             return;
         }
         let named = suspect.map(|suspect| suspect.0 as usize);
+        // A rank that was waited for in vain may only be slow: it took at least so long.
+        if let (Some(_), Some(oldest)) = (named, self.in_flight.front()) {
+            self.step_times.add(self.now.0 - oldest.since.0);
+        }
         // Who fails without naming another is the one to suspect.
         let culprit = named.filter(|&named| named < self.members.len()).unwrap_or(rank);
         let culprit = self.members[culprit].worker;
