@@ -1,7 +1,8 @@
 //! Tool calls as a grammar, in the model's own format: forced by `tool_choice`, typed by strict tools.
 //!
 //! Strict tools' arguments follow their schema: all of its parameters in its order, those that are not required
-//! optional. Other tools are only held to their parameters' names. Where a format writes arguments as bare text, a
+//! optional. So do those of the one tool that must be called, as far as its schema can be followed. Other tools are only
+//! held to their parameters' names. Where a format writes arguments as bare text, a
 //! string cannot contain the closing tag, so what a model means as text is never cut silently.
 
 use serde_json::{Map, Value, json};
@@ -91,6 +92,7 @@ pub fn tool_constraint(
         rules: String::new(),
         format,
         several: output.parallel_tool_calls,
+        only: forced && tools.len() == 1,
     };
     let beside = match (forced, &answer) {
         (true, _) => Beside::Nothing,
@@ -116,6 +118,8 @@ struct Lark<'a> {
     rules: String,
     format: &'a Format,
     several: bool,
+    /// One tool must be called and no other.
+    only: bool,
 }
 
 /// A Lark string literal. Its escapes are JSON's.
@@ -238,11 +242,27 @@ impl Lark<'_> {
 
     /// The arguments as JSON.
     fn schema(&self, tool: &ToolSpec) -> Result<String> {
-        let schema = match tool.parameters() {
-            Some(parameters) if tool.strict => strict_schema(tool, parameters)?,
-            _ => json!({"type": "object"}),
+        let schema = self.held_to(tool)?;
+        let schema = schema.unwrap_or_else(|| json!({"type": "object"}));
+        Ok(format!("%json {}", styled(schema, tool)))
+    }
+
+    /// The schema that a tool's arguments follow, if any.
+    fn held_to(&self, tool: &ToolSpec) -> Result<Option<Value>> {
+        let Some(parameters) = tool.parameters() else {
+            return Ok(None);
         };
-        Ok(format!("%json {}", with_style(schema)))
+        if tool.strict {
+            return strict_schema(tool, parameters).map(Some);
+        }
+        let names = |schema: &Value| {
+            schema["properties"]
+                .as_object()
+                .is_some_and(|names| !names.is_empty())
+        };
+        // A schema that cannot be followed was not promised to be.
+        let schema = strict_schema(tool, parameters).ok();
+        Ok(schema.filter(|schema| self.only && names(schema)))
     }
 
     /// The arguments as tags with bare values.
@@ -268,11 +288,7 @@ impl Lark<'_> {
         let suffix = format!("{line}{parameter_end}");
         let text = format!("{rule}_text");
         self.rule(&format!("{text}[suffix={}]", quote(&suffix)), "/(.|\\n)*/");
-        let schema = match tool.parameters() {
-            Some(parameters) if tool.strict => Some(strict_schema(tool, parameters)?),
-            _ => None,
-        };
-        let Some(schema) = schema else {
+        let Some(schema) = self.held_to(tool)? else {
             let names = tool.parameters().and_then(|p| p.get("properties")?.as_object());
             let names: Vec<String> = names.into_iter().flatten().map(|(name, _)| quote(name)).collect();
             let names = if names.is_empty() {
@@ -292,7 +308,7 @@ impl Lark<'_> {
             .collect();
         let mut body = String::new();
         for (index, (name, property)) in properties.iter().enumerate() {
-            let value = self.value(&schema, property, &text, &quote(&suffix));
+            let value = self.value((tool, &schema), property, &text, &quote(&suffix));
             let begin = quote(&format!("{parameter}{mark}{name}{mark}>{line}"));
             let own = format!("{rule}_p{index}");
             self.rule(&own, &format!("{begin} {value} \"\\n\""));
@@ -307,7 +323,7 @@ impl Lark<'_> {
     }
 
     /// One value up to and with its closing tag.
-    fn value(&self, root: &Value, property: &Value, text: &str, suffix: &str) -> String {
+    fn value(&self, (tool, root): (&ToolSpec, &Value), property: &Value, text: &str, suffix: &str) -> String {
         let constant = property.get("const").map(std::slice::from_ref);
         let values = property["enum"].as_array().map(Vec::as_slice).or(constant);
         if let Some(values) = values {
@@ -329,8 +345,19 @@ impl Lark<'_> {
                 }
             }
         }
-        format!("%json {} {suffix}", with_style(schema))
+        format!("%json {} {suffix}", styled(schema, tool))
     }
+}
+
+/// What the grammar library does not know of a schema is an error with strict tools only.
+fn styled(schema: Value, tool: &ToolSpec) -> Value {
+    let mut schema = with_style(schema);
+    if !tool.strict
+        && let Some(style) = schema.get_mut("x-guidance")
+    {
+        style["lenient"] = true.into();
+    }
+    schema
 }
 
 /// A strict tool's schema as the grammar library takes it: an object that allows nothing unnamed.

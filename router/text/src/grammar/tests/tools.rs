@@ -79,6 +79,28 @@ fn forced_calls_are_in_the_models_format() {
     assert_eq!(follow(&named, &call(&format!("{now}{now}"))), (false, false));
     assert_eq!(follow(&named, &call(weather)), (false, false));
 
+    // The one tool that must be called follows its schema, strict or not.
+    let only = compile(ToolChoice::Named("get_weather".to_owned()), false, true).unwrap();
+    assert_eq!(follow(&only, &call(weather)), (true, true));
+    assert_eq!(
+        follow(&only, &call(&weather.replace(">c<", ">k<"))),
+        (false, false)
+    );
+    let without_days = weather.replace("<parameter name=\"days\">3</parameter>\n", "");
+    assert_eq!(follow(&only, &call(&without_days)), (false, false));
+    // What the grammar cannot say of it is left open.
+    let mut chat = tool_chat(ToolChoice::Required, false, true);
+    chat.tools.truncate(1);
+    let odd = r#""days": {"type": "integer", "not": {"const": 3}}"#;
+    let odd = chat.tools[0]
+        .function_json
+        .replace(r#""days": {"type": "integer"}"#, odd);
+    chat.tools[0].function_json = odd;
+    let prompt = text().render_chat(&chat).unwrap();
+    let constraint = text().constraint(Some(&prompt.output), None).unwrap().unwrap();
+    let odd = compiler().compile(&constraint, Some(THINK_END)).unwrap();
+    assert_eq!(follow(&odd, &call(weather)), (true, true));
+
     let loose = compile(ToolChoice::Required, false, true).unwrap();
     assert_eq!(
         follow(&loose, &call(&weather.replace(">3<", ">three<"))),
