@@ -34,7 +34,10 @@ use conclave_plan::placement::Placement;
 use crate::api::{
     Command, Epoch, EpochPlan, FinishReason, Micros, Rank, Slot, StepId, StepPlan, WorkerId, WorkerInfo,
 };
-use crate::limits::{FORMING_LIMIT_US, JOIN_SPACING_US, STALL_DEADLINES, STALL_US_MIN, SUSPICIONS_MAX};
+use crate::limits::{
+    DEADLINE_US_MAX, FORMING_LIMIT_US, JOIN_SPACING_US, PATIENCE_PER_SUSPICION, STALL_DEADLINES,
+    STALL_US_MIN, SUSPICIONS_MAX,
+};
 use crate::member::{Attached, Member, Slots};
 use crate::ranks::assign_ranks;
 use crate::sequence::Key;
@@ -116,10 +119,6 @@ impl Core {
             return;
         }
         let named = suspect.map(|suspect| suspect.0 as usize);
-        // A rank that was waited for in vain may only be slow: it took at least so long.
-        if let (Some(_), Some(oldest)) = (named, self.in_flight.front()) {
-            self.step_times.add(self.now.0 - oldest.since.0);
-        }
         // Who fails without naming another is the one to suspect.
         let culprit = named.filter(|&named| named < self.members.len()).unwrap_or(rank);
         let culprit = self.members[culprit].worker;
@@ -303,6 +302,15 @@ impl Core {
         }
     }
 
+    /// A rank that was waited for in vain may only be slow: each suspicion gives it more time in the next epoch.
+    fn collective_deadline(&self, ranks: &[WorkerId]) -> Micros {
+        let floor = self.config.collective_deadline_floor;
+        let suspicions = ranks.iter().map(|worker| self.attached[worker].suspicions).max();
+        let patience = PATIENCE_PER_SUSPICION.saturating_pow(suspicions.unwrap_or(0));
+        let usual = self.step_times.deadline(floor);
+        Micros(usual.0.saturating_mul(patience).min(floor.0.max(DEADLINE_US_MAX)))
+    }
+
     /// Begins the next epoch with the workers that are there, or parks.
     fn form_epoch(&mut self) {
         let chosen = self.chosen();
@@ -332,7 +340,7 @@ impl Core {
         };
         self.epoch.0 += 1;
         self.first_serial = self.next_serial;
-        self.deadline = self.step_times.deadline(self.config.collective_deadline_floor);
+        self.deadline = self.collective_deadline(&ranks);
         self.phase = Phase::Forming {
             ready: vec![false; ranks.len()],
             since: self.now,

@@ -26,6 +26,10 @@ pub const HEADROOM_PAGES_PER_SEQUENCE: u64 = 1;
 /// A worker that broke so many epochs (named by its peers, or failing steps itself) is dismissed.
 pub const SUSPICIONS_MAX: u32 = 3;
 
+/// Each suspicion until then multiplies the collective deadline by this: a CPU worker may compute a layer of a long
+/// prompt alone for seconds, where the steps before were short.
+pub const PATIENCE_PER_SUSPICION: u64 = 4;
+
 /// So many steps completed in a row clear a worker of suspicion.
 pub const SUSPICION_CLEARED_STEPS: u64 = 1_000;
 
@@ -46,7 +50,7 @@ pub const STEP_TIMES_KEPT: usize = 256;
 /// Collective deadline over the 99th percentile of step times.
 pub const DEADLINE_OVER_P99: u64 = 20;
 
-/// The deadline that step times alone may lead to: a few steps that hung must not make the next epoch wait for minutes.
+/// The deadline that step times and suspicions may lead to: a few steps that hung must not make the next epoch wait for minutes.
 pub const DEADLINE_US_MAX: u64 = 30_000_000;
 
 /// Range of the retry hint.

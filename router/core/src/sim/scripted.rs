@@ -166,5 +166,5 @@ fn a_step_that_failed_at_the_deadline_gets_more_time_in_the_next_epoch() {
         slot: None,
     };
     let commands = core.handle(Micros(600_000), failed);
-    assert_eq!(deadline_of(&commands), Micros(12_000_000));
+    assert_eq!(deadline_of(&commands), Micros(2_000_000));
 }
