@@ -7,6 +7,7 @@
 mod exchange;
 mod frame;
 mod handshake;
+mod patience;
 mod peer;
 mod work;
 
@@ -19,6 +20,7 @@ use super::routing::{Routes, SendPlan};
 use super::{Capacity, Result, TransportError};
 use frame::{Header, Kind};
 pub use handshake::{ConnectError, Group, PeerAddress, connect};
+use patience::Patience;
 use peer::{Frame, Peer};
 use work::Intake;
 
@@ -95,7 +97,7 @@ impl TcpTransport {
     /// Moves bytes until each of the `wanted` ranks has sent a frame of `kind` for this step and layer and, if
     /// `flushed`, all of this rank's have left; or the deadline passes, or the epoch is aborted.
     fn wait(&mut self, kind: Kind, wanted: &[bool], flushed: bool) -> Result<()> {
-        let end = Instant::now() + self.deadline;
+        let mut patience = Patience::new(self.deadline, Instant::now());
         loop {
             if self.abort.is_aborted() {
                 return Err(TransportError::Aborted);
@@ -107,16 +109,15 @@ impl TcpTransport {
             let Some(suspect) = self.first_missing(kind, wanted, flushed)? else {
                 return Ok(());
             };
-            let now = Instant::now();
-            if now >= end {
+            let Some(left) = patience.left(Instant::now()) else {
                 return Err(TransportError::Deadline {
                     suspect,
                     phase: kind.phase(),
                     layer: self.layer,
                     milliseconds: self.deadline.as_millis() as u64,
                 });
-            }
-            self.poll(end - now, suspect)?;
+            };
+            self.poll(left, suspect)?;
         }
     }
 
