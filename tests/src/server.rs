@@ -16,6 +16,12 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of output kept: more than come while a test that waits for one of them stands still.
 const LINES_KEPT: usize = 4000;
 
+/// Environment of a cluster in which no machine is so busy that a worker seems lost: for tests of what workers keep.
+pub const PATIENT: [(&str, &str); 2] = [
+    ("CONCLAVE_HEARTBEAT_TIMEOUT", "120s"),
+    ("CONCLAVE_COLLECTIVE_DEADLINE", "120s"),
+];
+
 struct Output {
     lines: VecDeque<String>,
     /// Of standard output and standard error, those that have not ended.

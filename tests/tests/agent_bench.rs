@@ -26,6 +26,7 @@ fn only_new_tokens_of_a_turn_are_computed() {
                 backend,
             ])
             .args(sizes)
+            .envs(server::PATIENT)
             .output()
             .expect("conclave starts");
         let errors = String::from_utf8_lossy(&output.stderr);

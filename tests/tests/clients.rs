@@ -178,8 +178,8 @@ fn installed<T>(what: &str, result: Result<T, String>) -> Option<T> {
 /// One server that is open to all, and one that wants a key.
 fn servers() -> [Server; 2] {
     [
-        Server::serve(&["--workers", "2"]),
-        Server::serve(&["--workers", "1", "--api-key", KEY]),
+        Server::serve_with(&["--workers", "2"], &server::PATIENT),
+        Server::serve_with(&["--workers", "1", "--api-key", KEY], &server::PATIENT),
     ]
 }
 

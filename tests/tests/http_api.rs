@@ -1,7 +1,7 @@
 //! The HTTP APIs of a running server, clause by clause: what OpenAI's, vLLM's and Anthropic's clients send is taken, and
 //! what they read is there. The shapes in detail have their tests in the gateway.
 
-use conclave_tests::{Client, Server};
+use conclave_tests::{Client, Server, server::PATIENT};
 use serde_json::{Value, json};
 
 fn with(mut body: Value, extra: Value) -> Value {
@@ -365,7 +365,7 @@ fn everything_else(client: &Client) {
 
 #[test]
 fn every_clause_of_the_http_apis() {
-    let server = Server::serve(&["--workers", "1"]);
+    let server = Server::serve_with(&["--workers", "1"], &PATIENT);
     let client = Client::new(&server.http);
     chat_completions(&client);
     completions(&client);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conclave_tests::{Client, Server, data};
+use conclave_tests::{Client, Server, data, server::PATIENT};
 use serde_json::{Value, json};
 
 #[test]
@@ -50,7 +50,7 @@ fn a_checkpoint_without_tokenizer_is_served_by_ids() {
 
 #[test]
 fn equal_prompts_are_served_from_the_prefix_cache() {
-    let server = Server::serve(&["--workers", "2"]);
+    let server = Server::serve_with(&["--workers", "2"], &PATIENT);
     let client = Client::new(&server.http);
     let prompt: Vec<u64> = (0..200).map(|i| (i * 37 + 11) % 3000).collect();
     let body = json!({"prompt": prompt, "max_tokens": 2, "temperature": 0});

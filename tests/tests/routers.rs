@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use conclave_tests::client::ids;
-use conclave_tests::server::signal;
+use conclave_tests::server::{PATIENT, signal};
 use conclave_tests::{Client, Server};
 use serde_json::{Value, json};
 
@@ -36,7 +36,8 @@ fn address(server: &Server, label: &str) -> String {
 }
 
 fn start(count: usize) -> Group {
-    let router = || Server::spawn(&["router", "--grpc-port", "0", "--cluster-port", "0"], &[TOKEN]);
+    let env = [&[TOKEN], &PATIENT[..]].concat();
+    let router = || Server::spawn(&["router", "--grpc-port", "0", "--cluster-port", "0"], &env);
     let routers: Vec<Server> = (0..count).map(|_| router()).collect();
     let worker = |router: &Server| {
         let cluster = address(router, "workers");

@@ -1,6 +1,6 @@
 //! Tenants with salts of their own: what one has computed is invisible to another, in cached tokens and in work.
 
-use conclave_tests::{Client, Server, metrics};
+use conclave_tests::{Client, Server, metrics, server::PATIENT};
 use serde_json::{Value, json};
 
 fn hits(client: &Client) -> f64 {
@@ -24,7 +24,7 @@ fn cached(client: &Client, salt: Option<&str>) -> u64 {
 
 #[test]
 fn what_one_tenant_computed_no_other_finds() {
-    let server = Server::serve(&["--workers", "1"]);
+    let server = Server::serve_with(&["--workers", "1"], &PATIENT);
     let client = Client::new(&server.http);
     assert_eq!(cached(&client, Some("a")), 0);
     let own = cached(&client, Some("a"));
