@@ -20,6 +20,7 @@ mod random;
 mod router;
 mod sequencer;
 mod server;
+mod strangers;
 mod stream;
 mod trace;
 

@@ -1,4 +1,5 @@
-//! Accepted connections, bounded: so many at once, and each must begin to speak HTTP/2 soon.
+//! Accepted connections, bounded: so many at once, and each must begin to speak HTTP/2 soon, or show that it belongs
+//! here (see `strangers`).
 //!
 //! h2 pings find peers that are gone, but only after the handshake; a connection that sends nothing would be kept
 //! for ever.
@@ -15,11 +16,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::error::{Result, RouterError};
+use crate::strangers::{Badge, Stranger, Strangers};
 
-/// The HTTP/2 preface must have come by then.
+/// The HTTP/2 preface must have come by then, or the proof.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
 const PREFACE_BYTES: usize = 24;
@@ -39,12 +41,21 @@ pub fn bind(purpose: &'static str, address: SocketAddr) -> Result<(TcpListener, 
     Ok((listener, bound))
 }
 
+/// What a connection must do to stay.
+#[derive(Clone)]
+pub enum Demand {
+    /// Begin to speak HTTP/2 within this time.
+    Preface(Duration),
+    /// Prove that it belongs here.
+    Proof(Arc<Strangers>),
+}
+
 /// The connections of a listener. Above `most` at once, new ones are closed. Must be called within the runtime that
 /// is to serve them.
 pub fn incoming(
     listener: TcpListener,
     most: usize,
-    handshake: Duration,
+    demand: Demand,
 ) -> Result<impl Stream<Item = io::Result<Connection>> + Send + use<>> {
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|source| RouterError::Start {
         what: "a listener",
@@ -64,7 +75,7 @@ pub fn incoming(
             }
         };
         match Arc::clone(&places).try_acquire_owned() {
-            Ok(place) => Some(Ok(Connection::new(stream, place, handshake))),
+            Ok(place) => Some(Ok(Connection::new(stream, place, &demand))),
             Err(_) => {
                 tracing::warn!(most, "too many connections; a new one was closed");
                 None
@@ -76,16 +87,45 @@ pub fn incoming(
 /// A connection that holds its place until it is dropped.
 pub struct Connection {
     stream: TcpStream,
-    /// Until the preface has come: what is missing of it, and the time left.
-    handshake: Option<(usize, Pin<Box<Sleep>>)>,
+    probation: Option<Probation>,
+    caller: Caller,
     _place: OwnedSemaphorePermit,
 }
 
+/// What is asked of a connection before it may stay.
+enum Probation {
+    /// What is missing of the preface, and the time left.
+    Preface(usize, Pin<Box<Sleep>>),
+    Stranger(Stranger),
+}
+
+/// Who is at the other end of a call's connection.
+#[derive(Clone)]
+pub struct Caller {
+    pub address: Option<SocketAddr>,
+    /// Where proof is demanded.
+    pub badge: Option<Arc<Badge>>,
+}
+
 impl Connection {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit, handshake: Duration) -> Connection {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit, demand: &Demand) -> Connection {
+        let (probation, badge) = match demand {
+            Demand::Preface(within) => {
+                let probation = Probation::Preface(PREFACE_BYTES, Box::pin(sleep(*within)));
+                (probation, None)
+            }
+            Demand::Proof(strangers) => {
+                let (stranger, badge) = strangers.enter();
+                (Probation::Stranger(stranger), Some(badge))
+            }
+        };
         Connection {
+            caller: Caller {
+                address: stream.peer_addr().ok(),
+                badge,
+            },
             stream,
-            handshake: Some((PREFACE_BYTES, Box::pin(sleep(handshake)))),
+            probation: Some(probation),
             _place: place,
         }
     }
@@ -101,16 +141,21 @@ impl AsyncRead for Connection {
         let before = buffer.filled().len();
         // What has come counts before the time does: a peer is not to blame for a router that reads late.
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        if let Some((missing, deadline)) = &mut this.handshake {
-            *missing = missing.saturating_sub(buffer.filled().len() - before);
-            if *missing == 0 {
-                this.handshake = None;
-            } else if deadline.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "no HTTP/2 preface in time",
-                )));
+        let count = buffer.filled().len() - before;
+        let is_over = match &mut this.probation {
+            None => true,
+            Some(Probation::Preface(missing, deadline)) => {
+                *missing = missing.saturating_sub(count);
+                if *missing > 0 && deadline.as_mut().poll(cx).is_ready() {
+                    let problem = "no HTTP/2 preface in time";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, problem)));
+                }
+                *missing == 0
             }
+            Some(Probation::Stranger(stranger)) => stranger.poll_known(count, cx)?,
+        };
+        if is_over {
+            this.probation = None;
         }
         read
     }
@@ -143,10 +188,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 
@@ -160,7 +205,7 @@ mod tests {
 
     async fn accept(most: usize) -> (impl Stream<Item = io::Result<Connection>> + Unpin, SocketAddr) {
         let (listener, address) = bind("tests", (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let incoming = incoming(listener, most, Duration::from_millis(100)).unwrap();
+        let incoming = incoming(listener, most, Demand::Preface(Duration::from_millis(100))).unwrap();
         (Box::pin(incoming), address)
     }
 

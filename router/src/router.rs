@@ -23,10 +23,11 @@ use crate::config::RouterConfig;
 use crate::error::{Result, RouterError};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::net;
+use crate::net::{self, Demand};
 use crate::pool::TextPool;
 use crate::sequencer::{Channels, Handle, Input, Machine, View, channels};
 use crate::server;
+use crate::strangers::Strangers;
 
 /// Workers whose full slots the table of live sequences has room for.
 const PLANNED_WORKERS: usize = 64;
@@ -217,17 +218,16 @@ fn api_server(
     let service = ConclaveServer::new(ConclaveService::new(context))
         .max_decoding_message_size(server::MAX_REQUEST_BYTES)
         .max_encoding_message_size(server::MAX_RESPONSE_BYTES);
+    let preface = Demand::Preface(net::HANDSHAKE_TIMEOUT);
+    let incoming = net::incoming(listener, server::MAX_CLIENT_CONNECTIONS, preface)?;
     let server = server::for_clients(config.max_connection_age)
         .add_service(service)
         .add_service(health)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(
-            net::incoming(listener, server::MAX_CLIENT_CONNECTIONS, net::HANDSHAKE_TIMEOUT)?,
-            async {
-                // A dropped sender means the same.
-                let _ = stop.await;
-            },
-        );
+        .serve_with_incoming_shutdown(incoming, async {
+            // A dropped sender means the same.
+            let _ = stop.await;
+        });
     Ok(tokio::spawn(server))
 }
 
@@ -313,10 +313,11 @@ fn start_sequencer(parts: SequencerParts, config: &RouterConfig) -> Result<onesh
     );
     let incoming = {
         let _inside = runtime.enter();
+        let strangers = Strangers::new(server::MAX_STRANGERS, net::HANDSHAKE_TIMEOUT);
         net::incoming(
             parts.listener,
-            server::MAX_WORKER_CONNECTIONS,
-            net::HANDSHAKE_TIMEOUT,
+            server::MAX_WORKER_CONNECTIONS + server::MAX_STRANGERS,
+            Demand::Proof(strangers),
         )?
     };
     let (ended, has_ended) = oneshot::channel();

@@ -8,8 +8,10 @@ use tonic::transport::Server;
 
 /// Connections of clients at once; each costs a descriptor and its windows.
 pub const MAX_CLIENT_CONNECTIONS: usize = 16 << 10;
-/// Connections to the workers' port at once.
+/// Connections of workers at once.
 pub const MAX_WORKER_CONNECTIONS: usize = 4 << 10;
+/// Connections to the workers' port at once that have not shown the cluster's token.
+pub const MAX_STRANGERS: usize = 256;
 /// Streams of one connection at once.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 /// Calls of one connection that have not begun to answer.

@@ -21,10 +21,11 @@ pub use registry::{Registry, Terms};
 pub use session::Limits;
 
 use crate::clock::Clock;
+use crate::net::Caller;
 use crate::sequencer::{Input, OUTBOX};
 
-/// Workers and would-be workers connected at once.
-const MAX_SESSIONS: usize = 2 * conclave_plan::limits::MAX_RANKS as usize;
+/// Workers connected at once; those that are not in the group wait for a place in it.
+const MAX_SESSIONS: usize = conclave_plan::limits::MAX_RANKS as usize;
 
 /// The `conclave.cluster.v1.Cluster` service.
 #[derive(Clone)]
@@ -76,19 +77,15 @@ impl Cluster for ClusterService {
         &self,
         request: Request<Streaming<pb::FromWorker>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let permit = Arc::clone(&self.shared.sessions)
-            .try_acquire_owned()
-            .map_err(|_| {
-                Status::resource_exhausted(format!(
-                    "{MAX_SESSIONS} workers are connected: no more are let in"
-                ))
-            })?;
-        let remote = request.remote_addr();
+        let unknown = Caller {
+            address: None,
+            badge: None,
+        };
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or(unknown);
         let (outbox, stream) = mpsc::channel(OUTBOX);
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            session::run(&shared, request.into_inner(), outbox, remote).await;
-            drop(permit);
+            session::run(&shared, request.into_inner(), outbox, caller).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -1,22 +1,23 @@
 //! One worker's session: Hello, then everything it says until it falls silent, leaves, or breaks a rule.
 
-use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::cluster::v1 as pb;
 use conclave_proto::cluster::v1::from_worker::Message;
 use conclave_proto::cluster::v1::to_worker;
 use conclave_router_core::api::{Epoch, Event, Rank, Slot, StepId, WorkerId};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 
 use super::translate::{self, Bounds};
-use super::{Shared, registry::Membership};
+use super::{MAX_SESSIONS, Shared, registry::Membership};
+use crate::net::Caller;
 use crate::sequencer::{Input, Outbox};
 
-/// A connection that has not said Hello by then is closed.
+/// A stream that has not said Hello by then is closed.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages of one worker in one second: a hundred steps with heartbeats are far below.
 pub const MAX_MESSAGES_PER_SECOND: u32 = 20_000;
@@ -39,10 +40,15 @@ pub(super) async fn run(
     shared: &Shared,
     mut inbound: Streaming<pb::FromWorker>,
     outbox: Outbox,
-    remote: Option<SocketAddr>,
+    caller: Caller,
 ) {
-    let membership = match hello(shared, &mut inbound).await {
-        Ok(membership) => membership,
+    let remote = caller.address;
+    // Only a worker takes a place: who says nothing, or the wrong thing, keeps none from another.
+    let (membership, _place) = match hello(shared, &mut inbound)
+        .await
+        .and_then(|worker| seat(shared, worker))
+    {
+        Ok(seated) => seated,
         Err(status) => {
             tracing::warn!(?remote, reason = status.message(), "worker refused");
             // It may have hung up already.
@@ -50,6 +56,9 @@ pub(super) async fn run(
             return;
         }
     };
+    if let Some(badge) = &caller.badge {
+        badge.is_known();
+    }
     let welcome = pb::ToWorker {
         message: Some(to_worker::Message::Welcome(pb::Welcome {
             heartbeat_interval_ms: millis(shared.heartbeat_interval),
@@ -92,6 +101,15 @@ async fn hello(shared: &Shared, inbound: &mut Streaming<pb::FromWorker>) -> Resu
     match first.and_then(|first| first.message) {
         Some(Message::Hello(hello)) => shared.registry.admit(hello),
         _ => Err(Status::invalid_argument("the first message must be Hello")),
+    }
+}
+
+fn seat(shared: &Shared, worker: Membership) -> Result<(Membership, OwnedSemaphorePermit), Status> {
+    match Arc::clone(&shared.sessions).try_acquire_owned() {
+        Ok(place) => Ok((worker, place)),
+        Err(_) => Err(Status::resource_exhausted(format!(
+            "{MAX_SESSIONS} workers are connected: no more are let in"
+        ))),
     }
 }
 
