@@ -61,7 +61,7 @@ const WRONG: &[(&str, Change)] = &[
         sampling(r).repetition_penalty = Some(0.0)
     }),
     ("sampling.repetition_penalty", |r| {
-        sampling(r).repetition_penalty = Some(1e-40)
+        sampling(r).repetition_penalty = Some(0.009)
     }),
     ("sampling.repetition_penalty", |r| {
         sampling(r).repetition_penalty = Some(f32::INFINITY)
@@ -128,7 +128,7 @@ const RIGHT: &[Change] = &[
     |r| sampling(r).temperature = Some(0.0),
     |r| sampling(r).temperature = Some(100.0),
     |r| sampling(r).top_p = Some(f32::MIN_POSITIVE),
-    |r| sampling(r).repetition_penalty = Some(f32::MIN_POSITIVE),
+    |r| sampling(r).repetition_penalty = Some(0.01),
     |r| sampling(r).top_k = Some(-1),
     |r| sampling(r).top_k = Some(i32::MAX),
     |r| sampling(r).min_p = Some(1.0),

@@ -114,19 +114,24 @@ async fn log_probabilities_of_prompt_and_answer() {
 
 #[tokio::test]
 async fn a_slot_that_fails_ends_its_request_alone() {
-    let mut script = Script::new("a");
-    script.error_at = Some(12);
-    let (cluster, _worker) = Cluster::with_worker(config(), script).await;
-    let failing = cluster.generate(request(&[5; 8], 20)).await.unwrap();
-    let healthy = cluster.generate(request(&[6; 20], 20)).await.unwrap();
-    let failed = Answer::read(failing).await;
-    assert_eq!(failed.reason(0), pb::FinishReason::Error);
-    assert!(
-        failed.finished[0].as_ref().unwrap().error.contains("NaN"),
-        "{failed:?}"
-    );
-    let answer = Answer::read(healthy).await;
-    assert_eq!(answer.tokens, [expected(&[6; 20], 20)]);
+    for (unsatisfiable, reason, told) in [
+        (false, pb::FinishReason::Error, "NaN"),
+        (true, pb::FinishReason::Unsatisfiable, "bad_words"),
+    ] {
+        let mut script = Script::new("a");
+        (script.error_at, script.unsatisfiable) = (Some(12), unsatisfiable);
+        let (cluster, _worker) = Cluster::with_worker(config(), script).await;
+        let failing = cluster.generate(request(&[5; 8], 20)).await.unwrap();
+        let healthy = cluster.generate(request(&[6; 20], 20)).await.unwrap();
+        let failed = Answer::read(failing).await;
+        assert_eq!(failed.reason(0), reason);
+        assert!(
+            failed.finished[0].as_ref().unwrap().error.contains(told),
+            "{failed:?}"
+        );
+        let answer = Answer::read(healthy).await;
+        assert_eq!(answer.tokens, [expected(&[6; 20], 20)]);
+    }
 }
 
 #[tokio::test]

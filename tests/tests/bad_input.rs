@@ -120,7 +120,7 @@ fn ranges() -> Vec<Case> {
         ("min_p", &["-0.1", "1.1"]),
         ("presence_penalty", &["2.1", "-2.1"]),
         ("frequency_penalty", &["2.1", "-2.1"]),
-        ("repetition_penalty", &["0", "-1", "101", "1e-40"]),
+        ("repetition_penalty", &["0", "-1", "101", "1e-40", "0.009"]),
         ("truncate_prompt_tokens", &["0", "-2", "9223372036854775807"]),
         ("cache_salt", &["5", "[]"]),
     ];

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use conclave_proto::v1::chat_message::Content;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
-use conclave_proto::v1::{Chat, ChatMessage, Delta, FinishReason, GenerateRequest, SamplingParams, Usage};
+use conclave_proto::v1::{Chat, ChatMessage, Delta, GenerateRequest, SamplingParams, Usage};
 
 use crate::grpc_client::{connect, refused};
 use crate::settings::GenerateSettings;
@@ -36,7 +36,7 @@ pub async fn run(settings: &GenerateSettings) -> Result<()> {
         match message.and_then(|message| message.event) {
             None => break,
             Some(Event::Delta(delta)) => printer.delta(&delta)?,
-            Some(Event::Finished(finished)) if finished.reason() == FinishReason::Error => {
+            Some(Event::Finished(finished)) if !finished.error.is_empty() => {
                 bail!("{}", finished.error)
             }
             Some(Event::Usage(usage)) => printer.usage(&usage)?,

@@ -36,13 +36,19 @@ pub(crate) fn finish_error(finished: &v1::Finished) -> Option<ApiError> {
             )
             .code("cancelled"),
         ),
-        v1::FinishReason::Error | v1::FinishReason::Unspecified => {
-            let message = if finished.error.is_empty() {
-                "generation failed"
-            } else {
-                &finished.error
-            };
-            Some(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("generation_failed"))
+        v1::FinishReason::Unsatisfiable => {
+            Some(ApiError::new(StatusCode::BAD_REQUEST, message(finished)).code("unsatisfiable"))
         }
+        v1::FinishReason::Error | v1::FinishReason::Unspecified => {
+            let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message(finished));
+            Some(error.code("generation_failed"))
+        }
+    }
+}
+
+fn message(finished: &v1::Finished) -> &str {
+    match finished.error.as_str() {
+        "" => "generation failed",
+        error => error,
     }
 }

@@ -177,6 +177,7 @@ async fn details_carry_the_field_the_reason_and_the_delay() {
 
 #[tokio::test]
 async fn an_error_in_the_middle_of_a_stream_is_an_event() {
+    const UNSATISFIABLE: &str = "the request's own fault";
     let broken: Vec<(&str, Vec<Step>)> = vec![
         ("status", vec![Step::Fail(Status::internal("worker lost"))]),
         (
@@ -185,6 +186,17 @@ async fn an_error_in_the_middle_of_a_stream_is_an_event() {
                 Event::Finished(v1::Finished {
                     reason: FinishReason::Error.into(),
                     error: "worker lost".into(),
+                    ..Default::default()
+                }),
+                usage(1, 1, 0, 0),
+            ]),
+        ),
+        (
+            UNSATISFIABLE,
+            say(vec![
+                Event::Finished(v1::Finished {
+                    reason: FinishReason::Unsatisfiable.into(),
+                    error: "no token is allowed".into(),
                     ..Default::default()
                 }),
                 usage(1, 1, 0, 0),
@@ -212,7 +224,15 @@ async fn an_error_in_the_middle_of_a_stream_is_an_event() {
             let error = &chunks.last().unwrap()["error"];
             assert!(error["message"].is_string(), "{path} {name}: {chunks:?}");
             let whole = setup.client.post(path, &body(false)).await;
-            assert!(whole.status >= 500, "{path} {name}: {whole:?}");
+            if *name == UNSATISFIABLE {
+                let told = (whole.status, &error["type"], &error["code"]);
+                assert_eq!(
+                    told,
+                    (400, &json!("invalid_request_error"), &json!("unsatisfiable"))
+                );
+            } else {
+                assert!(whole.status >= 500, "{path} {name}: {whole:?}");
+            }
             assert_eq!(whole.json()["error"], *error, "{path} {name}");
         }
     }

@@ -126,7 +126,15 @@ pub struct Sample {
     pub token: u32,
     pub logprobs: Option<Logprobs>,
     /// This slot alone failed, and why.
-    pub error: Option<String>,
+    pub error: Option<SampleError>,
+}
+
+/// Why a slot has no token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SampleError {
+    Failed(String),
+    /// The sequence's own sampling and mask forbid every token.
+    Unsatisfiable(String),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -205,6 +213,8 @@ pub enum FinishReason {
     Length,
     Cancelled,
     Error(String),
+    /// What the request asks for cannot go on, and why.
+    Unsatisfiable(String),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

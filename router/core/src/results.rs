@@ -8,7 +8,8 @@
 //! Keeps invariants S2 and S5 of ARCHITECTURE.md.
 
 use crate::api::{
-    Command, Delivered, Epoch, FinishReason, PromptLogprobs, Sample, SequenceId, StepId, StepResult, WorkerId,
+    Command, Delivered, Epoch, FinishReason, PromptLogprobs, Sample, SampleError, SequenceId, StepId,
+    StepResult, WorkerId,
 };
 use crate::limits::SUSPICION_CLEARED_STEPS;
 use crate::planted::{Bug, planted};
@@ -91,7 +92,11 @@ impl Core {
             return;
         }
         if let Some(error) = sample.error {
-            self.finish(run.key, FinishReason::Error(error));
+            let reason = match error {
+                SampleError::Failed(error) => FinishReason::Error(error),
+                SampleError::Unsatisfiable(error) => FinishReason::Unsatisfiable(error),
+            };
+            self.finish(run.key, reason);
             return;
         }
         let sequence = &mut self.sequences[run.key];

@@ -132,6 +132,7 @@ fn submission(
     let mut permits = Vec::new();
     let mut choices = Vec::new();
     let length = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
+    let masked = prompt.grammar.is_some();
     for (index, text) in (0..).zip(texts) {
         let id = SequenceId(context.next_sequence.fetch_add(1, Ordering::Relaxed));
         let permit = context.sequencer.ends.clone().try_reserve_owned().map_err(|_| {
@@ -141,13 +142,20 @@ fn submission(
             )
         })?;
         permits.push((id, permit));
-        let constrained = prompt.grammar.as_ref().map(|(grammar, _)| {
-            let ends = Ends {
-                stop_tokens: stop_tokens.clone(),
-                length: length.saturating_add(max_new_tokens),
-            };
-            Constrained::new(grammar, id, length, ends, context.sequencer.masks.clone())
-        });
+        let (constrained, first_mask) = prompt
+            .grammar
+            .as_ref()
+            .map(|(grammar, mask)| {
+                let ends = Ends {
+                    stop_tokens: stop_tokens.clone(),
+                    earliest: length.saturating_add(checked.min_tokens),
+                    length: length.saturating_add(max_new_tokens),
+                };
+                let mask = ends.put_off(mask.clone(), length);
+                let masks = context.sequencer.masks.clone();
+                (Constrained::new(grammar, id, length, ends, masks), mask)
+            })
+            .unzip();
         choices.push(Choice::new(index, text, constrained, eos.clone()));
         sequences.push(Submit {
             id,
@@ -159,13 +167,17 @@ fn submission(
             }),
             max_new_tokens,
             stop_tokens: stop_tokens.clone(),
-            min_new_tokens: checked.min_tokens.min(max_new_tokens),
+            // Where there are masks, they know when a stop token may come.
+            min_new_tokens: match masked {
+                true => 0,
+                false => checked.min_tokens.min(max_new_tokens),
+            },
             priority: checked.priority,
             cache_salt: salt,
             // One choice's are enough: the prompt is the same.
             prompt_logprobs: checked.output.prompt_logprobs.filter(|_| index == 0),
-            masked: prompt.grammar.is_some(),
-            first_mask: prompt.grammar.as_ref().map(|(_, mask)| mask.clone()),
+            masked,
+            first_mask,
             generated: Vec::new(),
         });
     }

@@ -10,8 +10,9 @@ pub const MAX_N: u32 = 128;
 pub const MAX_TEMPERATURE: f32 = 100.0;
 /// OpenAI's range is -2 to 2.
 pub const MAX_PENALTY: f32 = 2.0;
-/// Above, the first repeated token would already be impossible.
+/// Above, the first repeated token would already be impossible; below, certain, and soon its logit infinite.
 pub const MAX_REPETITION_PENALTY: f32 = 100.0;
+pub const MIN_REPETITION_PENALTY: f32 = 0.01;
 /// OpenAI's range is -100 to 100.
 pub const MAX_BIAS: f32 = 100.0;
 /// Each entry travels to a worker with the sequence.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use conclave_proto::cluster::v1 as wire;
-use conclave_router_core::api::{Logprobs, PromptLogprobs, Sample, Slot, StepResult};
+use conclave_router_core::api::{Logprobs, PromptLogprobs, Sample, SampleError, Slot, StepResult};
 
 /// Most alternatives that a log-probability entry may carry; requests may ask for no more.
 pub const MAX_LOGPROBS: usize = 20;
@@ -59,7 +59,7 @@ pub fn communicator_id(id: Bytes) -> Result<Bytes, Violation> {
 }
 
 fn sample(sample: wire::Sample, bounds: &Bounds) -> Result<Sample, Violation> {
-    let error = (!sample.error.is_empty()).then(|| clipped(&sample.error));
+    let error = (!sample.error.is_empty()).then(|| sample_error(&sample));
     if error.is_none() {
         below("samples.token", sample.token, bounds.vocab)?;
     }
@@ -69,6 +69,17 @@ fn sample(sample: wire::Sample, bounds: &Bounds) -> Result<Sample, Violation> {
         logprobs: sample.logprobs.map(|l| logprobs(l, bounds)).transpose()?,
         error,
     })
+}
+
+/// Why a slot has no token: where its request is to blame, with the fields that it can change.
+fn sample_error(sample: &wire::Sample) -> SampleError {
+    let reason = clipped(&sample.error);
+    match sample.unsatisfiable {
+        false => SampleError::Failed(reason),
+        true => SampleError::Unsatisfiable(format!(
+            "{reason}: bad_words, stop_token_ids before min_tokens and the form of the output leave none; allow more"
+        )),
+    }
 }
 
 fn prompt_logprobs(entry: wire::PromptLogprobs, bounds: &Bounds) -> Result<PromptLogprobs, Violation> {

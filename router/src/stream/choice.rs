@@ -142,6 +142,10 @@ impl Choice {
                 finished.error = error;
                 finished.set_reason(pb::FinishReason::Error);
             }
+            FinishReason::Unsatisfiable(error) => {
+                finished.error = error;
+                finished.set_reason(pb::FinishReason::Unsatisfiable);
+            }
         }
         Some((delta, finished))
     }

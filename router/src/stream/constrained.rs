@@ -18,8 +18,30 @@ use crate::sequencer::NextMask;
 /// When a sequence ends by itself: no mask is wanted then.
 pub struct Ends {
     pub stop_tokens: Arc<[u32]>,
+    /// The first position at which a stop token may stand, if the grammar leaves others.
+    pub earliest: u32,
     /// Prompt and new tokens.
     pub length: u32,
+}
+
+impl Ends {
+    /// The mask of the token at `position`: without stop tokens if it comes too early for them. What the grammar
+    /// demands is more than a wish for length: where it leaves nothing else, they stay.
+    pub fn put_off(&self, mask: Arc<[u8]>, position: u32) -> Arc<[u8]> {
+        if position >= self.earliest {
+            return mask;
+        }
+        let mut without: Vec<u8> = mask.to_vec();
+        for &token in self.stop_tokens.iter() {
+            if let Some(byte) = without.get_mut(token as usize / 8) {
+                *byte &= !(1 << (token % 8));
+            }
+        }
+        match without.iter().all(|&byte| byte == 0) {
+            true => mask,
+            false => without.into(),
+        }
+    }
 }
 
 /// A choice and its grammar.
@@ -61,7 +83,7 @@ impl Constrained {
             }
             self.matcher.consume(*token)?;
         }
-        let mask = self.matcher.mask()?;
+        let mask = self.ends.put_off(self.matcher.mask()?, self.position);
         metrics.grammar_mask_time.observe(began.elapsed().as_secs_f64());
         let next = NextMask {
             id: self.id,

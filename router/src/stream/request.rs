@@ -179,7 +179,7 @@ impl Request {
                 }
                 if let Err(error) = followed {
                     self.end(place, EndReason::Cancelled);
-                    self.tell_end(work, place, FinishReason::Error(error.to_string()));
+                    self.tell_end(work, place, FinishReason::Unsatisfiable(error.to_string()));
                 }
             }
             Output::Finish { reason, usage } => {
@@ -238,7 +238,7 @@ impl Request {
         self.metrics.finished(match finished.reason() {
             Wire::Length => "length",
             Wire::Cancelled => "abort",
-            Wire::Error | Wire::Unspecified => "error",
+            Wire::Error | Wire::Unsatisfiable | Wire::Unspecified => "error",
             Wire::Stop | Wire::ToolCalls => "stop",
         });
     }

@@ -39,6 +39,8 @@ pub struct Script {
     pub eos_at: Option<u32>,
     /// The slot's sampling fails at this position.
     pub error_at: Option<u32>,
+    /// And says that its own request forbids every token.
+    pub unsatisfiable: bool,
 }
 
 impl Script {
@@ -72,6 +74,7 @@ impl Script {
             forced: None,
             eos_at: None,
             error_at: None,
+            unsatisfiable: false,
         }
     }
 
@@ -282,6 +285,7 @@ fn execute(script: &Script, slots: &mut HashMap<u32, Slot>, step: &pb::Step, ste
                 } else {
                     String::new()
                 },
+                unsatisfiable: failed && script.unsatisfiable,
             });
         }
     }
@@ -293,7 +297,7 @@ fn logprobs(sampled: f32, top: Option<u32>) -> pb::Logprobs {
     pb::Logprobs {
         sampled,
         sampled_rank: 1,
-        top_tokens: (0..top).collect(),
+        top_tokens: (VOCAB - top..VOCAB).collect(),
         top_logprobs: (0..top).map(|i| -(i as f32)).collect(),
     }
 }

@@ -175,6 +175,7 @@ impl Prepared {
                 slot: want.slot,
                 token: sampled.token,
                 logprobs: (want.logprobs && sampled.error.is_none()).then(|| logprobs(&sampled)),
+                unsatisfiable: sampled.is_unsatisfiable(),
                 error: sampled.error.unwrap_or_default(),
             });
         let samples = samples.collect();

@@ -105,7 +105,7 @@ pub fn pieces(response: GenerateResponse) -> Result<Vec<Piece>> {
         Event::Finished(finished) => match finished.reason() {
             FinishReason::Length => pieces.push(Piece::Ended(Ended::Length)),
             FinishReason::ToolCalls => pieces.push(Piece::Ended(Ended::ToolCalls)),
-            FinishReason::Error => bail!("{}", finished.error),
+            FinishReason::Error | FinishReason::Unsatisfiable => bail!("{}", finished.error),
             _ => pieces.push(Piece::Ended(Ended::Stop)),
         },
         Event::Usage(usage) => pieces.push(Piece::Usage(Usage {

@@ -25,6 +25,13 @@ mod tests;
 use crate::backend::{SampleRow, Sampled};
 use crate::simd::{Isa, Kernel, LANES, Simd, math, run};
 
+impl Sampled {
+    /// Whether the row forbids every token: the error is its own, and not the logits'.
+    pub fn is_unsatisfiable(&self) -> bool {
+        self.error.as_deref() == Some(choose::NONE_ALLOWED)
+    }
+}
+
 /// Scratch of one thread for a vocabulary.
 pub(crate) struct Scratch {
     pub(crate) values: Vec<f32>,

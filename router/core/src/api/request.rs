@@ -52,7 +52,7 @@ pub struct Submit {
     pub max_new_tokens: u32,
     /// Tokens that end the sequence (eos unless ignored, stop_token_ids). The token itself is delivered.
     pub stop_tokens: Arc<[u32]>,
-    /// Stop tokens are neither sampled nor obeyed before so many new tokens.
+    /// Stop tokens are neither sampled nor obeyed before so many new tokens. Masks say it better: 0 beside them.
     pub min_new_tokens: u32,
     /// Higher first.
     pub priority: i32,

@@ -23,8 +23,9 @@ pub(super) fn sampling(v: &mut Violations, params: &SamplingParams, model: &Mode
     if !(f32::MIN_POSITIVE..=1.0).contains(&top_p) {
         v.add("sampling.top_p", top_p, "must be above 0 and at most 1");
     }
-    if !(f32::MIN_POSITIVE..=MAX_REPETITION_PENALTY).contains(&repetition) {
-        let problem = format!("must be above 0 and at most {MAX_REPETITION_PENALTY}; 1 is neutral");
+    if !(MIN_REPETITION_PENALTY..=MAX_REPETITION_PENALTY).contains(&repetition) {
+        let problem =
+            format!("must be between {MIN_REPETITION_PENALTY} and {MAX_REPETITION_PENALTY}; 1 is neutral");
         v.add("sampling.repetition_penalty", repetition, problem);
     }
     if top_k < -1 {

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use conclave_proto::v1::conclave_client::ConclaveClient;
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
-use conclave_proto::v1::{FinishReason, GenerateRequest, OutputOptions, SamplingParams, TokenIds};
+use conclave_proto::v1::{GenerateRequest, OutputOptions, SamplingParams, TokenIds};
 use tonic::transport::Channel;
 
 use super::{Call, Timing};
@@ -50,7 +50,7 @@ pub async fn complete(client: &ConclaveClient<Channel>, call: &Call) -> Result<T
                 }
                 timing.total = now - started;
             }
-            Some(Event::Finished(finished)) if finished.reason() == FinishReason::Error => {
+            Some(Event::Finished(finished)) if !finished.error.is_empty() => {
                 bail!("{}", finished.error)
             }
             Some(Event::Usage(usage)) => {
