@@ -133,3 +133,28 @@ async fn a_reader_that_does_not_read_loses_its_stream_alone() {
     );
     assert!(tokens.len() < 40_000, "{}", tokens.len());
 }
+
+/// A worker's answer fits into one message, however many tokens of prompts with log-probabilities a step may hold.
+#[tokio::test]
+async fn log_probabilities_of_the_longest_steps_fit_into_messages() {
+    const TOKENS: u32 = 1 << 17;
+    let mut large = config();
+    large.hf_overrides = Some(serde_json::json!({"max_position_embeddings": TOKENS + 1}));
+    large.max_num_batched_tokens = TOKENS;
+    // The reader of the answer shares the worker's thread.
+    large.heartbeat_timeout = Duration::from_secs(30);
+    let script = Script::new("a").with(|hello| {
+        hello.kv_pages = TOKENS / 16 + 64;
+        hello.max_batched_tokens = TOKENS;
+    });
+    let (cluster, _worker) = Cluster::with_worker(large, script).await;
+    let prompt: Vec<u32> = (0..TOKENS).map(|i| 3 + i % 300).collect();
+    let mut wanted = request(&prompt, 1);
+    wanted.output.get_or_insert_default().prompt_logprobs = Some(20);
+    let answer = Answer::read(cluster.generate(wanted).await.unwrap());
+    let answer = tokio::time::timeout(Duration::from_secs(60), answer)
+        .await
+        .unwrap();
+    assert_eq!(answer.started.unwrap().prompt_logprobs.len(), prompt.len());
+    assert_eq!(cluster.metric("conclave:workers_lost_total").await, 0.0);
+}

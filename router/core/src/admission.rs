@@ -16,6 +16,7 @@ use crate::limits::{
 };
 use crate::planted::{Bug, planted};
 use crate::queue::Turn;
+use crate::schedule::Budget;
 use crate::sequence::{Key, Running, Sequence, State};
 use crate::sequencer::{Core, RunInFlight};
 
@@ -32,7 +33,7 @@ enum Place {
 
 impl Core {
     /// Admits waiting sequences to step `serial`, in turn; their first chunks go into the same step.
-    pub(crate) fn admit(&mut self, serial: u64, budgets: &mut [u32], ran: &mut [Vec<RunInFlight>]) {
+    pub(crate) fn admit(&mut self, serial: u64, budgets: &mut [Budget], ran: &mut [Vec<RunInFlight>]) {
         if self.queue.len() == 0 || !self.members.iter().any(|member| member.slots.any_free()) {
             return;
         }

@@ -36,5 +36,6 @@ mod sequencer;
 mod sim;
 mod snapshot;
 
+pub use crate::limits::PROMPT_LOGPROBS_PER_STEP_MAX;
 pub use crate::sequencer::Core;
 pub use crate::snapshot::{Snapshot, WorkerSnapshot};

@@ -12,6 +12,10 @@ pub const PRIORITY_LEVELS_MAX: i32 = 32;
 /// Waiting sequences looked at per step: those that wait for a prefix in the making are passed over, up to here.
 pub const ADMISSION_SCAN_MAX: usize = 64;
 
+/// Prompt tokens of one step and worker whose log-probabilities are told: they come back in one message, and their
+/// logits are computed, which other prompt tokens need not.
+pub const PROMPT_LOGPROBS_PER_STEP_MAX: u32 = 1 << 14;
+
 /// Load of one running sequence, in prompt tokens: a shorter shared prefix is computed again rather than followed
 /// to a busier worker.
 pub const SEQUENCE_LOAD_TOKENS: u64 = 256;

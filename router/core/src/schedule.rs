@@ -11,17 +11,33 @@
 //! Keeps invariant S1 of ARCHITECTURE.md.
 
 use crate::api::{Command, PageId, Run, RunInput, StepId, StepPlan};
+use crate::limits::PROMPT_LOGPROBS_PER_STEP_MAX;
 use crate::pages::Page;
 use crate::planted::{Bug, planted};
 use crate::queue::Turn;
 use crate::sequence::{Key, State};
 use crate::sequencer::{Core, RunInFlight, StepInFlight};
 
+/// What one worker may still do in a step.
+#[derive(Clone, Copy)]
+pub(crate) struct Budget {
+    pub(crate) tokens: u32,
+    /// Tokens of those with log-probabilities of the prompt.
+    pub(crate) prompt_logprobs: u32,
+}
+
 impl Core {
     /// Plans and sends one step; false if there is nothing to run.
     pub(crate) fn send_step(&mut self) -> bool {
         let serial = self.next_serial;
-        let mut budgets: Vec<u32> = self.members.iter().map(|member| member.tokens_max).collect();
+        let mut budgets: Vec<Budget> = self
+            .members
+            .iter()
+            .map(|member| Budget {
+                tokens: member.tokens_max,
+                prompt_logprobs: PROMPT_LOGPROBS_PER_STEP_MAX,
+            })
+            .collect();
         let with_room = |count: usize| Vec::with_capacity(count);
         let mut ran: Vec<Vec<RunInFlight>> = self
             .members
@@ -61,9 +77,9 @@ impl Core {
         true
     }
 
-    fn decode(&mut self, member: usize, serial: u64, budget: &mut u32, ran: &mut Vec<RunInFlight>) {
+    fn decode(&mut self, member: usize, serial: u64, budget: &mut Budget, ran: &mut Vec<RunInFlight>) {
         let mut index = 0;
-        while *budget > 0 && index < self.members[member].running.len() {
+        while budget.tokens > 0 && index < self.members[member].running.len() {
             let (turn, key) = self.members[member].running[index];
             index += 1;
             let sequence = &self.sequences[key];
@@ -81,7 +97,7 @@ impl Core {
                 self.add_page(key, page);
             }
             self.decode_one(member, key, serial, ran);
-            *budget -= 1;
+            budget.tokens -= 1;
         }
     }
 
@@ -145,7 +161,13 @@ impl Core {
         self.cache.append(&mut running.lease, page, member.pool, None);
     }
 
-    fn prefill_running(&mut self, member: usize, serial: u64, budget: &mut u32, ran: &mut Vec<RunInFlight>) {
+    fn prefill_running(
+        &mut self,
+        member: usize,
+        serial: u64,
+        budget: &mut Budget,
+        ran: &mut Vec<RunInFlight>,
+    ) {
         for index in 0..self.members[member].running.len() {
             let (_, key) = self.members[member].running[index];
             self.prefill(member, key, serial, budget, ran);
@@ -158,7 +180,7 @@ impl Core {
         member: usize,
         key: Key,
         serial: u64,
-        budget: &mut u32,
+        budget: &mut Budget,
         ran: &mut Vec<RunInFlight>,
     ) {
         let sequence = &mut self.sequences[key];
@@ -177,18 +199,24 @@ impl Core {
         if wants_logprobs && start < sequence.prompt_tokens {
             end = end.min(sequence.prompt_tokens);
         }
-        end = end.min(start.saturating_add(*budget));
+        end = end.min(start.saturating_add(budget.tokens));
+        let prompt_logprobs = sequence
+            .prompt_logprobs
+            .filter(|_| wants_logprobs && start < sequence.prompt_tokens);
+        if prompt_logprobs.is_some() {
+            end = end.min(start.saturating_add(budget.prompt_logprobs));
+        }
         if end <= start {
             return;
         }
         let sample = end == known;
-        let prompt_logprobs = sequence
-            .prompt_logprobs
-            .filter(|_| wants_logprobs && start < sequence.prompt_tokens);
         let next = prompt_logprobs
             .filter(|_| end < sequence.prompt_tokens)
             .map(|_| sequence.tokens[end as usize]);
-        *budget -= end - start;
+        budget.tokens -= end - start;
+        if prompt_logprobs.is_some() {
+            budget.prompt_logprobs -= end - start;
+        }
         running.sent = end;
         running.last_step = serial;
         running.decoding = sample;

@@ -3,12 +3,27 @@
 
 use bytes::Bytes;
 use conclave_proto::cluster::v1 as wire;
+use conclave_router_core::PROMPT_LOGPROBS_PER_STEP_MAX;
 use conclave_router_core::api::{Logprobs, PromptLogprobs, Sample, SampleError, Slot, StepResult};
+
+use crate::config::MAX_NUM_SEQS;
+use crate::server::MAX_WORKER_MESSAGE_BYTES;
 
 /// Most alternatives that a log-probability entry may carry; requests may ask for no more.
 pub const MAX_LOGPROBS: usize = 20;
 /// Characters kept of an error text that a worker sent.
 const MAX_ERROR_CHARS: usize = 512;
+/// Bytes of a message that tells of one token: its log-probabilities, the longest numbers everywhere.
+const LOGPROBS_BYTES: usize = 32 + 10 * MAX_LOGPROBS;
+/// And of a sample or a slot's prompt, beside them.
+const SLOT_BYTES: usize = 512;
+
+// Whatever a step asks for, a worker's answer fits into one message.
+const _: () = assert!(
+    PROMPT_LOGPROBS_PER_STEP_MAX as usize * LOGPROBS_BYTES
+        + MAX_NUM_SEQS as usize * (LOGPROBS_BYTES + 2 * SLOT_BYTES)
+        < MAX_WORKER_MESSAGE_BYTES
+);
 
 /// Bytes of a communicator's id.
 const COMMUNICATOR_ID_BYTES: usize = 128;
@@ -34,11 +49,8 @@ pub fn step_result(result: wire::StepResult, bounds: &Bounds) -> Result<StepResu
         bounds.max_slots as usize,
     )?;
     let entries: usize = result.prompt_logprobs.iter().map(|p| p.entries.len()).sum();
-    at_most(
-        "prompt_logprobs.entries",
-        entries,
-        bounds.max_batched_tokens as usize,
-    )?;
+    let most = bounds.max_batched_tokens.min(PROMPT_LOGPROBS_PER_STEP_MAX);
+    at_most("prompt_logprobs.entries", entries, most as usize)?;
     Ok(StepResult {
         samples: collect(result.samples, |s| sample(s, bounds))?,
         prompt_logprobs: collect(result.prompt_logprobs, |p| prompt_logprobs(p, bounds))?,
@@ -144,6 +156,8 @@ pub fn clipped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     const BOUNDS: Bounds = Bounds {
@@ -219,5 +233,29 @@ mod tests {
             ..Default::default()
         };
         assert!(step_result(long, &BOUNDS).is_err());
+    }
+
+    #[test]
+    fn no_message_about_a_token_is_longer_than_counted_on() {
+        let logprobs = wire::Logprobs {
+            sampled: f32::MIN,
+            sampled_rank: u32::MAX,
+            top_tokens: vec![u32::MAX; MAX_LOGPROBS],
+            top_logprobs: vec![f32::MIN; MAX_LOGPROBS],
+        };
+        let prompt = |entries: usize| wire::PromptLogprobs {
+            slot: u32::MAX,
+            position: u32::MAX,
+            entries: vec![logprobs.clone(); entries],
+        };
+        assert!(prompt(1000).encoded_len() <= 1000 * LOGPROBS_BYTES + SLOT_BYTES);
+        let sample = wire::Sample {
+            slot: u32::MAX,
+            token: u32::MAX,
+            logprobs: Some(logprobs.clone()),
+            error: "x".repeat(400),
+            unsatisfiable: true,
+        };
+        assert!(sample.encoded_len() <= LOGPROBS_BYTES + SLOT_BYTES);
     }
 }
