@@ -14,15 +14,7 @@ async fn the_body_limit_is_exact() {
         format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes - frame))
     };
     for (bytes, status) in [(1000, 200), (1001, 413), (5_000_000, 413)] {
-        let reply = setup
-            .client
-            .send(
-                "POST",
-                TEXT,
-                &[("content-type", "application/json")],
-                body(bytes).as_bytes(),
-            )
-            .await;
+        let reply = setup.client.post_text(TEXT, body(bytes)).await;
         assert_eq!(reply.status, status, "{bytes}");
         let chunked = chunked(body(bytes).as_bytes());
         assert_eq!(setup.client.raw(&chunked).await.status, status, "{bytes} chunked");
@@ -52,7 +44,7 @@ async fn the_default_limit_takes_ten_mebibytes() {
     for (bytes, status) in [(10 << 20, 200), ((10 << 20) + 1, 413)] {
         let body = format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes - frame));
         assert_eq!(
-            setup.client.send("POST", TEXT, &[], body.as_bytes()).await.status,
+            setup.client.post_as(TEXT, "", body).await.status,
             status,
             "{bytes}"
         );
@@ -67,26 +59,9 @@ async fn bodies_in_memory_have_a_common_bound() {
     )
     .await;
     let body = |bytes: usize| format!("{{\"prompt\":\"{}\"}}", "a".repeat(bytes));
-    assert_eq!(
-        setup
-            .client
-            .send("POST", TEXT, &[], body(1000).as_bytes())
-            .await
-            .status,
-        200
-    );
-    let reply = setup
-        .client
-        .send("POST", TEXT, &[], body(200_000).as_bytes())
-        .await;
+    assert_eq!(setup.client.post_as(TEXT, "", body(1000)).await.status, 200);
+    let reply = setup.client.post_as(TEXT, "", body(200_000)).await;
     assert_eq!((reply.status, reply.error().3), (503, json!("server_busy")));
     // What was reserved came back.
-    assert_eq!(
-        setup
-            .client
-            .send("POST", TEXT, &[], body(1000).as_bytes())
-            .await
-            .status,
-        200
-    );
+    assert_eq!(setup.client.post_as(TEXT, "", body(1000)).await.status, 200);
 }

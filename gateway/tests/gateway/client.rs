@@ -60,6 +60,22 @@ impl Client {
         self.raw(&bytes).await
     }
 
+    /// A body as it stands, said to be of this type, or of none.
+    pub async fn post_as(&self, path: &str, content_type: &str, body: impl AsRef<[u8]>) -> Reply {
+        let headers = [("content-type", content_type)];
+        let headers = if content_type.is_empty() {
+            &[][..]
+        } else {
+            &headers
+        };
+        self.send("POST", path, headers, body.as_ref()).await
+    }
+
+    /// A body as it stands, said to be JSON.
+    pub async fn post_text(&self, path: &str, body: impl AsRef<[u8]>) -> Reply {
+        self.post_as(path, "application/json", body).await
+    }
+
     /// Sends bytes as they are and reads the answer to the connection's end.
     pub async fn raw(&self, bytes: &[u8]) -> Reply {
         let mut stream = self.connect().await;

@@ -14,6 +14,7 @@ mod completions;
 mod errors;
 mod http2;
 mod lifecycle;
+mod not_json;
 mod ops;
 mod patience;
 mod responses;
