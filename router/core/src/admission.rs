@@ -114,11 +114,19 @@ impl Core {
                 let filler = found.filler.filter(|_| found.coming > found.filled);
                 filler.map_or(Place::On(member), Place::Behind)
             }
-            None if able.is_empty() => Place::Never,
+            None if able.is_empty() && !self.will_fit(pages_max) => Place::Never,
             None => Place::Nowhere,
         };
         self.lookup = lookup;
         place
+    }
+
+    /// A worker of the next epoch has so many pages.
+    fn will_fit(&self, pages: u64) -> bool {
+        let chosen = self.chosen();
+        chosen
+            .iter()
+            .any(|worker| u64::from(self.attached[worker].info.kv_pages) >= pages)
     }
 
     /// There are pages for all known tokens of `sequence`, and some to spare for those that run there.

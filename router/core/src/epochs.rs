@@ -204,7 +204,7 @@ impl Core {
 
     /// The workers of the next epoch, none if they cannot hold the experts. Those that leave are counted on only if
     /// it does not go without them, and until their time is up.
-    fn chosen(&self) -> Vec<WorkerId> {
+    pub(crate) fn chosen(&self) -> Vec<WorkerId> {
         let staying = self.limited(self.staying());
         if self.can_hold(&staying) {
             return staying;

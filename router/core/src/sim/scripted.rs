@@ -76,6 +76,21 @@ fn three_workers_serve_forty_sequences() {
     assert!(snapshot.workers.iter().all(|worker| worker.pages_used() == 0));
 }
 
+/// A worker with more pages joins a moment after the epoch began: what needs them waits for it.
+#[test]
+fn what_only_a_newcomer_can_hold_waits_for_it() {
+    let mut world = world(1, 8);
+    world.at(100_000, Action::Attach(worker(64)));
+    let prompt: Vec<u32> = (0..60).map(|at| at * 7 % 40).collect();
+    world.at(200_000, Action::Submit(Box::new(request(1, &prompt, 20))));
+    world.run(60_000_000).unwrap();
+    let client = world.clients.get(SequenceId(1));
+    let Some(Outcome::Finished(reason, usage)) = &client.outcome else {
+        panic!("{client:?}")
+    };
+    assert_eq!((reason, usage.generated_tokens), (&FinishReason::Length, 20));
+}
+
 /// A request that no worker can run must not break one epoch after the other, and take the workers down with it.
 #[test]
 fn a_sequence_that_makes_no_sense_to_a_worker_ends_alone() {
