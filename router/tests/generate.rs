@@ -113,6 +113,30 @@ async fn log_probabilities_of_prompt_and_answer() {
 }
 
 #[tokio::test]
+async fn log_probabilities_of_a_prompt_are_whole_where_another_choice_is_ahead() {
+    for slow in 0..2 {
+        let mut two = config();
+        two.expected_workers = 2;
+        let cluster = Cluster::start(two).await;
+        let mut workers = Vec::new();
+        for (at, id) in (0..).zip(["a", "b"]) {
+            let step = Duration::from_millis(if at == slow { 100 } else { 0 });
+            workers.push(cluster.attach(Script::new(id).step(step)).await);
+        }
+        cluster.serving().await;
+        // Shorter than a page: the choices share nothing, and each worker gets one. One token: the second step has
+        // room for the second choice.
+        let prompt: Vec<u32> = (3..13).collect();
+        let mut wanted = request(&prompt, 1);
+        wanted.output.get_or_insert_default().prompt_logprobs = Some(3);
+        wanted.n = 2;
+        let answer = Answer::read(cluster.generate(wanted).await.unwrap()).await;
+        assert_eq!(answer.started.unwrap().prompt_logprobs.len(), prompt.len());
+        assert_eq!(answer.tokens, vec![expected(&prompt, 1); 2]);
+    }
+}
+
+#[tokio::test]
 async fn a_slot_that_fails_ends_its_request_alone() {
     for (unsatisfiable, reason, told) in [
         (false, pb::FinishReason::Error, "NaN"),

@@ -136,6 +136,14 @@ impl Request {
         }
     }
 
+    /// The first choice's tokens come after the prompt's log-probabilities. Another may be ahead of it, on a faster
+    /// worker: what it says waits in the queue.
+    fn start_by(&self, choice: usize, work: &mut Work) {
+        if choice == 0 {
+            self.start(work);
+        }
+    }
+
     fn process(&self, work: &mut Work, index: u32, at: Instant, output: Output) {
         let place = index as usize;
         match output {
@@ -157,7 +165,7 @@ impl Request {
                 }
             }
             Output::Tokens(tokens) => {
-                self.start(work);
+                self.start_by(place, work);
                 if let Some(first) = work.timings[place].tokens(at, &self.metrics)
                     && index == 0
                 {
@@ -183,7 +191,7 @@ impl Request {
                 }
             }
             Output::Finish { reason, usage } => {
-                self.start(work);
+                self.start_by(place, work);
                 lock(&self.permits)[place].take();
                 if index == 0 {
                     work.cached_tokens = usage.cached_tokens;
