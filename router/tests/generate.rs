@@ -137,6 +137,17 @@ async fn log_probabilities_of_a_prompt_are_whole_where_another_choice_is_ahead()
 }
 
 #[tokio::test]
+async fn the_only_token_of_a_prompt_has_its_entry() {
+    let (cluster, _worker) = Cluster::with_worker(config(), Script::new("a")).await;
+    let mut wanted = request(&[7], 2);
+    wanted.output.get_or_insert_default().prompt_logprobs = Some(1);
+    let answer = Answer::read(cluster.generate(wanted).await.unwrap()).await;
+    let of_prompt = answer.started.unwrap().prompt_logprobs;
+    assert_eq!(of_prompt.len(), 1, "as many as the prompt has tokens");
+    assert!(of_prompt[0].sampled.is_none(), "nothing predicts the first token");
+}
+
+#[tokio::test]
 async fn a_slot_that_fails_ends_its_request_alone() {
     for (unsatisfiable, reason, told) in [
         (false, pb::FinishReason::Error, "NaN"),

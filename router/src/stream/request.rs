@@ -127,6 +127,10 @@ impl Request {
 
     fn start(&self, work: &mut Work) {
         if !std::mem::replace(&mut work.started, true) {
+            if self.spec.prompt_logprobs && work.prompt_logprobs.is_empty() {
+                // A prompt of one token: nothing comes before it that could predict it.
+                work.prompt_logprobs.push(Default::default());
+            }
             self.queue.start(Event::Started(Started {
                 request_id: self.spec.request_id.clone(),
                 model: self.spec.model.clone(),
