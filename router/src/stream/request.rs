@@ -141,9 +141,9 @@ impl Request {
     }
 
     /// The first choice's tokens come after the prompt's log-probabilities. Another may be ahead of it, on a faster
-    /// worker: what it says waits in the queue.
+    /// worker: where they are wanted, what it says waits in the queue.
     fn start_by(&self, choice: usize, work: &mut Work) {
-        if choice == 0 {
+        if choice == 0 || !self.spec.prompt_logprobs {
             self.start(work);
         }
     }
