@@ -51,13 +51,24 @@ pub(super) struct Turns {
 
 impl Turns {
     fn item(&mut self, item: ItemIn, path: &str) -> ApiResult<()> {
-        match item.kind.as_deref().unwrap_or("message") {
+        let kind = item.kind.as_deref().unwrap_or("message");
+        match kind {
             "message" => self.message(item, path),
             "reasoning" => {
                 self.reasoning(&reasoning_text(item, path)?);
                 Ok(())
             }
-            "function_call" => {
+            "function_call" | "custom_tool_call" => {
+                let arguments_json = match kind {
+                    "function_call" => item
+                        .arguments
+                        .ok_or_else(|| wrong(format!("{path}.arguments"), "missing"))?,
+                    _ => tools::as_arguments(
+                        &item
+                            .input
+                            .ok_or_else(|| wrong(format!("{path}.input"), "missing"))?,
+                    ),
+                };
                 let name = item
                     .name
                     .ok_or_else(|| wrong(format!("{path}.name"), "missing"))?;
@@ -69,13 +80,11 @@ impl Turns {
                         Some(namespace) => tools::qualified(&namespace, &name),
                         None => name,
                     },
-                    arguments_json: item
-                        .arguments
-                        .ok_or_else(|| wrong(format!("{path}.arguments"), "missing"))?,
+                    arguments_json,
                 });
                 Ok(())
             }
-            "function_call_output" => {
+            "function_call_output" | "custom_tool_call_output" => {
                 let output = item
                     .output
                     .ok_or_else(|| wrong(format!("{path}.output"), "missing"))?;

@@ -15,6 +15,7 @@ use super::keep::Keep;
 use super::object::Frame;
 use super::request::Request;
 use super::store::{TURNS_MAX, Turn};
+use super::tools::Offered;
 use super::{references, stream, tools};
 use crate::generate;
 use crate::http::auth::Caller;
@@ -63,7 +64,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
             .include
             .as_ref()
             .is_some_and(|asked| asked.iter().any(|word| word == SEALED_REASONING)),
-        namespaces: tools::namespaces(request.tools.as_deref().unwrap_or_default()),
+        offered: Offered::of(request.tools.as_deref().unwrap_or_default()),
         echo: Echo::of(request),
     };
     let events = generate::events(app, context, vec![call]);
@@ -131,7 +132,7 @@ fn translate(
         return Err(ApiError::field("input", "input: at least one item is needed").code("invalid_value"));
     }
     if let Some(offered) = &mut request.tools {
-        tools::leave_out_searches(offered);
+        tools::leave_out_hosted(offered);
     }
     let tools = tools::tools(request.tools.as_deref().unwrap_or_default())?;
     let tool_choice = match &request.tool_choice {

@@ -47,21 +47,10 @@ struct Choice(Option<ToolChoiceIn>);
 
 impl Serialize for Choice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Named<'a> {
-            #[serde(rename = "type")]
-            kind: &'static str,
-            name: &'a str,
-        }
-
         match &self.0 {
             None => serializer.serialize_str("auto"),
             Some(ToolChoiceIn::Word(word)) => serializer.serialize_str(word),
-            Some(ToolChoiceIn::Function(name)) => Named {
-                kind: "function",
-                name,
-            }
-            .serialize(serializer),
+            Some(ToolChoiceIn::Named(named)) => named.serialize(serializer),
         }
     }
 }

@@ -22,11 +22,12 @@ pub(super) struct ItemIn {
     // message; reasoning has content too
     pub(super) role: Option<String>,
     pub(super) content: Option<Text>,
-    // function_call, function_call_output
+    // function_call, custom_tool_call, and their outputs
     pub(super) call_id: Option<String>,
     pub(super) name: Option<String>,
     pub(super) namespace: Option<String>,
     pub(super) arguments: Option<String>,
+    pub(super) input: Option<String>,
     pub(super) output: Option<Text>,
     // reasoning
     pub(super) summary: Option<Vec<PartIn>>,

@@ -1,5 +1,7 @@
 //! Blocks of an answer as output items, and back into the conversation's past.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::conversation::Turns;
@@ -37,6 +39,15 @@ pub(super) enum ItemOut<'a> {
         arguments: &'a str,
         status: &'static str,
     },
+    CustomToolCall {
+        id: String,
+        call_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<&'a str>,
+        name: &'a str,
+        input: Cow<'a, str>,
+        status: &'static str,
+    },
 }
 
 #[derive(Serialize)]
@@ -68,13 +79,14 @@ impl<'a> Part<'a> {
 }
 
 /// An item's id: stable over the events of a stream.
-pub(super) fn id(response: &str, at: usize, kind: &Kind) -> String {
+pub(super) fn id(frame: &Frame, at: usize, kind: &Kind) -> String {
     let prefix = match kind {
         Kind::Reasoning => "rs",
         Kind::Text => "msg",
+        Kind::Call { name, .. } if frame.offered.is_custom(name) => "ctc",
         Kind::Call { .. } => "fc",
     };
-    format!("{prefix}_{response}_{at}")
+    format!("{prefix}_{}_{at}", frame.bare_id)
 }
 
 /// How much of a block an item shows.
@@ -87,7 +99,7 @@ pub(super) enum Progress {
 }
 
 pub(super) fn item<'a>(frame: &Frame, at: usize, block: &'a Block, progress: Progress) -> ItemOut<'a> {
-    let id = id(&frame.bare_id, at, &block.kind);
+    let id = id(frame, at, &block.kind);
     let status = match progress {
         Progress::Begun => "in_progress",
         Progress::Whole => "completed",
@@ -119,15 +131,29 @@ pub(super) fn item<'a>(frame: &Frame, at: usize, block: &'a Block, progress: Pro
             role: "assistant",
             content: content(),
         },
-        Kind::Call { id: call_id, name } => {
-            let (namespace, name) = tools::apart(&frame.namespaces, name);
-            ItemOut::FunctionCall {
-                id,
-                call_id,
-                namespace,
-                name,
-                arguments: shown,
-                status,
+        Kind::Call {
+            id: call_id,
+            name: qualified,
+        } => {
+            let (namespace, name) = frame.offered.apart(qualified);
+            if frame.offered.is_custom(qualified) {
+                ItemOut::CustomToolCall {
+                    id,
+                    call_id,
+                    namespace,
+                    name,
+                    input: tools::as_input(shown),
+                    status,
+                }
+            } else {
+                ItemOut::FunctionCall {
+                    id,
+                    call_id,
+                    namespace,
+                    name,
+                    arguments: shown,
+                    status,
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
-//! OpenAI's Responses API: `/v1/responses`, whole and streamed, with function tools, reasoning items and
-//! `previous_response_id`.
+//! OpenAI's Responses API: `/v1/responses`, whole and streamed, with function and custom tools, reasoning
+//! items and `previous_response_id`.
 //!
 //! Items become the messages of a chat ([`conversation`]), the answer's blocks become items again ([`items`]).
 //! Earlier responses are kept in a bounded store ([`store`]), the only state of a gateway: it is a convenience of
@@ -41,7 +41,7 @@ pub(crate) fn events(events: crate::generate::CallEvents) -> axum::response::Res
         created_at: 0,
         echo: echo::Echo::of(request),
         seals: true,
-        namespaces: Vec::new(),
+        offered: tools::Offered::default(),
     };
     stream::respond(
         &crate::config::Limits::default(),

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::echo::Echo;
 use super::items::{self, ItemOut, Progress};
+use super::tools::Offered;
 use crate::generate::{Block, Tokens};
 use crate::http::error::ApiError;
 
@@ -82,8 +83,7 @@ pub(super) struct Frame {
     pub(super) echo: Echo,
     /// The client asked for reasoning that it can carry itself.
     pub(super) seals: bool,
-    /// Whose functions the request offers.
-    pub(super) namespaces: Vec<String>,
+    pub(super) offered: Offered,
 }
 
 impl Frame {

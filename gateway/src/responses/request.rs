@@ -45,16 +45,40 @@ pub(super) struct ToolIn {
     pub(super) description: Option<String>,
     pub(super) parameters: Option<Box<RawValue>>,
     pub(super) strict: Option<bool>,
-    /// A namespace's functions.
+    /// A custom tool's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) format: Option<ToolFormatIn>,
+    /// A namespace's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tools: Option<Vec<ToolIn>>,
+}
+
+/// What a custom tool's input looks like.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct ToolFormatIn {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) syntax: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) definition: Option<String>,
 }
 
 /// A word, or a tool by name.
 #[derive(Debug)]
 pub(super) enum ToolChoiceIn {
     Word(String),
-    Function(String),
+    Named(Named),
+}
+
+/// A function or a custom tool.
+#[derive(Debug, Serialize)]
+pub(super) struct Named {
+    #[serde(rename = "type")]
+    kind: String,
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) namespace: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for ToolChoiceIn {
@@ -79,19 +103,26 @@ impl<'de> Deserialize<'de> for ToolChoiceIn {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ToolChoiceIn, A::Error> {
                 #[derive(Deserialize)]
-                struct Named {
+                struct Any {
                     #[serde(rename = "type")]
                     kind: String,
                     name: Option<String>,
+                    namespace: Option<String>,
                 }
 
-                let named = Named::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
-                if named.kind != "function" {
-                    let message = format_args!("type {:?} is not served, only \"function\"", named.kind);
+                let any = Any::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                if !matches!(any.kind.as_str(), "function" | "custom") {
+                    let message = format_args!(
+                        "type {:?} is not served, only \"function\" and \"custom\"",
+                        any.kind
+                    );
                     return Err(A::Error::custom(message));
                 }
-                let name = named.name.ok_or_else(|| A::Error::missing_field("name"))?;
-                Ok(ToolChoiceIn::Function(name))
+                Ok(ToolChoiceIn::Named(Named {
+                    kind: any.kind,
+                    name: any.name.ok_or_else(|| A::Error::missing_field("name"))?,
+                    namespace: any.namespace,
+                }))
             }
         }
 

@@ -1,6 +1,8 @@
 //! Streamed responses: named events with a running number, from `response.created` to `response.completed`
 //! (or `.incomplete`, `.failed`).
 
+use std::borrow::Cow;
+
 use axum::response::Response;
 use bytes::Bytes;
 use conclave_proto::v1;
@@ -77,6 +79,11 @@ enum Body<'a> {
         output_index: usize,
         name: &'a str,
         arguments: &'a str,
+    },
+    InputDone {
+        item_id: String,
+        output_index: usize,
+        input: Cow<'a, str>,
     },
 }
 
@@ -196,7 +203,6 @@ impl Writer {
 
     async fn open(&mut self, at: usize) -> Result<(), Gone> {
         let block = &self.blocks.list[at];
-        let id = &self.frame.bare_id;
         let item = items::item(&self.frame, at, block, Progress::Begun);
         let added = Body::Item {
             output_index: at,
@@ -206,7 +212,7 @@ impl Writer {
         let Some(part) = Part::of(&block.kind, "") else {
             return Ok(());
         };
-        let item_id = items::id(id, at, &block.kind);
+        let item_id = items::id(&self.frame, at, &block.kind);
         let added = Body::Part {
             item_id,
             output_index: at,
@@ -218,9 +224,11 @@ impl Writer {
 
     async fn piece(&mut self, at: usize, delta: &str) -> Result<(), Gone> {
         let kind = &self.blocks.list[at].kind;
-        let item_id = items::id(&self.frame.bare_id, at, kind);
+        let item_id = items::id(&self.frame, at, kind);
         let (output_index, content_index) = (at, 0);
         let (name, body) = match kind {
+            // Its input is a string in JSON, read in `close`, when that is whole.
+            Kind::Call { name, .. } if self.frame.offered.is_custom(name) => return Ok(()),
             Kind::Text => (
                 "response.output_text.delta",
                 Body::TextDelta {
@@ -254,8 +262,7 @@ impl Writer {
 
     async fn close(&mut self, at: usize, progress: Progress) -> Result<(), Gone> {
         let block = &self.blocks.list[at];
-        let id = &self.frame.bare_id;
-        let item_id = items::id(id, at, &block.kind);
+        let item_id = items::id(&self.frame, at, &block.kind);
         let (output_index, content_index, text) = (at, 0, block.content.as_str());
         let (name, body) = match &block.kind {
             Kind::Text => (
@@ -277,12 +284,30 @@ impl Writer {
                     text,
                 },
             ),
+            Kind::Call { name, .. } if self.frame.offered.is_custom(name) => {
+                let input = tools::as_input(text);
+                let delta = Body::ArgumentsDelta {
+                    item_id: item_id.clone(),
+                    output_index,
+                    delta: &input,
+                };
+                let name = "response.custom_tool_call_input.delta";
+                send(&self.out, &mut self.number, name, delta).await?;
+                (
+                    "response.custom_tool_call_input.done",
+                    Body::InputDone {
+                        item_id: item_id.clone(),
+                        output_index,
+                        input,
+                    },
+                )
+            }
             Kind::Call { name, .. } => (
                 "response.function_call_arguments.done",
                 Body::ArgumentsDone {
                     item_id: item_id.clone(),
                     output_index,
-                    name: tools::apart(&self.frame.namespaces, name).1,
+                    name: self.frame.offered.apart(name).1,
                     arguments: text,
                 },
             ),

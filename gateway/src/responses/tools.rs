@@ -1,41 +1,82 @@
-//! Tools offered and chosen.
+//! Tools offered and chosen, and what calls of them look like to the client.
 //!
-//! A namespace's functions become functions whose names begin with the namespace's and a dot, which OpenAI allows in no
-//! name; in the calls that come back the two are apart again.
+//! A namespace's tools become tools whose names begin with the namespace's and a dot, which OpenAI allows in no name; in
+//! the calls that come back the two are apart again. A custom tool becomes a function of one string, `input`, whose
+//! calls are again plain text for the client. Its grammar is told to the model, which is not held to it.
+
+use std::borrow::Cow;
 
 use conclave_proto::v1;
 use conclave_proto::v1::tool_choice::Mode;
 
+use serde_json::{Value, json};
+
 use super::conversation::wrong;
-use super::request::{ToolChoiceIn, ToolIn};
+use super::request::{Named, ToolChoiceIn, ToolFormatIn, ToolIn};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::json;
 
-/// Agents offer the server's own search beside their tools. No answer depends on it: with other tools it is left out,
-/// also of the response's `tools`; alone it is refused.
-pub(super) fn leave_out_searches(tools: &mut Vec<ToolIn>) {
-    let is_search = |tool: &ToolIn| tool.kind.starts_with("web_search");
-    if !tools.iter().all(is_search) {
-        tools.retain(|tool| !is_search(tool));
+/// A custom tool's one parameter.
+const INPUT: &str = "input";
+
+/// Agents offer what OpenAI's servers run, unasked, beside their own tools. No answer depends on these: with other tools
+/// they are left out, also of the response's `tools`; alone they are refused.
+pub(super) fn leave_out_hosted(tools: &mut Vec<ToolIn>) {
+    let is_hosted = |tool: &ToolIn| {
+        tool.kind.starts_with("web_search")
+            || matches!(tool.kind.as_str(), "image_generation" | "tool_search")
+    };
+    if !tools.iter().all(is_hosted) {
+        tools.retain(|tool| !is_hosted(tool));
     }
 }
 
-/// A function's name as the model knows it.
+/// The name of a namespace's tool as the model knows it.
 pub(super) fn qualified(namespace: &str, name: &str) -> String {
     format!("{namespace}.{name}")
 }
 
-/// What [`qualified`] put together, if it is one of these namespaces.
-pub(super) fn apart<'a>(namespaces: &[String], name: &'a str) -> (Option<&'a str>, &'a str) {
-    match name.split_once('.') {
-        Some((namespace, own)) if namespaces.iter().any(|known| known == namespace) => (Some(namespace), own),
-        _ => (None, name),
-    }
+/// By which a call's name is read.
+#[derive(Debug, Default)]
+pub(super) struct Offered {
+    namespaces: Vec<String>,
+    /// Custom tools, by the names that the model knows.
+    custom: Vec<String>,
 }
 
-pub(super) fn namespaces(tools: &[ToolIn]) -> Vec<String> {
-    let named = tools.iter().filter(|tool| tool.kind == "namespace");
-    named.filter_map(|tool| tool.name.clone()).collect()
+impl Offered {
+    pub(super) fn of(tools: &[ToolIn]) -> Self {
+        let mut offered = Self::default();
+        for tool in tools {
+            let Some(name) = &tool.name else { continue };
+            match tool.kind.as_str() {
+                "custom" => offered.custom.push(name.clone()),
+                "namespace" => {
+                    let inner = tool.tools.iter().flatten().filter(|tool| tool.kind == "custom");
+                    let own = inner.filter_map(|tool| tool.name.as_deref());
+                    offered.custom.extend(own.map(|own| qualified(name, own)));
+                    offered.namespaces.push(name.clone());
+                }
+                _ => {}
+            }
+        }
+        offered
+    }
+
+    /// What [`qualified`] put together, if it is one of these namespaces.
+    pub(super) fn apart<'a>(&self, name: &'a str) -> (Option<&'a str>, &'a str) {
+        match name.split_once('.') {
+            Some((namespace, own)) if self.namespaces.iter().any(|known| known == namespace) => {
+                (Some(namespace), own)
+            }
+            _ => (None, name),
+        }
+    }
+
+    /// Whether the tool that the model knows by this name is a custom one.
+    pub(super) fn is_custom(&self, name: &str) -> bool {
+        self.custom.iter().any(|known| known == name)
+    }
 }
 
 pub(super) fn tools(tools: &[ToolIn]) -> ApiResult<Vec<v1::Tool>> {
@@ -43,14 +84,14 @@ pub(super) fn tools(tools: &[ToolIn]) -> ApiResult<Vec<v1::Tool>> {
     for (at, tool) in tools.iter().enumerate() {
         let path = format!("tools[{at}]");
         if tool.kind != "namespace" {
-            all.push(function(tool, &path, None)?);
+            all.push(one(tool, &path, None)?);
             continue;
         }
         let namespace = name(tool, &path)?;
         for (at, inner) in tool.tools.iter().flatten().enumerate() {
             // What is said of all of them is said once, with the first.
             let common = tool.description.as_deref().filter(|_| at == 0);
-            all.push(function(
+            all.push(one(
                 inner,
                 &format!("{path}.tools[{at}]"),
                 Some((namespace, common)),
@@ -65,10 +106,13 @@ fn name<'a>(tool: &'a ToolIn, path: &str) -> ApiResult<&'a str> {
     name.ok_or_else(|| wrong(format!("{path}.name"), "missing"))
 }
 
-/// A function, alone or within a namespace with a description.
-fn function(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> ApiResult<v1::Tool> {
-    if tool.kind != "function" {
-        let message = format!("{path}.type: {:?} is not served, only \"function\"", tool.kind);
+/// A function or a custom tool, alone or within a namespace with a description.
+fn one(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> ApiResult<v1::Tool> {
+    if !matches!(tool.kind.as_str(), "function" | "custom") {
+        let message = format!(
+            "{path}.type: {:?} is not served, only \"function\" and \"custom\"",
+            tool.kind
+        );
         return Err(ApiError::unsupported(format!("{path}.type"), message));
     }
     let own = name(tool, path)?;
@@ -76,9 +120,18 @@ fn function(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> 
         Some((namespace, common)) => (qualified(namespace, own), common),
         None => (own.to_owned(), None),
     };
+    let described = common.into_iter().chain(tool.description.as_deref());
+    if tool.kind == "custom" {
+        let form = match &tool.format {
+            None => None,
+            Some(format) => form(format, &format!("{path}.format"))?,
+        };
+        let described: Vec<&str> = described.chain(form.as_deref()).collect();
+        return Ok(custom(&name, &described.join("\n\n")));
+    }
     let quote = |text: &str| serde_json::to_string(text).unwrap_or_default();
     let mut function_json = format!("{{\"name\":{}", quote(&name));
-    let described: Vec<&str> = common.into_iter().chain(tool.description.as_deref()).collect();
+    let described: Vec<&str> = described.collect();
     if !described.is_empty() {
         function_json.push_str(&format!(",\"description\":{}", quote(&described.join("\n\n"))));
     }
@@ -95,14 +148,75 @@ fn function(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> 
     })
 }
 
+fn custom(name: &str, description: &str) -> v1::Tool {
+    let function = json!({
+        "name": name,
+        "description": description,
+        "parameters": {
+            "type": "object",
+            "properties": {INPUT: {"type": "string", "description": "The whole input, as plain text."}},
+            "required": [INPUT],
+        },
+    });
+    v1::Tool {
+        function_json: function.to_string(),
+        strict: false,
+    }
+}
+
+/// What the model is told of the form of a custom tool's input.
+fn form(format: &ToolFormatIn, path: &str) -> ApiResult<Option<String>> {
+    let what = match (format.kind.as_str(), format.syntax.as_deref()) {
+        ("text", _) => return Ok(None),
+        ("grammar", Some("lark")) => "Lark grammar",
+        ("grammar", Some("regex")) => "regular expression",
+        ("grammar", other) => {
+            let problem = format!("{:?} is not lark or regex", other.unwrap_or_default());
+            return Err(wrong(format!("{path}.syntax"), &problem));
+        }
+        (other, _) => {
+            let problem = format!("{other:?} is not text or grammar");
+            return Err(wrong(format!("{path}.type"), &problem));
+        }
+    };
+    let definition = format.definition.as_deref();
+    let definition = definition.ok_or_else(|| wrong(format!("{path}.definition"), "missing"))?;
+    Ok(Some(format!("Its input matches this {what}:\n{definition}")))
+}
+
+/// A custom tool's input as the arguments of the function that the model calls.
+pub(super) fn as_arguments(input: &str) -> String {
+    json!({ INPUT: input }).to_string()
+}
+
+/// And back. What the model wrote otherwise is given as it is, so that the tool can say what is wrong with it.
+pub(super) fn as_input(arguments: &str) -> Cow<'_, str> {
+    let parse = |text: &str| match serde_json::from_str(text) {
+        Ok(Value::Object(mut object)) => match object.remove(INPUT) {
+            Some(Value::String(input)) => Some(input),
+            _ => None,
+        },
+        _ => None,
+    };
+    // The second: the answer ended within the string.
+    let input = parse(arguments).or_else(|| parse(&format!("{arguments}\"}}")));
+    input.map_or(Cow::Borrowed(arguments), Cow::Owned)
+}
+
 pub(super) fn choice(given: &ToolChoiceIn, no_tools: bool) -> ApiResult<v1::ToolChoice> {
     let (mode, name) = match given {
         ToolChoiceIn::Word(word) => match word.as_str() {
-            "required" => (Mode::Required, ""),
-            "none" => (Mode::None, ""),
-            _ => (Mode::Auto, ""),
+            "required" => (Mode::Required, String::new()),
+            "none" => (Mode::None, String::new()),
+            _ => (Mode::Auto, String::new()),
         },
-        ToolChoiceIn::Function(name) => (Mode::Named, name.as_str()),
+        ToolChoiceIn::Named(Named { name, namespace, .. }) => {
+            let name = match namespace {
+                Some(namespace) => qualified(namespace, name),
+                None => name.clone(),
+            };
+            (Mode::Named, name)
+        }
     };
     if no_tools && matches!(mode, Mode::Required | Mode::Named) {
         return Err(wrong(
@@ -112,6 +226,26 @@ pub(super) fn choice(given: &ToolChoiceIn, no_tools: bool) -> ApiResult<v1::Tool
     }
     Ok(v1::ToolChoice {
         mode: mode.into(),
-        name: name.into(),
+        name,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_go_through_arguments_and_back_and_odd_ones_stay_readable() {
+        for input in ["", "*** Begin Patch\n\"x\"\\n", "é😀"] {
+            assert_eq!(as_input(&as_arguments(input)), input);
+        }
+        for (arguments, input) in [
+            (r#"{"input":"half a lin"#, "half a lin"),
+            (r#"{"patch":"x"}"#, r#"{"patch":"x"}"#),
+            (r#"{"input":5}"#, r#"{"input":5}"#),
+            ("", ""),
+        ] {
+            assert_eq!(as_input(arguments), input);
+        }
+    }
 }

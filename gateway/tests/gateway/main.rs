@@ -19,6 +19,7 @@ mod ops;
 mod patience;
 mod responses;
 mod responses_stored;
+mod responses_tools;
 mod router;
 mod routers;
 mod tls;

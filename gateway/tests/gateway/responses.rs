@@ -6,7 +6,7 @@ use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::generate_response::Event;
 use conclave_proto::v1::structured_output::Kind;
 use conclave_proto::v1::tool_choice::Mode;
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::Status;
 
 use crate::router::{
@@ -228,89 +228,6 @@ async fn items_become_a_conversation() {
     assert_eq!(chat.template_kwargs_json, r#"{"reasoning_effort":"low"}"#);
 }
 
-/// As Vercel's AI SDK goes on after a call, unless it is told to store nothing.
-#[tokio::test]
-async fn items_of_stored_answers_may_be_named_by_their_ids() {
-    let setup = start_saying(agentic()).await;
-    let answer = setup.client.post(PATH, &json!({"input": "hi"})).await.json();
-    let output = answer["output"].as_array().unwrap();
-    let named = output
-        .iter()
-        .map(|item| json!({"type": "item_reference", "id": item["id"]}));
-    let mut input = vec![json!({"role": "user", "content": "hi"})];
-    input.extend(named);
-    let call = output.last().unwrap();
-    input.push(json!({"type": "function_call_output", "call_id": call["call_id"], "output": "1"}));
-    let reply = setup.client.post(PATH, &json!({"input": input})).await;
-    assert_eq!(reply.status, 200, "{reply:?}");
-    let items = [
-        &[json!({"role": "user", "content": "hi"})],
-        &output[..],
-        &input[input.len() - 1..],
-    ]
-    .concat();
-    let by_reference = conversation(&setup);
-    setup.client.post(PATH, &json!({"input": items})).await;
-    assert_eq!(conversation(&setup), by_reference);
-}
-
-/// As Codex offers tools.
-#[tokio::test]
-async fn functions_may_be_in_namespaces_and_a_search_is_left_out_beside_them() {
-    let said = vec![
-        started(&[1]),
-        call(0, "c1", "agents.spawn", "{}"),
-        call(1, "c2", "plain.name", "{}"),
-        finished(0, FinishReason::ToolCalls),
-        usage(1, 1, 0, 0),
-    ];
-    let setup = start_saying(said).await;
-    let spawn = json!({"type": "function", "name": "spawn", "description": "begins one", "parameters": {"type": "object"}});
-    let body = json!({
-        "input": [
-            {"role": "user", "content": "go"},
-            {"type": "function_call", "call_id": "c0", "namespace": "agents", "name": "spawn", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "c0", "output": "done"},
-        ],
-        "tools": [
-            {"type": "namespace", "name": "agents", "description": "Helpers.", "tools": [spawn, {"type": "function", "name": "stop"}]},
-            {"type": "web_search", "external_web_access": false},
-        ],
-    });
-    let answer = setup.client.post(PATH, &body).await.json();
-    let names: Vec<_> = answer["output"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| (&item["namespace"], &item["name"]))
-        .collect();
-    assert_eq!(
-        names,
-        [
-            (&json!("agents"), &json!("spawn")),
-            (&Value::Null, &json!("plain.name"))
-        ]
-    );
-    assert_eq!(answer["tools"].as_array().unwrap().len(), 1, "{answer}");
-    let seen = setup.seen.generate.lock().unwrap().pop().unwrap();
-    let Some(Prompt::Chat(chat)) = seen.prompt else {
-        panic!("no chat")
-    };
-    assert_eq!(chat.messages[1].tool_calls[0].name, "agents.spawn");
-    let functions: Vec<&str> = chat
-        .tools
-        .iter()
-        .map(|tool| tool.function_json.as_str())
-        .collect();
-    assert_eq!(
-        functions,
-        [
-            r#"{"name":"agents.spawn","description":"Helpers.\n\nbegins one","parameters":{"type":"object"}}"#,
-            r#"{"name":"agents.stop"}"#,
-        ]
-    );
-}
-
 #[tokio::test]
 async fn an_answer_cut_at_its_bound_is_incomplete() {
     let setup = start_saying(vec![
@@ -409,7 +326,7 @@ async fn wrong_fields_are_named() {
             "input[0].type",
         ),
         (
-            json!({"input": "a", "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": "a"}]}]}),
+            json!({"input": "a", "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp", "name": "a"}]}]}),
             "tools[0].tools[0].type",
         ),
         (

@@ -127,3 +127,29 @@ async fn the_store_makes_room() {
     };
     assert_eq!((status(&first).await, status(&second).await), (404, 200));
 }
+
+/// As Vercel's AI SDK goes on after a call, unless it is told to store nothing.
+#[tokio::test]
+async fn items_of_stored_answers_may_be_named_by_their_ids() {
+    let setup = start_saying(agentic()).await;
+    let answer = setup.client.post(PATH, &json!({"input": "hi"})).await.json();
+    let output = answer["output"].as_array().unwrap();
+    let named = output
+        .iter()
+        .map(|item| json!({"type": "item_reference", "id": item["id"]}));
+    let mut input = vec![json!({"role": "user", "content": "hi"})];
+    input.extend(named);
+    let call = output.last().unwrap();
+    input.push(json!({"type": "function_call_output", "call_id": call["call_id"], "output": "1"}));
+    let reply = setup.client.post(PATH, &json!({"input": input})).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let items = [
+        &[json!({"role": "user", "content": "hi"})],
+        &output[..],
+        &input[input.len() - 1..],
+    ]
+    .concat();
+    let by_reference = conversation(&setup);
+    setup.client.post(PATH, &json!({"input": items})).await;
+    assert_eq!(conversation(&setup), by_reference);
+}
