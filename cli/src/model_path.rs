@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
 use crate::demo;
 use crate::settings::ModelSettings;
@@ -34,11 +34,8 @@ pub fn find_at(given: Option<&Path>) -> Result<FoundModel> {
             short_name: None,
         });
     };
-    if let Some(downloaded) = downloaded(given).filter(|_| !given.exists()) {
-        return Ok(downloaded);
-    }
     if !given.exists() {
-        bail!("{}", not_found(given));
+        return downloaded(given).with_context(|| not_found(given));
     }
     let name = given.display().to_string();
     let last = given

@@ -77,30 +77,19 @@ async fn odd_but_valid_bodies_pass() {
         let reply = setup.client.post_text(TEXT, body).await;
         assert_eq!(reply.status, 200, "{body}: {reply:?}");
     }
-    for content_type in [
-        "application/json",
-        "Application/JSON; charset=utf-8",
-        "application/vnd.x+json",
+    for (content_type, status) in [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.x+json", 200),
+        ("", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
     ] {
         let reply = setup
             .client
             .post_as(TEXT, content_type, b"{\"prompt\":\"a\"}")
             .await;
-        assert_eq!(reply.status, 200, "{content_type}");
-    }
-    assert_eq!(
-        setup.client.post_as(TEXT, "", b"{\"prompt\":\"a\"}").await.status,
-        200
-    );
-    for content_type in [
-        "text/plain",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data; boundary=x",
-    ] {
-        let reply = setup
-            .client
-            .post_as(TEXT, content_type, b"{\"prompt\":\"a\"}")
-            .await;
-        assert_eq!(reply.status, 415, "{content_type}");
+        assert_eq!(reply.status, status, "{content_type}");
     }
 }
