@@ -137,12 +137,17 @@ fn routings(
     };
     let last = rank.ranks - 1;
     let some = (capacity / 3).max(1);
-    let counts: [(&str, Count, Routing); 8] = [
+    let counts: [(&str, Count, Routing); 9] = [
         ("one token each", |_, _, _, _| 1, Routing::Uniform),
         ("some", |r, _, some, _| some + r % 3, Routing::Uniform),
         (
             "only the last rank has tokens",
             |r, last, some, _| if r == last { some } else { 0 },
+            Routing::Uniform,
+        ),
+        (
+            "only the last rank has tokens, at capacity",
+            |r, last, _, capacity| if r == last { capacity } else { 0 },
             Routing::Uniform,
         ),
         (

@@ -146,7 +146,14 @@ pub fn faults(rank: &mut Rank) -> usize {
                     &placement,
                     if abort { PATIENT } else { TIMEOUT },
                 );
-                let tokens = Tokens::new(rank.rank as u64, 16, SIZES, Routing::Uniform, rank.ranks);
+                let shape = shape(rank, mode, SIZES);
+                // As many as there is room for, so that an exchange lasts.
+                let count = if mode.family == Family::Many {
+                    shape.many_tokens
+                } else {
+                    16
+                };
+                let tokens = Tokens::new(rank.rank as u64, count, SIZES, Routing::Uniform, rank.ranks);
                 rank.set_tokens(&tokens, mode.family);
                 rank.station.set_hidden(&tokens.state).unwrap();
                 let graph = match mode.family {
@@ -174,7 +181,7 @@ pub fn faults(rank: &mut Rank) -> usize {
                     if abort { "abort" } else { "deadline" }
                 );
                 // The devices and the mappings are as good as before.
-                rank.connect(shape(rank, mode, SIZES), &placement, PATIENT);
+                rank.connect(shape, &placement, PATIENT);
                 rank.set_tokens(&tokens, mode.family);
                 rank.station.set_hidden(&tokens.state).unwrap();
                 rank.station.queue(mode.family, 0, Until::All).unwrap();

@@ -200,6 +200,7 @@ impl Connected {
         launch::arrive_many(gpu, &self.dispatch_params(tokens, (0, 0))?)?;
         let own = self.params.area[self.params.rank as usize];
         Ok(ManyRows {
+            planes: false,
             rows: own + self.at.many_rows,
             row_bytes: self.shape.row_bytes(),
             region_bytes: self.shape.many_tokens * self.shape.row_bytes(),

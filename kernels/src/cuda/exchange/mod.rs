@@ -140,6 +140,8 @@ pub(crate) struct FewRows {
 pub(crate) struct ManyRows {
     /// `[ranks][many_tokens]` rows of `row_bytes` as `wire` says; each rank's begin `region_bytes` after the one before.
     pub(crate) rows: u64,
+    /// Each rank's are a plane of as many blocks as its rows take.
+    pub(crate) planes: bool,
     pub(crate) row_bytes: usize,
     pub(crate) region_bytes: usize,
     pub(crate) wire: Wire,
@@ -170,6 +172,7 @@ impl ManyRows {
             row_bytes: self.row_bytes as i32,
             region_bytes: self.region_bytes as u64,
             fp8: i32::from(self.wire == Wire::Fp8),
+            planes: i32::from(self.planes),
             sorted_rows: self.total,
             ..to
         }
@@ -293,6 +296,13 @@ pub(crate) trait Exchange: Send {
 
     /// hidden += the weighted results of this rank's tokens, then the norm as in `combine_rows`.
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()>;
+
+    /// Where the plane of `count` tokens, and of how many blocks, is best written for the next dispatch of many, if anywhere: it
+    /// travels from there. `piece`: that of `Halves`; otherwise 0.
+    fn plane(&self, piece: usize, count: usize) -> Option<(u64, usize)> {
+        let _ = (piece, count);
+        None
+    }
 
     /// `plane`: of the tokens, `blocks` blocks of 8 rows.
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows>;

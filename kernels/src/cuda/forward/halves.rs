@@ -1,6 +1,6 @@
 //! A long step of which two pieces are under way at once: while one is exchanged, the device computes the other.
 
-use super::many::{choose, ranges, work};
+use super::many::{choose, plane, ranges, work};
 use super::{Forward, Layer};
 use crate::backend::Result;
 use crate::cuda::CudaBackend;
@@ -34,18 +34,20 @@ pub(super) fn in_halves(
                 if let Some((tokens, results)) = returning[piece % 2].take() {
                     halves.finish_combine(gpu, &tokens, &results)?;
                 }
-                if end > first {
+                let count = end - first;
+                let plane = plane(backend, forward, piece, count);
+                if count > 0 {
                     attend(layer, piece, (first, end))?;
-                    choose(backend, forward, (index, layer), end - first, hidden)?;
+                    choose(backend, forward, (index, layer), (count, plane), hidden)?;
                 }
                 let tokens = Tokens {
                     layer: index,
                     piece,
-                    count: end - first,
+                    count,
                     ids: places.ids,
                     weights: places.weights,
                 };
-                halves.start_dispatch(gpu, &tokens, (places.plane, places.blocks))?;
+                halves.start_dispatch(gpu, &tokens, plane)?;
                 sent.push((tokens, hidden));
             }
             for (tokens, hidden) in sent {

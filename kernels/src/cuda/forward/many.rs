@@ -16,7 +16,7 @@ use crate::ops::embed::cuda::embed;
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_rows};
 use attend::attend;
 use experts::experts;
-pub(super) use experts::{choose, work};
+pub(super) use experts::{choose, plane, work};
 
 /// Cuts of the gate's inputs: its few rows alone do not occupy the device.
 pub(super) const GATE_PARTS: usize = 2;

@@ -38,6 +38,7 @@ pub(crate) struct SortParams {
     pub(crate) sorted_rows: u64,
     pub(crate) quantised: i32,
     pub(crate) tile_rows: i32,
+    pub(crate) planes: i32,
 }
 
 /// Mirrors `ManyParams`.

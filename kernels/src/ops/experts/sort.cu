@@ -19,7 +19,8 @@ struct SortParams {
     int tokens, k, experts, steps, plane_blocks, sorted_blocks;
     // Tokens that came from several ranks: `region` places a rank (a multiple of 128), of which the first counts[rank] are
     // used; ids are local or -1. Their rows stand one after the other in the order of planes: BF16, or E4M3 with the
-    // scales of each 128 behind them; each rank's rows begin `region_bytes` after the one's before.
+    // scales of each 128 behind them; or they are a plane of as many blocks as they take (`planes`). Each rank's rows begin
+    // `region_bytes` after the one's before.
     const int *region_counts;  // null: all tokens, from the plane
     const uint8_t *rows;
     size_t region_bytes;
@@ -27,6 +28,7 @@ struct SortParams {
     int *sorted_rows;  // or null: how many there are, padding included
     int quantised;     // both planes are quantised ones
     int tile_rows;     // most rows of a tile
+    int planes;
 };
 
 constexpr uint32_t NO_ROW = 0xffffffffu;
@@ -107,12 +109,23 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_place(const __gr
     }
 }
 
+// The plane that has a token's row, if one has, and which it is there.
+struct PlaneRow {
+    const uint8_t *plane;
+    int blocks, row;
+};
+DEVICE PlaneRow plane_row(const SortParams &p, int token) {
+    if (!p.planes) return {p.rows ? nullptr : p.plane, p.plane_blocks, token};
+    const int rank = token / p.region;
+    return {p.rows + rank * p.region_bytes, ceil_div(p.region_counts[rank], PLANE_ROWS), token % p.region};
+}
+
 // Sixteen bytes of a row: eight values.
-DEVICE uint4 row_unit(const SortParams &p, int token, int i) {
-    if (!p.rows) {
-        const int chunk = i / 8, unit = i % 8, r = token % PLANE_ROWS;
+DEVICE uint4 row_unit(const SortParams &p, const PlaneRow &at, int token, int i) {
+    if (at.plane) {
+        const int chunk = i / 8, unit = i % 8, r = at.row % PLANE_ROWS;
         return *reinterpret_cast<const uint4 *>(
-            p.plane + (static_cast<size_t>(chunk) * p.plane_blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((unit ^ r) * 16));
+            at.plane + (static_cast<size_t>(chunk) * at.blocks + at.row / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((unit ^ r) * 16));
     }
     const uint8_t *row = p.rows + token / p.region * p.region_bytes + static_cast<size_t>(token % p.region) * p.row_bytes;
     if (!p.fp8) return __ldcg(reinterpret_cast<const uint4 *>(row) + i);
@@ -148,9 +161,10 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS) sort_rows(const __gri
             *reinterpret_cast<float *>(p.sorted + quantised_scale(row, chunk, p.steps, p.sorted_blocks)) =
                 *reinterpret_cast<const float *>(p.plane + quantised_scale(token, chunk, p.steps, p.plane_blocks));
         }
+    const PlaneRow at = plane_row(p, token);
     for (int i = threadIdx.x; i < units; i += SORT_THREADS) {
         const int chunk = i / 8, unit = i % 8;
-        const uint4 v = row_unit(p, token, i);
+        const uint4 v = row_unit(p, at, token, i);
         for (int j = 0; j < p.k; j++) {
             const uint32_t row = p.row_of_slot[token * p.k + j];
             if (row == NO_ROW) continue;

@@ -28,6 +28,9 @@ use crate::cuda::{Gpu, Memory, shape};
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long its owner's end waits for what the library still frees. That waits for all peers to have ended it, too, and of several
+/// ranks of one process the last frees for all: longer than [`ABORT_WAIT`] with four.
+const END_WAIT: Duration = Duration::from_secs(5);
 /// How long the device may take to leave an exchange that was ended.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -248,10 +251,11 @@ impl Drop for NcclExchange {
     /// Waits, bounded, for the library: what its thread still frees while the process ends, it frees in ruins.
     fn drop(&mut self) {
         self.control.set_communicator(None);
-        if let Some(live) = self.live.take() {
-            live.communicator.abort();
+        let live = self.live.take().map(|live| Arc::clone(&live.communicator));
+        for communicator in live.into_iter().chain(self.former.take()) {
+            communicator.end();
+            communicator.is_freed_within(END_WAIT);
         }
-        self.settle();
     }
 }
 
@@ -307,6 +311,10 @@ impl Exchange for NcclExchange {
 
     fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         self.live()?.combine_few(gpu, tokens, results)
+    }
+
+    fn plane(&self, piece: usize, count: usize) -> Option<(u64, usize)> {
+        self.live.as_ref()?.plane(&self.local, piece, count)
     }
 
     fn dispatch_many(&self, gpu: &Gpu, tokens: &Tokens, plane: u64, blocks: usize) -> Result<ManyRows> {

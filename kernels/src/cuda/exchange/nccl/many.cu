@@ -1,6 +1,7 @@
 // The exchange of many tokens over NCCL: this rank's message, the choice of ranks for everybody's tokens, the results for the
-// others, their sum. Rows travel as they stand in planes, BF16 or FP8 with a scale per 128 values; results as BF16.
-// Bytes: each row once out of the plane and once into the message; results as in ../many.cu.
+// others, their sum. BF16 rows travel as the plane that they are, which whoever makes it has written into the message; FP8 rows one
+// after the other, each with a scale per 128 values; results as BF16.
+// Bytes: FP8 rows once out of the plane and once into the message; results as in ../many.cu.
 #include "../../plane.cuh"
 #include "../fp8_rows.cuh"
 #include "../sum_slots.cuh"
@@ -14,7 +15,7 @@ struct PackMany {
     ExchangeParams exchange;
     Messages messages;
     ExchangeTokens tokens;
-    const uint8_t *plane;
+    const uint8_t *plane;  // null: it is in the message
     const int *rows;  // this rank's expert rows of the exchange before: the load that the others see
     int plane_blocks, padded, fp8;
     int parts;  // warps of a row
@@ -53,7 +54,8 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
             own.ids[token * p.k + lane] = d.tokens.ids[token * p.k + lane];
             own.weights[token * p.k + lane] = d.tokens.weights[token * p.k + lane];
         }
-        const int r = token % PLANE_ROWS;
+        if (!d.plane) continue;
+        const int r = token % PLANE_ROWS, blocks = ceil_div(d.tokens.count, PLANE_ROWS);
         const uint8_t *from = d.plane + static_cast<size_t>(token / PLANE_ROWS) * PLANE_BLOCK + r * 128;
         uint8_t *row = own.rows + static_cast<size_t>(token) * d.messages.row_bytes;
 #pragma unroll 1
@@ -77,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
                     *reinterpret_cast<uint2 *>(row + u * 8) = packed;
                     if (u % 16 == 0) *reinterpret_cast<float *>(row + d.padded + u / 16 * 4) = scale;
                 } else if (u < units) {
-                    *reinterpret_cast<uint4 *>(row + u * 16) = v[i];
+                    *reinterpret_cast<uint4 *>(own.rows + (static_cast<size_t>(u / 8) * blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((u % 8 ^ r) * 16)) = v[i];
                 }
             }
         }

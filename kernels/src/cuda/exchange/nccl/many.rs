@@ -12,6 +12,7 @@ use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::{ManyResults, ManyRows, Tokens, Wire};
 use crate::cuda::format::padded;
+use crate::cuda::plane::PLANE_ROWS;
 use crate::cuda::{Event, Gpu, Memory, Stream};
 
 /// Pieces under way at once.
@@ -73,6 +74,12 @@ struct Channel<'a> {
 type Work<'a> = (&'a Tokens, &'a ManyResults);
 
 impl Channel<'_> {
+    /// Where this rank's tokens are in its message, as a plane of so many blocks; as FP8 they are none.
+    fn plane(&self, rank: u32, count: usize) -> Option<(u64, usize)> {
+        let rows = self.places.message(rank) + HEAD as u64;
+        (self.connected.shape.wire == Wire::Bf16).then(|| (rows, count.div_ceil(PLANE_ROWS)))
+    }
+
     fn results(&self, (tokens, results): Work<'_>, own: bool) -> Result<ResultsMany> {
         Ok(ResultsMany {
             exchange: self.connected.params,
@@ -107,6 +114,14 @@ impl Live {
         self.channel(tokens.piece % CHANNELS, local)
     }
 
+    pub(super) fn plane(&self, local: &Memory, piece: usize, count: usize) -> Option<(u64, usize)> {
+        let channel = self.channel(piece % CHANNELS, local).ok()?;
+        let fits = count <= channel.connected.shape.many_tokens;
+        channel
+            .plane(self.communicator.rank, count)
+            .filter(|_| fits && count > 0)
+    }
+
     fn pack_many(
         &self,
         gpu: &Gpu,
@@ -116,11 +131,12 @@ impl Live {
     ) -> Result<()> {
         self.fits(tokens, self.tokens_of(self.communicator.rank, tokens.piece))?;
         let (connected, shape) = (channel.connected, &channel.connected.shape);
+        let there = channel.plane(self.communicator.rank, tokens.count) == Some(plane);
         let pack = PackMany {
             exchange: connected.params,
             messages: channel.places.many(),
             tokens: connected.tokens(tokens, shape.many_tokens)?,
-            plane: plane.0,
+            plane: if there { 0 } else { plane.0 },
             rows: connected.places.rows.address,
             plane_blocks: plane.1 as i32,
             padded: padded(shape.hidden) as i32,
@@ -152,6 +168,7 @@ impl Live {
         Ok(ManyRows {
             rows: places.there + HEAD as u64,
             row_bytes: places.sizes.many_row,
+            planes: connected.shape.wire == Wire::Bf16,
             region_bytes: places.sizes.there_stride,
             wire: connected.shape.wire,
             ids: channel.local,

@@ -17,6 +17,7 @@ struct Messages {
     int row_bytes;   // of a row of a message
     int back_bytes;  // of the results of a row
     int carried;     // few: rows of every message, used or not; many: 0, each rank's own count
+    int block;       // many: of a multiple of so many there is room
 };
 
 // One rank's message of `rows` rows.
@@ -30,7 +31,7 @@ struct Message {
 DEVICE size_t slot_bytes(int rows, int k) { return (static_cast<size_t>(rows) * k * 4 + 15) / 16 * 16; }
 
 DEVICE Message message_of(const Messages &m, int rank, int rows, int k) {
-    if (m.carried) rows = m.carried;
+    rows = m.carried ? m.carried : ceil_div(rows, m.block) * m.block;
     uint8_t *at = m.there + rank * m.there_stride, *slots = at + HEAD + static_cast<size_t>(rows) * m.row_bytes;
     return {at, at + HEAD, reinterpret_cast<uint32_t *>(slots), reinterpret_cast<float *>(slots + slot_bytes(rows, k))};
 }

@@ -1,14 +1,17 @@
 //! Where the messages of an exchange over NCCL lie, and what is sent of them; the parameters of the kernels that write and
 //! read them (`messages.cuh`).
 
-use crate::cuda::exchange::ExchangeShape;
 use crate::cuda::exchange::halves::channel_shape;
 use crate::cuda::exchange::layout::{ExchangeParams, ExchangeTokens, GroupRows};
+use crate::cuda::exchange::{ExchangeShape, Wire};
+use crate::cuda::plane::{PLANE_BLOCK, PLANE_ROWS};
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
 use crate::ops::route::cuda::RouteParams;
 
 /// Bytes in front of the rows.
 pub(super) const HEAD: usize = 64;
+/// Rows begin at a multiple of so many: they may be a plane.
+const ALIGNED: usize = PLANE_BLOCK;
 
 /// Sizes of the messages of an epoch.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,8 @@ pub(super) struct Sizes {
     few_back: usize,
     pub(super) many_row: usize,
     many_back: usize,
+    /// There is room for a multiple of so many rows: those of a plane.
+    pub(super) many_block: usize,
     /// From one rank's message to the next, and from one rank's results to the next.
     pub(super) there_stride: usize,
     back_stride: usize,
@@ -35,6 +40,10 @@ impl Sizes {
             few_back: shape.hidden * value * per_row,
             many_row: shape.row_bytes(),
             many_back: shape.hidden * 2,
+            many_block: match shape.wire {
+                Wire::Bf16 => PLANE_ROWS,
+                Wire::Fp8 => 1,
+            },
             there_stride: 0,
             back_stride: 0,
             ranks: shape.ranks,
@@ -49,7 +58,7 @@ impl Sizes {
 
     /// Of all messages and results.
     pub(super) fn bytes(&self) -> usize {
-        self.ranks * (self.there_stride + 2 * self.back_stride)
+        ALIGNED + self.ranks * (self.there_stride + 2 * self.back_stride)
     }
 
     fn message(&self, rows: usize, row: usize) -> usize {
@@ -72,18 +81,18 @@ impl Sizes {
     }
 
     pub(super) fn many_bytes(&self, rows: usize) -> usize {
-        self.message(rows, self.many_row)
+        self.message(rows.next_multiple_of(self.many_block), self.many_row)
     }
 
     pub(super) fn many_back_bytes(&self, rows: usize) -> usize {
         HEAD + rows * self.many_back
     }
 
-    /// In memory of [`Sizes::bytes`] at `address`.
+    /// In memory of [`Sizes::bytes`] at `address`, a multiple of [`ALIGNED`].
     pub(super) fn at(&self, address: u64) -> Places {
-        let out = address + (self.ranks * self.there_stride) as u64;
+        let out = address + (ALIGNED + self.ranks * self.there_stride) as u64;
         Places {
-            there: address,
+            there: address + (ALIGNED - HEAD) as u64,
             out,
             back: out + (self.ranks * self.back_stride) as u64,
             sizes: *self,
@@ -153,6 +162,7 @@ impl Places {
             row_bytes: row_bytes as i32,
             back_bytes: back_bytes as i32,
             carried: carried as i32,
+            block: self.sizes.many_block as i32,
         }
     }
 }
@@ -169,6 +179,7 @@ pub(super) struct Messages {
     row_bytes: i32,
     back_bytes: i32,
     pub(super) carried: i32,
+    block: i32,
 }
 
 /// Mirrors `PackFew`.
@@ -281,6 +292,7 @@ mod tests {
             let shape = ExchangeShape::new(ranks, 3072, 8, 8192, deterministic);
             let sizes = Sizes::new(&shape);
             let places = sizes.at(1 << 20);
+            assert!((places.message(1) + HEAD as u64).is_multiple_of(PLANE_BLOCK as u64));
             let few = shape.few_tokens;
             assert!(
                 sizes.few_bytes(few) <= sizes.there_stride && sizes.few_back_bytes(few) <= sizes.back_stride

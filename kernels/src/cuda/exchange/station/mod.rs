@@ -193,22 +193,24 @@ impl Station {
         gpu.write(&buffers.ids, 0, as_bytes(tokens.ids))?;
         gpu.write(&buffers.weights, 0, as_bytes(tokens.weights))?;
         buffers.count = count;
-        norm_rows(
-            gpu,
-            count,
-            &NormRows {
-                input: NormInput {
-                    x0: buffers.rows.address,
-                    k: sizes.hidden as i32,
-                    ..NormInput::default()
-                },
-                plane: buffers.plane.address,
-                plane_blocks: buffers.blocks as i32,
+        let own = (buffers.plane.address, buffers.blocks);
+        let input = NormInput {
+            x0: buffers.rows.address,
+            k: sizes.hidden as i32,
+            ..NormInput::default()
+        };
+        // For pieces, and where it travels from if all is one piece.
+        for (plane, blocks) in std::iter::once(own).chain(self.exchange().plane(0, count)) {
+            let params = NormRows {
+                input,
+                plane,
+                plane_blocks: blocks as i32,
                 padded: padded(sizes.hidden) as i32,
                 ..NormRows::default()
-            },
-        )?;
-        gpu.stream.wait(&gpu.device)
+            };
+            norm_rows(&self.gpu, count, &params)?;
+        }
+        self.gpu.stream.wait(&self.gpu.device)
     }
 
     /// Before exchanges are queued or recorded, with the most tokens that any rank has; all ranks call it.

@@ -86,9 +86,10 @@ impl Station {
     }
 
     fn queue_many(&self, gpu: &Gpu, b: &Buffers, tokens: &Tokens, until: Until) -> Result<()> {
-        let rows = self
-            .exchange()
-            .dispatch_many(gpu, tokens, b.plane.address, b.blocks)?;
+        let exchange = self.exchange();
+        let there = exchange.plane(0, tokens.count);
+        let (plane, blocks) = there.unwrap_or((b.plane.address, b.blocks));
+        let rows = exchange.dispatch_many(gpu, tokens, plane, blocks)?;
         if until == Until::Dispatch {
             return Ok(());
         }

@@ -23,8 +23,9 @@ pub(super) fn experts(
     let (gpu, sizes, places) = (&backend.gpu, &forward.sizes, &forward.places);
     let count = end - first;
     let hidden = places.hidden + (first * sizes.hidden * 4) as u64;
+    let plane = plane(backend, forward, 0, count);
     if count > 0 {
-        choose(backend, forward, (index, layer), count, hidden)?;
+        choose(backend, forward, (index, layer), (count, plane), hidden)?;
     }
     let area = &places.sort;
     let params = SortParams {
@@ -43,7 +44,7 @@ pub(super) fn experts(
             ids: places.ids,
             weights: places.weights,
         };
-        let rows = exchange.dispatch_many(gpu, &tokens, places.plane, places.blocks)?;
+        let rows = exchange.dispatch_many(gpu, &tokens, plane.0, plane.1)?;
         let results = work(gpu, forward, layer, exchange, &rows, hidden)?;
         return exchange.combine_many(gpu, &tokens, &results);
     }
@@ -146,12 +147,26 @@ fn sorted_quantise(forward: &Forward, (most, count): (usize, u64)) -> QuantisePa
     }
 }
 
+/// Where the plane of the tokens for the experts is, and of how many blocks: where it can travel from, if it is to travel.
+pub(in crate::cuda::forward) fn plane(
+    backend: &CudaBackend,
+    forward: &Forward,
+    piece: usize,
+    count: usize,
+) -> (u64, usize) {
+    let places = &forward.places;
+    let travels = backend
+        .exchange()
+        .and_then(|exchange| exchange.plane(piece, count));
+    travels.unwrap_or((places.plane, places.blocks))
+}
+
 /// Norm, gate and choice of `count` tokens from `hidden` on.
 pub(in crate::cuda::forward) fn choose(
     backend: &CudaBackend,
     forward: &Forward,
     (index, layer): (usize, &Layer),
-    count: usize,
+    (count, (plane, blocks)): (usize, (u64, usize)),
     hidden: u64,
 ) -> Result<()> {
     const OP: &str = "forward";
@@ -162,7 +177,7 @@ pub(in crate::cuda::forward) fn choose(
         &NormMany {
             x: hidden,
             weight: layer.moe_norm,
-            plane: places.plane,
+            plane,
             // Rows for other ranks travel as they are.
             quantised: match quantises(forward, layer.format) && backend.exchange().is_none() {
                 true => places.quantised_plane,
@@ -171,7 +186,7 @@ pub(in crate::cuda::forward) fn choose(
             eps: sizes.eps,
             width: sizes.hidden as i32,
             padded: padded(sizes.hidden) as i32,
-            plane_blocks: places.blocks as i32,
+            plane_blocks: blocks as i32,
         },
     )?;
     let most = GATE_PARTS.min(padded(sizes.hidden) / 128);
@@ -180,9 +195,9 @@ pub(in crate::cuda::forward) fn choose(
         gpu,
         &GemmCall {
             weights: &[backend.linear(OP, layer.handles.gate)?],
-            plane: places.plane,
+            plane,
             quantised: false,
-            blocks: places.blocks,
+            blocks,
             tokens: count,
             parts,
             y: places.gate_logits,
