@@ -19,6 +19,8 @@ pub const ABORT_WAIT: Duration = Duration::from_secs(1);
 /// A call that is under way is asked after without a pause for so long, then every so often.
 const BUSY: Duration = Duration::from_micros(300);
 const PAUSE: Duration = Duration::from_micros(50);
+/// How long a call that was given up may still go on: it takes 0.1 ms where it waits for no peer.
+const FINISH_WITHIN: Duration = Duration::from_millis(50);
 
 /// Bounds a wait for peers.
 #[derive(Clone, Copy)]
@@ -90,7 +92,10 @@ impl Communicator {
         let code = unsafe { (self.nccl.group_end)() };
         queued?;
         match code {
-            SUCCESS | IN_PROGRESS => settle(self.nccl, raw, "queueing an exchange", until),
+            SUCCESS | IN_PROGRESS => {
+                let settled = settle(self.nccl, raw, "queueing an exchange", until);
+                settled.inspect_err(|_| finish(self.nccl, raw))
+            }
             code => Err(self.nccl.error("queueing an exchange", code)),
         }
     }
@@ -238,6 +243,15 @@ fn async_error(nccl: &Nccl, raw: Comm) -> Result<i32> {
     let asked = unsafe { (nccl.async_error)(raw, &mut code) };
     nccl.check("state of the communicator", asked)?;
     Ok(code)
+}
+
+/// Lets a call come to its end that nobody waits for any more, unless it waits for peers: it runs on a thread of the library, which may be
+/// recording into a graph, and the caller is about to give that up.
+fn finish(nccl: &Nccl, raw: Comm) {
+    let until = Instant::now() + FINISH_WITHIN;
+    while matches!(async_error(nccl, raw), Ok(IN_PROGRESS)) && Instant::now() < until {
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Asks until the call under way has ended.
