@@ -14,7 +14,7 @@ use crate::backend::{KernelError, Result};
 use crate::cuda::{Device, Gpu, Memory, Stream};
 
 /// Allocations below this share their block with others, which a handle would open too.
-const OWN_BLOCK: usize = 2 << 20;
+pub(super) const OWN_BLOCK: usize = 2 << 20;
 
 /// What a rank tells its peers about its area, to be sent only to authenticated peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,22 @@ fn process_id() -> u64 {
     })
 }
 
+/// A number of this host, as far as handles reach: CUDA IPC crosses neither hosts nor namespaces of processes or of IPC. 0: unknown.
+pub(super) fn host() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    static HOST: OnceLock<u64> = OnceLock::new();
+    *HOST.get_or_init(|| {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let space = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
+        let (Ok(ipc), Ok(pid), false) = (space("ipc"), space("pid"), boot.is_empty()) else {
+            return 0;
+        };
+        let mut hasher = DefaultHasher::new();
+        (boot, ipc, pid).hash(&mut hasher);
+        hasher.finish().max(1)
+    })
+}
+
 /// This rank's area.
 pub(super) struct OwnArea {
     pub(super) memory: Memory,
@@ -100,20 +116,25 @@ impl OwnArea {
             bytes.next_multiple_of(OWN_BLOCK),
             "receive buffers of the exchange",
         )?;
-        let mut ipc = sys::CUipcMemHandle_st { reserved: [0; 64] };
-        // SAFETY: pointer to a local; the address is an allocation's beginning.
-        let code = unsafe { sys::cuIpcGetMemHandle(&mut ipc, memory.address) };
-        gpu.device.check("handle of the exchange's buffers", code)?;
-        let handle = PeerHandle {
-            ipc: ipc.reserved.map(|byte| byte.cast_unsigned()),
-            process: process_id(),
-            address: memory.address,
-            ordinal: gpu.device.raw() as u64,
-            area_bytes: memory.bytes as u64,
-            device: uuid(&gpu.device)?,
-        };
+        let handle = handle_of(gpu, &memory)?;
         Ok(OwnArea { memory, handle })
     }
+}
+
+/// Of memory of its own blocks.
+pub(super) fn handle_of(gpu: &Gpu, memory: &Memory) -> Result<PeerHandle> {
+    let mut ipc = sys::CUipcMemHandle_st { reserved: [0; 64] };
+    // SAFETY: pointer to a local; the address is an allocation's beginning.
+    let code = unsafe { sys::cuIpcGetMemHandle(&mut ipc, memory.address) };
+    gpu.device.check("handle of the exchange's buffers", code)?;
+    Ok(PeerHandle {
+        ipc: ipc.reserved.map(|byte| byte.cast_unsigned()),
+        process: process_id(),
+        address: memory.address,
+        ordinal: gpu.device.raw() as u64,
+        area_bytes: memory.bytes as u64,
+        device: uuid(&gpu.device)?,
+    })
 }
 
 /// A peer's area as mapped here.

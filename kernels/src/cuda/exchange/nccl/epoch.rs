@@ -23,6 +23,8 @@ pub(super) struct Live {
     /// Of a second piece that is under way at once; few tokens have none.
     pub(super) second: Option<(Connected, Places)>,
     pub(super) communicator: Arc<Communicator>,
+    /// Ranks whose memory is mapped here, and this rank's there: a bit each.
+    pub(super) straight: u64,
     pub(super) watch: Watch,
     pub(super) timeout: Duration,
     pub(super) step: Cell<Step>,
@@ -147,16 +149,24 @@ impl Live {
         tokens: usize,
         until: Until<'_>,
     ) -> Result<Vec<u64>> {
+        let said = self.tell(gpu, tally, as_bytes(&[tokens as u64]), until)?;
+        let words = said.as_chunks::<8>().0.iter();
+        Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
+    }
+
+    /// What every rank says, one after the other: `own` is this one's, at most [`TOLD`] bytes and of all as many.
+    pub(super) fn tell(&self, gpu: &Gpu, tally: &Tally<'_>, own: &[u8], until: Until<'_>) -> Result<Vec<u8>> {
         let Communicator { rank, ranks, .. } = *self.communicator;
-        let at = |rank: u32| tally.words.address + u64::from(rank) * 8;
-        gpu.write(tally.words, rank as usize * 8, as_bytes(&[tokens as u64]))?;
+        let each = own.len();
+        let at = |rank: u32| tally.words.address + u64::from(rank) * each as u64;
+        gpu.write(tally.words, rank as usize * each, own)?;
         if ranks > 1 {
             let grouped = self.communicator.group(until, |group| {
                 for peer in (0..ranks).filter(|peer| *peer != rank) {
-                    // SAFETY: one word of the tally each; the stream is waited for below.
+                    // SAFETY: a place of the tally each; the stream is waited for below.
                     unsafe {
-                        group.send(at(rank), 8, peer, &gpu.stream)?;
-                        group.recv(at(peer), 8, peer, &gpu.stream)?;
+                        group.send(at(rank), each, peer, &gpu.stream)?;
+                        group.recv(at(peer), each, peer, &gpu.stream)?;
                     }
                 }
                 Ok(())
@@ -174,13 +184,9 @@ impl Live {
             }
             std::thread::sleep(Duration::from_micros(20));
         }
-        let mut words = vec![0u64; ranks as usize];
-        let mut bytes = vec![0; words.len() * 8];
-        gpu.read(tally.words, 0, &mut bytes)?;
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        Ok(words)
+        let mut said = vec![0; ranks as usize * each];
+        gpu.read(tally.words, 0, &mut said)?;
+        Ok(said)
     }
 
     /// Why a wait of the host for all ranks ended early.
@@ -227,9 +233,12 @@ pub(super) fn of_the_epoch(place: (u32, u32), error: KernelError) -> KernelError
     }
 }
 
+/// Most bytes that a rank tells the others at once.
+pub(super) const TOLD: usize = 128;
+
 /// Where the ranks tell each other how many tokens they have, and how the host learns that they did.
 pub(super) struct Tally<'a> {
-    /// U64 `[ranks]`.
+    /// [`TOLD`] bytes of each of `MAX_RANKS`.
     pub(super) words: &'a Memory,
     pub(super) control: &'a Control,
 }

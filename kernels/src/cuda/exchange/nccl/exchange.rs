@@ -10,15 +10,17 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::epoch::{Live, Step, Tally, of_the_epoch};
+use super::epoch::{Live, Step, TOLD, Tally, of_the_epoch};
 use super::many::Beside;
 use super::messages::{Sizes, second_shape};
+use super::reach::reach;
 use super::watch::Watch;
 use super::{ABORT_WAIT, Communicator, Nccl, UniqueId, Until};
 use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
+use crate::cuda::exchange::peer::{OWN_BLOCK, PeerArea, PeerHandle, handle_of};
 use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
     Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
@@ -39,12 +41,16 @@ const OP: &str = "exchange";
 pub(crate) struct NcclExchange {
     /// Messages and results.
     messages: Memory,
+    /// For ranks of this host; none: the driver gives none.
+    handle: Option<PeerHandle>,
     /// Which slots of many tokens are for experts here, of pieces of even number, then of odd.
     local: Memory,
     /// Tokens of each rank in the step, as they tell each other: U64.
     tally: Memory,
     control: Control,
     beside: Beside,
+    /// Messages of other ranks of this host, mapped here.
+    peers: Vec<PeerArea>,
     live: Option<Box<Live>>,
     /// What an epoch before needed, the second for its second pieces.
     kept: [Option<Kept>; 2],
@@ -56,12 +62,15 @@ impl NcclExchange {
     /// Buffers for epochs of shapes that need at most `most` ([`ExchangeShape::message_bytes`]).
     pub(crate) fn new(gpu: &Gpu, most: (usize, usize)) -> Result<NcclExchange> {
         Nccl::open()?;
+        let messages = gpu.alloc(most.0.next_multiple_of(OWN_BLOCK), "messages of the exchange")?;
         Ok(NcclExchange {
-            messages: gpu.alloc(most.0, "messages of the exchange")?,
+            handle: handle_of(gpu, &messages).ok(),
+            messages,
             local: gpu.alloc(most.1.max(4), "slots of the exchange")?,
-            tally: gpu.alloc(MAX_RANKS * 8, "an exchange")?,
+            tally: gpu.alloc(MAX_RANKS * TOLD, "an exchange")?,
             control: Control::new(&gpu.device)?,
             beside: Beside::new(gpu)?,
+            peers: Vec::new(),
             live: None,
             kept: [None, None],
             former: None,
@@ -169,7 +178,8 @@ impl NcclExchange {
         gpu.stream.wait(&gpu.device)?;
         self.control.clear();
         self.control.set_communicator(Some(Arc::clone(&communicator)));
-        let live = Live {
+        let mut live = Live {
+            straight: 0,
             watch: Watch::new(self.control.clone(), JOIN_WITHIN)?,
             connected,
             places,
@@ -184,6 +194,19 @@ impl NcclExchange {
         };
         // The first operation connects the pairs; it must not happen while a step is recorded.
         live.agree(gpu, &self.tally(), 0, until)?;
+        let tally = Tally {
+            words: &self.tally,
+            control: &self.control,
+        };
+        if sizes.many_tokens > 0 {
+            reach(
+                gpu,
+                &tally,
+                (&mut live, &mut self.peers),
+                (self.handle.as_ref(), bytes.0),
+                until,
+            )?;
+        }
         live.watch.set_timeout(epoch.timeout);
         self.live = Some(Box::new(live));
         Ok(())
@@ -213,6 +236,7 @@ impl NcclExchange {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
+        self.peers.clear();
         let second = second.map(|(connected, _)| connected.places);
         self.kept = [Some(connected.places), second];
         Ok(())

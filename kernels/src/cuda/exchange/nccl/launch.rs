@@ -108,10 +108,11 @@ fn parts(gpu: &Gpu, rows: usize, units: usize) -> usize {
 
 pub(super) fn pack_many(gpu: &Gpu, params: &PackMany) -> Result<()> {
     let rows = params.tokens.count as usize;
-    let parts = match params.plane {
+    let even = parts(gpu, rows, (params.padded as usize / 8).div_ceil(PACK_AHEAD));
+    let parts = match (params.plane, params.messages.straight) {
         // Only experts and weights are to be written.
-        0 => 1,
-        _ => parts(gpu, rows, (params.padded as usize / 8).div_ceil(PACK_AHEAD)),
+        (0, 0) => 1,
+        _ => even,
     };
     let params = PackMany {
         parts: parts as i32,

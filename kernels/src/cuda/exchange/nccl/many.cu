@@ -1,7 +1,10 @@
 // The exchange of many tokens over NCCL: this rank's message, the choice of ranks for everybody's tokens, the results for the
 // others, their sum. BF16 rows travel as the plane that they are, which whoever makes it has written into the message; FP8 rows one
-// after the other, each with a scale per 128 values; results as BF16.
+// after the other, each with a scale per 128 values; results as BF16. To ranks whose memory is mapped here all but heads is written straight;
+// heads go by the library behind it, and say that it is there.
 // Bytes: FP8 rows once out of the plane and once into the message; results as in ../many.cu.
+#include <type_traits>
+
 #include "../../plane.cuh"
 #include "../fp8_rows.cuh"
 #include "../sum_slots.cuh"
@@ -36,8 +39,16 @@ struct ResultsMany {
     const uint32_t *row_of_slot;  // [ranks][many_tokens, k]
     float *hidden;                // [count, hidden], added to
     int parts;                    // warps of a row
-    int own;                      // sums for this rank's rows, otherwise for all others'
+    int own;                      // whose rows are summed: OTHERS_ROWS, OWN_ROWS or ALL_ROWS
 };
+enum Rows : int { OTHERS_ROWS, OWN_ROWS, ALL_ROWS };
+
+// What the block has written straight is there before the library's kernel behind this one says so. By all threads.
+DEVICE void finish_straight(const Messages &m) {
+    if (!m.straight) return;
+    __syncthreads();
+    if (threadIdx.x == 0) fence_system();
+}
 
 // `parts` warps a token, as in all that move rows: few tokens are spread over the device.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const __grid_constant__ PackMany d) {
@@ -47,15 +58,38 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
     wait_for_inputs();
     allow_next_kernel();
     const Message own = message_of(d.messages, p.rank, d.tokens.count, p.k);
+    const int blocks = ceil_div(d.tokens.count, PLANE_ROWS);
+    // Into the messages at other ranks, at the place that `at` has in this one.
+    const auto send = [&](const void *at, const auto &v) {
+        for (uint64_t rest = d.messages.straight; rest; rest &= rest - 1) {
+            uint8_t *there = message_at(p, d.messages, __ffsll(rest) - 1) + (static_cast<const uint8_t *>(at) - own.at);
+            *reinterpret_cast<std::decay_t<decltype(v)> *>(there) = v;
+        }
+    };
+    const auto put = [&](auto *at, const auto &v) { *at = v, send(at, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) write_own_head(p, own, d.tokens.count, d.rows);
+    if (!d.plane && d.messages.straight) {
+        // As it lies.
+        auto *plane = reinterpret_cast<const uint4 *>(own.rows);
+        const int all = blocks * (d.padded / 64) * (PLANE_BLOCK / 16);
+        for (int first = (blockIdx.x * MANY_WARPS + warp) * AHEAD * WARP; first < all; first += gridDim.x * MANY_WARPS * AHEAD * WARP) {
+            uint4 v[AHEAD];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+                if (first + i * WARP + lane < all) v[i] = plane[first + i * WARP + lane];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+                if (first + i * WARP + lane < all) send(plane + first + i * WARP + lane, v[i]);
+        }
+    }
     for (int n = blockIdx.x * MANY_WARPS + warp; n < d.tokens.count * d.parts; n += gridDim.x * MANY_WARPS) {
         const int token = n / d.parts, part = n % d.parts;
         if (part == 0 && lane < p.k) {
-            own.ids[token * p.k + lane] = d.tokens.ids[token * p.k + lane];
-            own.weights[token * p.k + lane] = d.tokens.weights[token * p.k + lane];
+            put(own.ids + token * p.k + lane, d.tokens.ids[token * p.k + lane]);
+            put(own.weights + token * p.k + lane, d.tokens.weights[token * p.k + lane]);
         }
         if (!d.plane) continue;
-        const int r = token % PLANE_ROWS, blocks = ceil_div(d.tokens.count, PLANE_ROWS);
+        const int r = token % PLANE_ROWS;
         const uint8_t *from = d.plane + static_cast<size_t>(token / PLANE_ROWS) * PLANE_BLOCK + r * 128;
         uint8_t *row = own.rows + static_cast<size_t>(token) * d.messages.row_bytes;
 #pragma unroll 1
@@ -76,14 +110,16 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
                     float scale;
                     const uint2 packed = to_fp8(v[i], scale);
                     if (u >= units) continue;
-                    *reinterpret_cast<uint2 *>(row + u * 8) = packed;
-                    if (u % 16 == 0) *reinterpret_cast<float *>(row + d.padded + u / 16 * 4) = scale;
+                    put(reinterpret_cast<uint2 *>(row + u * 8), packed);
+                    if (u % 16 == 0) put(reinterpret_cast<float *>(row + d.padded + u / 16 * 4), scale);
                 } else if (u < units) {
-                    *reinterpret_cast<uint4 *>(own.rows + (static_cast<size_t>(u / 8) * blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((u % 8 ^ r) * 16)) = v[i];
+                    uint8_t *at = own.rows + (static_cast<size_t>(u / 8) * blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((u % 8 ^ r) * 16);
+                    put(reinterpret_cast<uint4 *>(at), v[i]);
                 }
             }
         }
     }
+    finish_straight(d.messages);
 }
 
 // Which slots are for experts here: a warp a row.
@@ -129,15 +165,19 @@ DEVICE RowSlots read_slots(const ResultsMany &c, int owner, int rows, int token,
 // The weighted sum of each row's slots here, for the row's owner.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(const __grid_constant__ ResultsMany c) {
     const ExchangeParams &p = c.exchange;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8, owners = c.own ? 1 : p.ranks - 1;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, units = p.hidden / 8;
+    const int owners = c.own == OWN_ROWS ? 1 : c.own == ALL_ROWS ? p.ranks : p.ranks - 1;
     const int warps = blockDim.x / WARP, first = blockIdx.x * warps + warp;
     __shared__ int counts[MAX_RANKS];
     // Counts and slots have been known since rows were sorted: the experts' kernels are between that and this one.
     if (threadIdx.x < p.ranks) counts[threadIdx.x] = __ldcg(p.counts + threadIdx.x);
     const bool passes = __syncthreads_or(failed(p));
-    const auto owner_of = [&](int row) { return c.own ? p.rank : row % owners + (row % owners >= p.rank); };
+    const auto owner_of = [&](int row) {
+        if (c.own != OTHERS_ROWS) return c.own == OWN_ROWS ? p.rank : row % owners;
+        return row % owners + (row % owners >= p.rank);
+    };
     int most = 0;
-    for (int r = 0; r < p.ranks; r++) most = max(most, (r == p.rank) == (c.own != 0) ? counts[r] : 0);
+    for (int r = 0; r < p.ranks; r++) most = max(most, c.own == ALL_ROWS || (r == p.rank) == (c.own == OWN_ROWS) ? counts[r] : 0);
     const int all = most * owners * c.parts;
     // A row's slots are on their way while the one before is summed.
     RowSlots next{};
@@ -150,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(cons
     wait_for_inputs();
     allow_next_kernel();
     if (passes) return;
-    if (blockIdx.x == 0 && !c.own) stamp_results(p, c.messages, p.state->open);
+    if (blockIdx.x == 0 && c.own != OWN_ROWS) stamp_results(p, c.messages, p.state->open);
     for (int n = first; n < all; n += gridDim.x * warps) {
         const int row = n / c.parts, part = n % c.parts, token = row / owners, owner = owner_of(row);
         RowSlots slots = next;
@@ -158,12 +198,13 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(cons
         if (token >= counts[owner]) continue;
         slots.present = __ballot_sync(ALL_LANES, slots.sorted != ABSENT);
         if (!slots.present) continue;
-        uint8_t *to = result_for(c.messages, owner, p.rank, token);
+        uint8_t *to = c.messages.straight >> owner & 1 ? result_at(p, c.messages, owner, token) : result_for(c.messages, owner, p.rank, token);
         for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
             const uint4 sum = sum_slots(slots, c.sorted, p.hidden, u);
             if (u < units) *reinterpret_cast<uint4 *>(to + u * 16) = sum;
         }
     }
+    finish_straight(c.messages);
 }
 
 // hidden += what came back, in the order of ranks. `OWN`: this rank's share is still to be summed; as rounded as if it had come.

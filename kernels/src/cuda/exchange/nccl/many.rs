@@ -1,13 +1,14 @@
 //! Many tokens over NCCL: each rank carries as many rows as it has. Pieces of even and of odd number have messages of their
 //! own, and NCCL a stream of its own, so that two can be under way at once: while the library carries one, the device
-//! works for the other.
+//! works for the other. What a piece alone sends to ranks of this host is written straight into their memory by the kernels that make it, and
+//! only its heads are carried ([`super::reach`]).
 //!
 //! Must stay true: what the library carries waits for the kernel that wrote it (`packed`), and what reads it waits for the
 //! library (`carried`), whichever streams they are on; the library is asked in the same order on every rank.
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveMany, HEAD, PackMany, Places, ResultsMany};
+use super::messages::{ArriveMany, HEAD, Messages, PackMany, Places, ResultsMany, Rows};
 use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::{ManyResults, ManyRows, Tokens, Wire};
@@ -68,6 +69,8 @@ struct Channel<'a> {
     places: &'a Places,
     /// Which slots are for experts here: U32 `[ranks][many_tokens, top_k]`.
     local: u64,
+    /// Ranks whose memory is written straight: a bit each.
+    straight: u64,
 }
 
 /// This rank's tokens of a piece, and the results that there are for all ranks' tokens of it.
@@ -80,16 +83,30 @@ impl Channel<'_> {
         (self.connected.shape.wire == Wire::Bf16).then(|| (rows, count.div_ceil(PLANE_ROWS)))
     }
 
-    fn results(&self, (tokens, results): Work<'_>, own: bool) -> Result<ResultsMany> {
+    fn messages(&self) -> Messages {
+        let mut messages = self.places.many();
+        messages.straight = self.straight;
+        messages
+    }
+
+    /// Bytes of `rows` that the library carries to or from `rank`.
+    fn carried(&self, rank: u32, bytes: usize) -> usize {
+        match self.straight >> rank & 1 {
+            1 => HEAD,
+            _ => bytes,
+        }
+    }
+
+    fn results(&self, (tokens, results): Work<'_>, own: Rows) -> Result<ResultsMany> {
         Ok(ResultsMany {
             exchange: self.connected.params,
-            messages: self.places.many(),
+            messages: self.messages(),
             tokens: self.connected.tokens(tokens, self.connected.shape.many_tokens)?,
             sorted: results.sorted,
             row_of_slot: results.row_of_slot,
             hidden: results.hidden,
             parts: 1,
-            own: i32::from(own),
+            own: own as i32,
         })
     }
 }
@@ -107,11 +124,20 @@ impl Live {
             connected,
             places,
             local: local.address + (index * shape.many_rows() * shape.top_k * 4) as u64,
+            straight: 0,
         })
     }
 
+    /// Of a piece beside which another is under way: what it sends is carried while the device works for the other.
     fn of_piece(&self, tokens: &Tokens, local: &Memory) -> Result<Channel<'_>> {
         self.channel(tokens.piece % CHANNELS, local)
+    }
+
+    /// Of a piece alone.
+    fn alone(&self, local: &Memory) -> Result<Channel<'_>> {
+        let straight = self.straight;
+        self.channel(0, local)
+            .map(|channel| Channel { straight, ..channel })
     }
 
     pub(super) fn plane(&self, local: &Memory, piece: usize, count: usize) -> Option<(u64, usize)> {
@@ -134,7 +160,7 @@ impl Live {
         let there = channel.plane(self.communicator.rank, tokens.count) == Some(plane);
         let pack = PackMany {
             exchange: connected.params,
-            messages: channel.places.many(),
+            messages: channel.messages(),
             tokens: connected.tokens(tokens, shape.many_tokens)?,
             plane: if there { 0 } else { plane.0 },
             rows: connected.places.rows.address,
@@ -147,13 +173,11 @@ impl Live {
     }
 
     fn carry_there(&self, stream: &Stream, channel: &Channel<'_>, tokens: &Tokens) -> Result<()> {
-        let (places, rank) = (channel.places, self.communicator.rank);
-        let own = (places.message(rank), places.sizes.many_bytes(tokens.count));
-        let from = |rank| {
-            let rows = self.tokens_of(rank, tokens.piece);
-            (places.message(rank), places.sizes.many_bytes(rows))
-        };
-        self.carry(stream, |_| own, from)
+        let (places, own) = (channel.places, self.communicator.rank);
+        let bytes = |rank| places.sizes.many_bytes(self.tokens_of(rank, tokens.piece));
+        let to = |rank| (places.message(own), channel.carried(rank, bytes(own)));
+        let from = |rank| (places.message(rank), channel.carried(rank, bytes(rank)));
+        self.carry(stream, to, from)
     }
 
     fn arrive_many(&self, gpu: &Gpu, channel: &Channel<'_>, tokens: &Tokens) -> Result<ManyRows> {
@@ -177,28 +201,31 @@ impl Live {
         })
     }
 
-    /// Sums for the other ranks, or for this one.
-    fn return_many(&self, gpu: &Gpu, channel: &Channel<'_>, work: Work<'_>, own: bool) -> Result<()> {
+    /// Sums for the other ranks, for this one, or for all.
+    fn return_many(&self, gpu: &Gpu, channel: &Channel<'_>, work: Work<'_>, own: Rows) -> Result<()> {
         let (params, tokens) = (channel.results(work, own)?, work.0);
-        match own {
-            true => launch::return_many(gpu, tokens.count, Some(CHANNELS_OF_NCCL), &params),
-            false => launch::return_many(gpu, self.rows(tokens.piece) - tokens.count, None, &params),
-        }
+        let (rows, beside) = match own {
+            Rows::Own => (tokens.count, Some(CHANNELS_OF_NCCL)),
+            Rows::Others => (self.rows(tokens.piece) - tokens.count, None),
+            Rows::All => (self.rows(tokens.piece), None),
+        };
+        launch::return_many(gpu, rows, beside, &params)
     }
 
     fn carry_back(&self, stream: &Stream, channel: &Channel<'_>, tokens: &Tokens) -> Result<()> {
         let places = channel.places;
         let to = |rank| {
-            let rows = self.tokens_of(rank, tokens.piece);
-            (places.results_for(rank), places.sizes.many_back_bytes(rows))
+            let bytes = places.sizes.many_back_bytes(self.tokens_of(rank, tokens.piece));
+            (places.results_for(rank), channel.carried(rank, bytes))
         };
         let own = places.sizes.many_back_bytes(tokens.count);
-        self.carry(stream, to, |rank| (places.results_of(rank), own))
+        let from = |rank| (places.results_of(rank), channel.carried(rank, own));
+        self.carry(stream, to, from)
     }
 
     /// `whole`: this rank's own results have been summed.
     fn sum_many(&self, gpu: &Gpu, channel: &Channel<'_>, work: Work<'_>, whole: bool) -> Result<()> {
-        launch::sum_many(gpu, whole, &channel.results(work, true)?)?;
+        launch::sum_many(gpu, whole, &channel.results(work, Rows::Own)?)?;
         // A long step is watched layer by layer.
         if gpu.stream.is_capturing(&gpu.device)? {
             return Ok(());
@@ -213,7 +240,7 @@ impl Live {
         tokens: &Tokens,
         plane: (u64, usize),
     ) -> Result<ManyRows> {
-        let channel = self.channel(0, local)?;
+        let channel = self.alone(local)?;
         self.pack_many(gpu, &channel, tokens, plane)?;
         self.carry_there(&gpu.stream, &channel, tokens)?;
         self.arrive_many(gpu, &channel, tokens)
@@ -226,9 +253,15 @@ impl Live {
         tokens: &Tokens,
         results: &ManyResults,
     ) -> Result<()> {
-        let (channel, work) = (self.channel(0, local)?, (tokens, results));
+        let (channel, work) = (self.alone(local)?, (tokens, results));
+        if channel.straight != 0 {
+            // The links hold these up, not the memory: own sums are made beside them.
+            self.return_many(gpu, &channel, work, Rows::All)?;
+            self.carry_back(&gpu.stream, &channel, tokens)?;
+            return self.sum_many(gpu, &channel, work, true);
+        }
         if tokens.count < BESIDE_TOKENS {
-            self.return_many(gpu, &channel, work, false)?;
+            self.return_many(gpu, &channel, work, Rows::Others)?;
             self.carry_back(&gpu.stream, &channel, tokens)?;
             return self.sum_many(gpu, &channel, work, false);
         }
@@ -243,11 +276,11 @@ impl Live {
         (beside, channel): (&Beside, &Channel<'_>),
         work: Work<'_>,
     ) -> Result<()> {
-        self.return_many(gpu, channel, work, false)?;
+        self.return_many(gpu, channel, work, Rows::Others)?;
         let stream = beside.follow(gpu, channel.index)?;
         self.carry_back(stream, channel, work.0)?;
         beside.asked(gpu, channel.index)?;
-        self.return_many(gpu, channel, work, true)
+        self.return_many(gpu, channel, work, Rows::Own)
     }
 
     pub(super) fn start_dispatch_of(

@@ -92,7 +92,7 @@ impl Sizes {
     pub(super) fn at(&self, address: u64) -> Places {
         let out = address + (ALIGNED + self.ranks * self.there_stride) as u64;
         Places {
-            there: address + (ALIGNED - HEAD) as u64,
+            there: address + Places::THERE,
             out,
             back: out + (self.ranks * self.back_stride) as u64,
             sizes: *self,
@@ -128,6 +128,9 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// Where what the ranks say begins, from the beginning of the memory on.
+    pub(super) const THERE: u64 = (ALIGNED - HEAD) as u64;
+
     /// What `rank` says.
     pub(super) fn message(&self, rank: u32) -> u64 {
         self.there + u64::from(rank) * self.sizes.there_stride as u64
@@ -163,6 +166,7 @@ impl Places {
             back_bytes: back_bytes as i32,
             carried: carried as i32,
             block: self.sizes.many_block as i32,
+            straight: 0,
         }
     }
 }
@@ -180,6 +184,8 @@ pub(super) struct Messages {
     back_bytes: i32,
     pub(super) carried: i32,
     block: i32,
+    /// A bit of each rank.
+    pub(super) straight: u64,
 }
 
 /// Mirrors `PackFew`.
@@ -273,6 +279,14 @@ pub(super) struct ResultsMany {
     pub(super) hidden: u64,
     pub(super) parts: i32,
     pub(super) own: i32,
+}
+
+/// Whose rows are summed; mirrors `Rows`.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    Others,
+    Own,
+    All,
 }
 
 #[cfg(test)]

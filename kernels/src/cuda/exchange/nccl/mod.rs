@@ -9,6 +9,7 @@ mod library;
 mod many;
 pub mod measure;
 mod messages;
+mod reach;
 pub(crate) mod topology;
 mod watch;
 
