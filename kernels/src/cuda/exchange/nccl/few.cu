@@ -116,7 +116,7 @@ template <bool EXACT> DEVICE void return_few(const ReturnFew &c) {
         unsigned present = 0;
         for (int j = 0; j < p.k; j++) present |= (ids[j] != ABSENT) << j;
         if (!present) continue;
-        auto *to = reinterpret_cast<typename V::Packed *>(result_for(c.messages, owner, p.rank, token));
+        auto *to = reinterpret_cast<typename V::Packed *>(result_to(p, c.messages, owner, token));
         const float *y = c.y + static_cast<size_t>(row) * p.k * p.hidden;
         for (int begin = threadIdx.x; begin < units; begin += FOURS * RETURN_THREADS) {
             float4 sum[FOURS] = {};
@@ -153,6 +153,7 @@ template <bool EXACT> DEVICE void return_few(const ReturnFew &c) {
                 if (!(EXACT && p.deterministic) && begin + f * RETURN_THREADS < units) to[begin + f * RETURN_THREADS] = V::pack(sum[f]);
         }
     }
+    finish_straight(c.messages);
 }
 
 // Two values of a row, as they travel.

@@ -3,7 +3,7 @@
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveFew, ChooseFew, HEAD, PackFew, ReturnFew, SumFew};
+use super::messages::{ArriveFew, ChooseFew, HEAD, PackFew, ReturnFew, SumFew, carried};
 use crate::backend::Result;
 use crate::cuda::Gpu;
 use crate::cuda::exchange::layout::{ExchangeParams, GroupRows};
@@ -11,6 +11,9 @@ use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
 use crate::cuda::shape;
 use crate::ops::linear::cuda::INLINE_WIDTH;
 use crate::ops::route::cuda::{PackBeside, RouteTokens, max_groups, route};
+
+/// From so many rows on results are written straight into mapped memory: below, the library carries them as fast as their head.
+const STRAIGHT_ROWS: usize = 64;
 
 impl Live {
     /// What the choice of experts is to write beside its own work.
@@ -116,8 +119,11 @@ impl Live {
 
     pub(super) fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let (connected, few) = (&self.connected, self.step.get().few);
-        let (exact, messages) = (connected.shape.exact, self.places.few(few));
+        let (exact, mut messages) = (connected.shape.exact, self.places.few(few));
         self.fits(tokens, few)?;
+        if few >= STRAIGHT_ROWS {
+            messages.straight = self.straight;
+        }
         let exchange = self.of_few(few);
         let back = ReturnFew {
             exchange,
@@ -125,9 +131,11 @@ impl Live {
             y: results.y,
         };
         launch::return_few(gpu, exact, &back)?;
-        let bytes = self.places.sizes.few_back_bytes(few);
-        let to = |rank| (self.places.results_for(rank), bytes);
-        self.carry(&gpu.stream, to, |rank| (self.places.results_of(rank), bytes))?;
+        let all = self.places.sizes.few_back_bytes(few);
+        let bytes = |rank| carried(messages.straight, rank, all);
+        let to = |rank| (self.places.results_for(rank), bytes(rank));
+        let from = |rank| (self.places.results_of(rank), bytes(rank));
+        self.carry(&gpu.stream, to, from)?;
         let sum = SumFew {
             exchange,
             messages,

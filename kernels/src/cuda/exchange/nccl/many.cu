@@ -43,13 +43,6 @@ struct ResultsMany {
 };
 enum Rows : int { OTHERS_ROWS, OWN_ROWS, ALL_ROWS };
 
-// What the block has written straight is there before the library's kernel behind this one says so. By all threads.
-DEVICE void finish_straight(const Messages &m) {
-    if (!m.straight) return;
-    __syncthreads();
-    if (threadIdx.x == 0) fence_system();
-}
-
 // `parts` warps a token, as in all that move rows: few tokens are spread over the device.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const __grid_constant__ PackMany d) {
     constexpr int AHEAD = 4;
@@ -198,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) nccl_return_many(cons
         if (token >= counts[owner]) continue;
         slots.present = __ballot_sync(ALL_LANES, slots.sorted != ABSENT);
         if (!slots.present) continue;
-        uint8_t *to = c.messages.straight >> owner & 1 ? result_at(p, c.messages, owner, token) : result_for(c.messages, owner, p.rank, token);
+        uint8_t *to = result_to(p, c.messages, owner, token);
         for (int u = part * WARP + lane; u < ceil_div(units, WARP) * WARP; u += c.parts * WARP) {
             const uint4 sum = sum_slots(slots, c.sorted, p.hidden, u);
             if (u < units) *reinterpret_cast<uint4 *>(to + u * 16) = sum;

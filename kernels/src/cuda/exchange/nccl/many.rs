@@ -8,7 +8,7 @@
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveMany, HEAD, Messages, PackMany, Places, ResultsMany, Rows};
+use super::messages::{ArriveMany, HEAD, Messages, PackMany, Places, ResultsMany, Rows, carried};
 use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::{ManyResults, ManyRows, Tokens, Wire};
@@ -91,10 +91,7 @@ impl Channel<'_> {
 
     /// Bytes of `rows` that the library carries to or from `rank`.
     fn carried(&self, rank: u32, bytes: usize) -> usize {
-        match self.straight >> rank & 1 {
-            1 => HEAD,
-            _ => bytes,
-        }
+        carried(self.straight, rank, bytes)
     }
 
     fn results(&self, (tokens, results): Work<'_>, own: Rows) -> Result<ResultsMany> {

@@ -18,7 +18,7 @@ struct Messages {
     int back_bytes;  // of the results of a row
     int carried;     // few: rows of every message, used or not; many: 0, each rank's own count
     int block;       // many: of a multiple of so many there is room
-    uint64_t straight;  // many: ranks into whose memory (`area`, their `there` as mapped here) is written what is for them: all but heads
+    uint64_t straight;  // ranks into whose memory (`area`, their `there` as mapped here) is written what is for them: all but heads
 };
 
 // One rank's message of `rows` rows.
@@ -45,10 +45,21 @@ DEVICE uint8_t *result_for(const Messages &m, int rank, int self, int row) {
     return rank == self ? result_of(m, rank, row) : m.out + rank * m.back_stride + HEAD + static_cast<size_t>(row) * m.back_bytes;
 }
 
-// Where this rank's message lies at a rank of `straight`, and the results of that rank's row.
+// Where this rank's message lies at a rank of `straight`, and the results of that rank's row; where any rank's are written.
 DEVICE uint8_t *message_at(const ExchangeParams &p, const Messages &m, int rank) { return p.area[rank] + p.rank * m.there_stride; }
 DEVICE uint8_t *result_at(const ExchangeParams &p, const Messages &m, int rank, int row) {
     return p.area[rank] + (m.back - m.there) + p.rank * m.back_stride + HEAD + static_cast<size_t>(row) * m.back_bytes;
+}
+
+// What the block has written straight is there before the library's kernel behind this one says so. By all threads.
+DEVICE void finish_straight(const Messages &m) {
+    if (!m.straight) return;
+    __syncthreads();
+    if (threadIdx.x == 0) fence_system();
+}
+
+DEVICE uint8_t *result_to(const ExchangeParams &p, const Messages &m, int rank, int row) {
+    return m.straight >> rank & 1 ? result_at(p, m, rank, row) : result_for(m, rank, p.rank, row);
 }
 
 DEVICE void write_head(uint8_t *to, const Unit &head) { *reinterpret_cast<Unit *>(to) = head; }

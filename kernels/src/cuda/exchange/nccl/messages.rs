@@ -281,6 +281,14 @@ pub(super) struct ResultsMany {
     pub(super) own: i32,
 }
 
+/// Bytes of `bytes` that the library carries to or from `rank`, if `straight` is written straight.
+pub(super) fn carried(straight: u64, rank: u32, bytes: usize) -> usize {
+    match straight >> rank & 1 {
+        1 => HEAD,
+        _ => bytes,
+    }
+}
+
 /// Whose rows are summed; mirrors `Rows`.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
