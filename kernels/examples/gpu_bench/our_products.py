@@ -17,6 +17,8 @@ driver = ctypes.CDLL("libcuda.so.1")
 device = "cuda"
 # Inputs and bytes of a stage of 16 rows, depth of the two rings of wide.cuh.
 STAGES = {"int4_g128": (128, 1072, 4, 5), "fp8": (128, 2064, 3, 4), "fp8_act": (128, 2064, 0, 0), "bf16": (64, 2048, 2, 4)}
+# Of experts in FP8: bytes of a stage and of a scale block, and of three stages behind their line.
+EXPERT_STAGE, SCALE_BLOCK, TRIO = 2048, 16, 128 + 3 * 2048
 
 
 def check(result, what):
@@ -80,6 +82,13 @@ def stages(count, kind):
     return out
 
 
+def trios(count):
+    """The same of experts in FP8: three stages behind a line whose end has their scales."""
+    out = torch.randn(count, TRIO, device=device).to(torch.float8_e4m3fn).view(torch.uint8)
+    out[:, :128] = (torch.rand(count, 32, device=device) * 0.02 + 0.01).view(torch.uint8)
+    return out
+
+
 def plane(inputs, blocks, quantised=False):
     if not quantised:
         return torch.randn(inputs // 64 * blocks * 512, device=device, dtype=torch.bfloat16)
@@ -88,9 +97,10 @@ def plane(inputs, blocks, quantised=False):
     return torch.cat([values, scales.view(torch.uint8)])
 
 
-def wide_shared(kind, rest):
+def wide_shared(kind, rest, experts=False):
     inputs, size, weights, planes = STAGES[kind]
-    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + rest
+    step = 8 * EXPERT_STAGE + 128 if experts and kind == "fp8" else 8 * (128 // inputs) * size
+    return 1024 + planes * 256 * 128 + weights * step + 16 * (planes + weights) + rest
 
 
 def wide16_shared(kind):
@@ -99,9 +109,10 @@ def wide16_shared(kind):
     return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + 256 * 272
 
 
-def gemm_shared(kind, rest):
+def gemm_shared(kind, rest, experts=False):
     inputs, size = STAGES[kind][:2]
-    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + (128 * 128 + 1024 if kind == "fp8_act" else 2 * 128 * 128)
+    weights = 16 * EXPERT_STAGE + 4 * SCALE_BLOCK if experts else 16 * (128 // inputs) * size
+    step = -(-weights // 1024) * 1024 + (128 * 128 + 1024 if kind == "fp8_act" else 2 * 128 * 128)
     depth = min(4, 225 * 1024 // step)
     return 1024 + depth * step + 16 * depth + rest
 
@@ -163,8 +174,12 @@ def tile_list(counts, unit, most):
 def experts(folder, kind, counts, hidden, inter, up):
     """The same for one of the two products of all experts."""
     size, stage_inputs, count = STAGES[kind][1], STAGES[kind][0], len(counts)
+    fp8 = kind.startswith("fp8")
+    if fp8:  # inputs are multiples of 384
+        size, stage_inputs = TRIO, 384
     up_bytes, down_bytes = inter // 16 * (hidden // stage_inputs) * size, hidden // 16 * (inter // stage_inputs) * size
-    weights = torch.cat([stages((2 * up_bytes + down_bytes) // size, kind).flatten() for _ in range(count)])
+    made = (2 * up_bytes + down_bytes) // size
+    weights = torch.cat([(trios(made) if fp8 else stages(made, kind)).flatten() for _ in range(count)])
     quantised = kind == "fp8_act"
     tiles, rows = tile_list(counts, 32 if quantised else 8, 128 if quantised else 256)
     blocks = -(-(rows + 256) // 8)
@@ -180,10 +195,10 @@ def experts(folder, kind, counts, hidden, inter, up):
     params.plane, params.acted, params.y, params.blocks = x.data_ptr(), acted.data_ptr(), y.data_ptr(), blocks
     name = "gate_up" if up else "down"
     if quantised:
-        kernel = Kernel(folder, "experts_many", f"many_{name}_fp8_act", gemm_shared(kind, 9 * 128 * 4 if up else 0))
+        kernel = Kernel(folder, "experts_many", f"many_{name}_fp8_act", gemm_shared(kind, 9 * 128 * 4 if up else 0, True))
         grid = MULTIPROCESSORS
     else:
-        kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0))
+        kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0, True))
         grid = MULTIPROCESSORS // 2 * 2
     keep = (weights, x, acted, list_of_tiles, tile_count)
     return [lambda keep=keep: kernel.launch(grid, params)], acted if up else y

@@ -27,15 +27,15 @@ struct SplitScale {
 };
 
 // One step of 128 inputs is eight products, four in each half. `fetch` asks for what a product needs, `make` decodes it; between the two
-// another product may run. `at`: the tile's bytes of the step; `s`: product of the half, a constant. INT4 with groups of 128 and FP8
-// have one scale a step: `first` says that it is wanted.
+// another product may run. `at`: the tile's bytes of the step; `scale_at`: FP8 of experts: its scale; `s`: product of the half, a constant.
+// INT4 with groups of 128 and FP8 have one scale a step: `first` says that it is wanted.
 template <int F> struct TileDecoder {
     SplitScale scale[2];
     __nv_bfloat162 zero[2];
     uint4 words;
     uint32_t s0, s1, z0, z1;  // FP8: the scale's bits in s0
 
-    __device__ __forceinline__ void fetch(uint32_t at, int half, int s, int lane, bool first) {
+    __device__ __forceinline__ void fetch(uint32_t at, uint32_t scale_at, int half, int s, int lane, bool first) {
         if constexpr (INT4<F>) {
             if (s == 0) words = load_shared16(at + half * 512 + lane * 16);
             if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) {
@@ -45,8 +45,8 @@ template <int F> struct TileDecoder {
                 asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z0) : "r"(group + 32 + row));
                 asm volatile("ld.shared.u8 %0, [%1];" : "=r"(z1) : "r"(group + 40 + row));
             }
-        } else if constexpr (F == FP8) {
-            if (s == 0 && first) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s0) : "r"(at + 2048));
+        } else if constexpr (E4M3<F>) {
+            if (s == 0 && first) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s0) : "r"(TRIOS<F> ? scale_at : at + 2048));
             if (s % 2 == 0) words = load_shared16(at + half * 1024 + (s / 2) * 512 + lane * 16);
         } else {
             words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
@@ -56,16 +56,16 @@ template <int F> struct TileDecoder {
     __device__ __forceinline__ void make(int s, int bf16_scales, bool first, uint32_t (&a)[4]) {
         if constexpr (INT4<F>) {
             if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) scale[0].set(scale_value(s0, bf16_scales)), scale[1].set(scale_value(s1, bf16_scales));
-        } else if constexpr (F == FP8) {
+        } else if constexpr (E4M3<F>) {
             if (s == 0 && first) scale[0].set(__uint_as_float(s0) * PLACED_FP8);
         }
-        if constexpr (F == FP8) {
+        if constexpr (E4M3<F>) {
             place_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
             place_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
         } else {
             make_unscaled(s, first, a);
         }
-        if constexpr (INT4<F> || F == FP8) {
+        if constexpr (INT4<F> || E4M3<F>) {
 #pragma unroll
             for (int j = 0; j < 4; j++) a[j] = scaled(a[j], scale[INT4<F> ? j & 1 : 0].high, scale[INT4<F> ? j & 1 : 0].low);
         }
@@ -85,7 +85,7 @@ template <int F> struct TileDecoder {
                 __nv_bfloat162 v = __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&a[j]), zero[j & 1]);
                 a[j] = *reinterpret_cast<uint32_t *>(&v);
             }
-        } else if constexpr (F == FP8) {
+        } else if constexpr (E4M3<F>) {
             unpack_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
             unpack_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
         } else {
@@ -102,7 +102,7 @@ template <int F> struct TileDecoder {
 
     // Of rows g and g + 8, where a step has one scale a row (INT4 with groups of 128) or one for all of them (FP8).
     __device__ __forceinline__ void row_scales(int bf16_scales, float &upper, float &lower) const {
-        if constexpr (F == FP8)
+        if constexpr (E4M3<F>)
             upper = lower = __uint_as_float(s0);
         else
             upper = scale_value(s0, bf16_scales), lower = scale_value(s1, bf16_scales);
@@ -115,26 +115,27 @@ template <int F> struct TileDecoder {
     }
 };
 
-// A consumer warp's weights: one tile at `offset` of a step.
+// A consumer warp's weights: one tile at `offset` of a step, its scale, FP8 of experts, at `scale`.
 template <int F> struct OneTile {
     TileDecoder<F> decoder;
-    uint32_t offset;
+    uint32_t offset, scale;
     int lane, bf16_scales;
-    __device__ __forceinline__ OneTile(uint32_t offset, int lane, int bf16_scales) : offset(offset), lane(lane), bf16_scales(bf16_scales) {}
-    __device__ __forceinline__ void fetch(uint32_t step, int half, int s, bool first) { decoder.fetch(step + offset, half, s, lane, first); }
+    __device__ __forceinline__ OneTile(uint32_t offset, uint32_t scale, int lane, int bf16_scales)
+        : offset(offset), scale(scale), lane(lane), bf16_scales(bf16_scales) {}
+    __device__ __forceinline__ void fetch(uint32_t step, int half, int s, bool first) { decoder.fetch(step + offset, step + scale, half, s, lane, first); }
     __device__ __forceinline__ void make(int s, bool first, uint32_t (&a)[4]) { decoder.make(s, bf16_scales, first, a); }
 };
 
 // Or eight rows of each of two tiles: row g of the result is row g (upper: g + 8) of the one at `offset`, row g + 8 the same of the one
-// `between` further.
+// `between` further; the second one's scale, FP8 of experts, is behind the first one's at `scale`.
 template <int F> struct TwoHalves {
     TileDecoder<F> decoder;
     uint4 second;
-    uint32_t offset, between;
+    uint32_t offset, between, scale;
     int lane, bf16_scales;
     bool upper;
-    __device__ __forceinline__ TwoHalves(uint32_t offset, uint32_t between, bool upper, int lane, int bf16_scales)
-        : offset(offset), between(between), lane(lane), bf16_scales(bf16_scales), upper(upper) {}
+    __device__ __forceinline__ TwoHalves(uint32_t offset, uint32_t between, uint32_t scale, bool upper, int lane, int bf16_scales)
+        : offset(offset), between(between), scale(scale), lane(lane), bf16_scales(bf16_scales), upper(upper) {}
 
     __device__ __forceinline__ void fetch(uint32_t step, int half, int s, bool first) {
         const uint32_t at = step + offset, row = (lane >> 2) + (upper ? 8 : 0);
@@ -147,10 +148,10 @@ template <int F> struct TwoHalves {
                 asm volatile("ld.shared.u8 %0, [%1];" : "=r"(decoder.z0) : "r"(group + 32 + row));
                 asm volatile("ld.shared.u8 %0, [%1];" : "=r"(decoder.z1) : "r"(group + between + 32 + row));
             }
-        } else if constexpr (F == FP8) {
+        } else if constexpr (E4M3<F>) {
             if (s == 0 && first) {
-                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s0) : "r"(at + 2048));
-                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s1) : "r"(at + between + 2048));
+                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s0) : "r"(TRIOS<F> ? step + scale : at + 2048));
+                asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s1) : "r"(TRIOS<F> ? step + scale + SCALE_BLOCK : at + between + 2048));
             }
             if (s % 2 == 0) {
                 const uint32_t words = at + half * 1024 + (s / 2) * 512 + lane * 16;
@@ -172,7 +173,7 @@ template <int F> struct TwoHalves {
                 w.x = merge(w.x, second.x), w.y = merge(w.y, second.y), w.z = merge(w.z, second.z), w.w = merge(w.w, second.w);
             }
             decoder.make(s, bf16_scales, first, a);
-        } else if constexpr (F == FP8) {
+        } else if constexpr (E4M3<F>) {
             if (s == 0 && first) decoder.scale[0].set(__uint_as_float(decoder.s0) * PLACED_FP8), decoder.scale[1].set(__uint_as_float(decoder.s1) * PLACED_FP8);
             // Bytes 0 and 2 are rows g, 1 and 3 rows g + 8.
             const uint32_t order = upper ? 0x7351 : 0x6240;

@@ -67,12 +67,12 @@ impl CudaBackend {
     ) -> Result<()> {
         // Outputs of unit variance for inputs of unit variance. A random FP8 byte below 2 has a root mean square of 0.62.
         let deviation = 1.0 / (inputs as f32).sqrt();
-        let scale = if format == Format::Fp8 {
+        let scale = if matches!(format, Format::Fp8 | Format::Fp8Experts) {
             deviation / 0.62
         } else {
             deviation
         };
-        let stages = (bytes / format.stage_bytes()) as u64;
+        let stages = (bytes / format.repeated().1) as u64;
         let params = DummyParams {
             stream: address,
             stages,

@@ -68,7 +68,7 @@ impl CudaBackend {
         let memory = Memory { address: 0, bytes: 0 };
         let mut block = ExpertBlock {
             memory,
-            format,
+            format: format.of_experts(),
             count,
             hidden,
             inter,
@@ -141,7 +141,15 @@ impl CudaBackend {
         placed.reserve(3 * experts.len());
         for (index, [gate, up, down]) in rows.into_iter().enumerate() {
             let at = param.base + index as u64 * param.expert_bytes;
-            let mut place = |rows, stream, tiles| placed.push(Placed { rows, tiles, stream });
+            let format = block.format;
+            let mut place = |rows, stream, tiles| {
+                placed.push(Placed {
+                    rows,
+                    format,
+                    tiles,
+                    stream,
+                });
+            };
             place(gate, at, block.up_tiles());
             place(up, at + param.up_offset, block.up_tiles());
             place(down, at + param.down_offset, hidden.div_ceil(TILE_ROWS));

@@ -11,6 +11,8 @@ pub(crate) enum Format {
     Bf16,
     F16,
     F32,
+    /// FP8 of experts: whole lines of the cache, three stages behind one with their scales.
+    Fp8Experts = 7,
 }
 
 /// Rows of a tile.
@@ -26,7 +28,7 @@ impl Format {
         match self {
             Format::Int4G128 => "int4_g128",
             Format::Int4G32 => "int4_g32",
-            Format::Fp8 => "fp8",
+            Format::Fp8 | Format::Fp8Experts => "fp8",
             Format::Bf16 => "bf16",
             Format::F16 => "f16",
             Format::F32 => "f32",
@@ -36,19 +38,55 @@ impl Format {
     /// Inputs of one stage.
     pub(crate) fn stage_inputs(self) -> usize {
         match self {
-            Format::Int4G128 | Format::Int4G32 | Format::Fp8 => 128,
+            Format::Int4G128 | Format::Int4G32 | Format::Fp8 | Format::Fp8Experts => 128,
             Format::Bf16 | Format::F16 | Format::F32 => 64,
         }
     }
 
-    /// Bytes of one stage of 16 rows, scales included.
+    /// How experts of this format lie.
+    pub(crate) fn of_experts(self) -> Format {
+        match self {
+            Format::Fp8 => Format::Fp8Experts,
+            other => other,
+        }
+    }
+
+    /// The kernel that makes such streams of a checkpoint's rows.
+    pub(crate) fn repack_kernel(self) -> String {
+        let lying = if self == Format::Fp8Experts {
+            "_experts"
+        } else {
+            ""
+        };
+        format!("repack_{}{lying}", self.name())
+    }
+
+    /// Bytes of one stage of 16 rows, scales included (of experts in FP8 without).
     pub(crate) fn stage_bytes(self) -> usize {
         match self {
             Format::Int4G128 => 1024 + 48,
             Format::Int4G32 => 1024 + 4 * 48,
             Format::Fp8 => 2048 + 16,
-            Format::Bf16 | Format::F16 => 2048,
+            Format::Bf16 | Format::F16 | Format::Fp8Experts => 2048,
             Format::F32 => 4096,
+        }
+    }
+
+    /// Bytes in front of each three stages, with their scales.
+    pub(crate) fn line_bytes(self) -> usize {
+        if self == Format::Fp8Experts { 128 } else { 0 }
+    }
+
+    /// Bytes of a scale block beside a step's stages of 64 rows, in the kernels of many tokens.
+    pub(crate) fn scale_block(self) -> usize {
+        if self == Format::Fp8Experts { 16 } else { 0 }
+    }
+
+    /// What a stream is a row of: stages, or three of them behind a line. Stages and bytes.
+    pub(crate) fn repeated(self) -> (usize, usize) {
+        match self.line_bytes() {
+            0 => (1, self.stage_bytes()),
+            line => (TRIO, line + TRIO * self.stage_bytes()),
         }
     }
 
@@ -65,8 +103,8 @@ impl Format {
     /// Copies in flight per warp of the few-token kernels, as their `.cu` files instantiate them.
     pub(crate) fn depth(self) -> usize {
         match self {
-            Format::Fp8 | Format::Bf16 | Format::F16 | Format::Int4G128 | Format::Int4G32 => 2,
             Format::F32 => 1,
+            _ => 2,
         }
     }
 
@@ -75,9 +113,15 @@ impl Format {
         padded / self.stage_inputs()
     }
 
+    /// Bytes of a tile of `padded` inputs.
+    pub(crate) fn tile_bytes(self, padded: usize) -> usize {
+        let (stages, bytes) = self.repeated();
+        self.stages(padded).div_ceil(stages) * bytes
+    }
+
     /// Bytes of `tiles` tiles of `padded` inputs.
     pub(crate) fn stream_bytes(self, tiles: usize, padded: usize) -> usize {
-        tiles * self.stages(padded) * self.stage_bytes()
+        tiles * self.tile_bytes(padded)
     }
 
     /// Bytes of one token's image of `padded` values in shared memory (`image.cuh`).
@@ -91,9 +135,12 @@ impl Format {
 
     /// Shared memory of the 16 rings of a few-token block.
     pub(crate) fn ring_bytes(self) -> usize {
-        16 * self.depth() * self.span() * self.stage_bytes()
+        16 * self.depth() * (self.line_bytes() + self.span() * self.stage_bytes())
     }
 }
+
+/// Stages behind one line of scales.
+const TRIO: usize = 3;
 
 /// Inputs padded to whole steps.
 pub(crate) fn padded(inputs: usize) -> usize {
@@ -103,4 +150,39 @@ pub(crate) fn padded(inputs: usize) -> usize {
 /// Bytes of the two partial-sum buffers for 4 * `groups` tokens (`gemv.cuh`).
 pub(crate) fn partial_bytes(groups: usize) -> usize {
     2 * 16 * 4 * groups * 24 * 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_in_fp8_lie_in_trios() {
+        let format = Format::Fp8.of_experts();
+        assert_eq!(format, Format::Fp8Experts);
+        assert_eq!(format.stream_bytes(96, 3072), 96 * 8 * (128 + 3 * 2048));
+        // The last trio of a tile is whole, so that each tile begins on a line.
+        assert_eq!(format.tile_bytes(128), 128 + 3 * 2048);
+        assert_eq!(format.tile_bytes(512), 2 * format.tile_bytes(384));
+        assert_eq!(format.ring_bytes(), 16 * 2 * (128 + 2048));
+    }
+
+    #[test]
+    fn other_formats_are_stages_alone() {
+        for format in [
+            Format::Int4G128,
+            Format::Int4G32,
+            Format::Fp8,
+            Format::Bf16,
+            Format::F32,
+        ] {
+            let stages = 512 / format.stage_inputs();
+            assert_eq!(
+                format.stream_bytes(7, 512),
+                7 * stages * format.stage_bytes(),
+                "{format:?}"
+            );
+        }
+        assert_eq!(Format::Bf16.of_experts(), Format::Bf16);
+    }
 }

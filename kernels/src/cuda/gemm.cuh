@@ -24,11 +24,13 @@ constexpr int SETS = GEMM_SETS, GEMM_CONSUMERS = GEMM_WARPGROUPS, GEMM_THREADS =
 constexpr int GEMM_ROWS = 64 * SETS * GEMM_CONSUMERS, GEMM_COLUMNS = GEMM_MOST_COLUMNS;
 constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
 constexpr int STEP_INPUTS = 128;
-template <int F> constexpr bool QUANTISED = F == FP8_ACT;
+template <int F> constexpr bool QUANTISED = F == FP8_ACT || F == FP8_EXPERTS_ACT;
 template <int F> constexpr int STEP_CHUNKS = QUANTISED<F> ? 1 : 2;
 
 template <int F> constexpr int STEP_STAGES = STEP_INPUTS / Layout<F>::K;
-template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
+// Where a step has the scale blocks of FP8 of experts, one for each set.
+template <int F> constexpr int STEP_SCALES = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
+template <int F> constexpr int STEP_WEIGHTS = STEP_SCALES<F> + (TRIOS<F> ? SETS * GEMM_CONSUMERS * SCALE_BLOCK : 0);
 // Of a quantised plane the rows' scales stand behind.
 template <int F> constexpr int STEP_PLANE = STEP_CHUNKS<F> *GEMM_COLUMNS * 128 + (QUANTISED<F> ? 1024 : 0);
 // Weights, then planes aligned to 1024.
@@ -58,25 +60,29 @@ struct GemmRing {
 };
 
 // The producer's share of one tile: one warp. Lane i < 16 copies tile i of the 256 rows, lanes 16 and 17 the two chunks of
-// the plane.
+// the plane, lanes from 20 on the sets' scale blocks.
 template <int F> struct Producer {
-    static constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
+    static constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES, SCALES_LANE = GEMM_TILES + 4;
     const GemmTile &tile;
     uint32_t plane_bytes;
-    int held, lane;
+    int held, lane;  // held: bytes of weights of a step
     bool has_tile;
 
     __device__ __forceinline__ Producer(const GemmTile &t, int l) : tile(t), plane_bytes(t.columns * 128), held(0), lane(l) {
-        for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) held += t.sets_tiles[s];
+        for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) held += t.sets_tiles[s] * BYTES + (TRIOS<F> && t.sets_tiles[s] > 0 ? SCALE_BLOCK : 0);
         has_tile = l < GEMM_TILES && l % 4 < t.sets_tiles[l / 4 % (SETS * GEMM_CONSUMERS)];
     }
 
     __device__ __forceinline__ void weights(uint8_t *slot, uint64_t *full, int step) const {
-        if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS<F> * plane_bytes + (QUANTISED<F> ? tile.columns * 4 : 0));
+        if (lane == 0) barrier_expect(full, held + STEP_CHUNKS<F> * plane_bytes + (QUANTISED<F> ? tile.columns * 4 : 0));
         __syncwarp();
-        const size_t tile_bytes = static_cast<size_t>(tile.tile_steps) * BYTES;
-        if (has_tile)
-            bulk_copy(slot + lane * BYTES, tile.set[lane / 4] + lane % 4 * tile_bytes + static_cast<size_t>(step) * BYTES, BYTES, full);
+        const size_t each = tile_bytes<F>(tile.tile_steps * STEP_STAGES<F>);
+        if (has_tile) bulk_copy(slot + lane * BYTES, tile.set[lane / 4] + lane % 4 * each + stage_offset<F>(step * STEP_STAGES<F>), BYTES, full);
+        if constexpr (TRIOS<F>) {
+            const int set = lane - SCALES_LANE;
+            if (set >= 0 && set < SETS * GEMM_CONSUMERS && tile.sets_tiles[set & (SETS * GEMM_CONSUMERS - 1)] > 0)
+                bulk_copy(slot + STEP_SCALES<F> + set * SCALE_BLOCK, tile.set[set] + scale_offset<F>(step), SCALE_BLOCK, full);
+        }
     }
 
     __device__ __forceinline__ void plane(uint8_t *slot, uint64_t *full, int step) const {
@@ -117,14 +123,14 @@ template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int l
 struct QuantisedTile {
     uint32_t a[4][4];
     float scale;
-    __device__ __forceinline__ void load(uint32_t at, int lane) {
+    __device__ __forceinline__ void load(uint32_t at, uint32_t scale_at, int lane) {
 #pragma unroll
         for (int p = 0; p < 4; p++) {
             const uint4 words = load_shared16(at + p * 512 + lane * 16);
             a[p][0] = __byte_perm(words.x, words.y, 0x6420), a[p][1] = __byte_perm(words.x, words.y, 0x7531);
             a[p][2] = __byte_perm(words.z, words.w, 0x6420), a[p][3] = __byte_perm(words.z, words.w, 0x7531);
         }
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(at + 2048));
+        scale = load_shared_f32(scale_at);
     }
 };
 
@@ -140,14 +146,16 @@ template <int N> DEVICE void add_scaled(float (&acc)[N / 2], const float (&part)
 }
 
 // `consume` for quantised activations: while one warpgroup adds its sums the other one's products run.
-template <int N>
+template <int F, int N>
 DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, float (&acc)[2][N / 2]) {
-    constexpr int F = FP8_ACT, BYTES = Layout<F>::BYTES;
+    constexpr int BYTES = Layout<F>::BYTES;
+    // Of one of the warpgroup's sets: where its scale lies in a step.
+    const auto scale_of = [&](int set) { return TRIOS<F> ? STEP_SCALES<F> + (warpgroup * 2 + set) * SCALE_BLOCK : (warpgroup * 8 + warp + 4 * set) * BYTES + 2048; };
     const uint32_t slots = shared_address(ring.slots), mine = (warpgroup * 8 + warp) * BYTES;
     QuantisedTile operands;
     float part[N / 2];
     barrier_wait(&ring.full[ring.slot], ring.parity);
-    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, lane);
+    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, slots + ring.slot * STEP_BYTES<F> + scale_of(0), lane);
 #pragma unroll 1
     for (int step = 0; step < tile.steps; step++) {
         const uint32_t slot = slots + ring.slot * STEP_BYTES<F>, plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
@@ -162,12 +170,12 @@ DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgrou
             hold(part);
             const float scale = operands.scale;
             if (h == 0) {
-                operands.load(slot + mine + 4 * BYTES, lane);
+                operands.load(slot + mine + 4 * BYTES, slot + scale_of(1), lane);
             } else {
                 ring.template advance<F>();
                 if (step + 1 < tile.steps) {
                     barrier_wait(&ring.full[ring.slot], ring.parity);
-                    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, lane);
+                    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, slots + ring.slot * STEP_BYTES<F> + scale_of(0), lane);
                 }
             }
             add_scaled<N>(acc[h], part, scale, plane + GEMM_COLUMNS * 128, lane);
@@ -182,6 +190,7 @@ template <int F, int N> constexpr bool SUMS_SCALED = (F == INT4_G128 || F == FP8
 // `consume` for weights that become bf16.
 template <int F, int N>
 DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
+    static_assert(!TRIOS<F>, "experts that become bf16 have kernels of 256 rows");
     constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
     constexpr bool SUMS = SUMS_SCALED<F, N>;
     TileDecoder<F> decoder[SETS];
@@ -207,7 +216,7 @@ DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup,
             const uint64_t b = plane_descriptor(plane + (i / 4) * (N * 128) + (i % 4) * 32);
 #pragma unroll
             for (int h = 0; h < SETS; h++) {
-                decoder[h].fetch(mine + h * 4 * BYTES, i / 4, i % 4, lane, i == 0);
+                decoder[h].fetch(mine + h * 4 * BYTES, 0, i / 4, i % 4, lane, i == 0);
                 if constexpr (SUMS)
                     decoder[h].make_unscaled(i % 4, i == 0, a[i & 1][h]);
                 else
@@ -252,7 +261,7 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
     if constexpr (QUANTISED<F>)
-        consume_quantised<N>(tile, ring, warpgroup, warp, lane, acc);
+        consume_quantised<F, N>(tile, ring, warpgroup, warp, lane, acc);
     else
         consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
 #pragma unroll

@@ -15,20 +15,24 @@ struct Run {
     int stages;
 };
 
+// Bytes of a ring's slot. FP8 of experts: its stage lies as in memory, on a line of its own behind one whose end has the scale block.
+template <int F> constexpr int SLOT_BYTES = Layout<F>::LINE + Layout<F>::BYTES * Layout<F>::SPAN;
+
 // The warp's private ring: up to DEPTH slots of up to SPAN stages. `Next` yields the warp's runs in order: bool next(Run &).
 template <int F, int DEPTH, class Next> struct StageQueue {
-    static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = Layout<F>::SPAN, SLOT = BYTES * SPAN;
+    static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = Layout<F>::SPAN, SLOT = SLOT_BYTES<F>;
     Next next;
     Run ahead;
     uint32_t slots, full;  // addresses in shared memory
     uint64_t policy;
     uint32_t slot, parity, depth;
+    int of;  // FP8 of experts: the next stage in its trio
     bool leader;
 
     // `memory`: `held` slots for this warp; `barriers`: as many.
     __device__ __forceinline__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane, uint32_t held = DEPTH)
-        : next(n), ahead{nullptr, 0}, slots(shared_address(memory)), full(shared_address(barriers)),
-          policy(evict_first_policy()), slot(0), parity(0), depth(held), leader(lane == 0) {
+        : next(n), ahead{nullptr, 0}, slots(shared_address(memory) + Layout<F>::LINE), full(shared_address(barriers)),
+          policy(evict_first_policy()), slot(0), parity(0), depth(held), of(0), leader(lane == 0) {
         if (leader) {
 #pragma unroll 1
             for (uint32_t i = 0; i < depth; i++) barrier_init(&barriers[i], 1);
@@ -37,16 +41,37 @@ template <int F, int DEPTH, class Next> struct StageQueue {
         __syncwarp();
     }
 
+    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                     "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                     : "memory");
+    }
+
+    // A stage of a trio, the first one with the scale block in front of it. Runs begin with a trio.
+    __device__ __forceinline__ void request_of_trio(uint32_t into) {
+        while (ahead.stages == 0) {
+            if (!next(ahead)) return;
+            of = 0, ahead.from -= SCALE_BLOCK;
+        }
+        const uint32_t bytes = of == 0 ? BYTES + SCALE_BLOCK : BYTES;
+        if (leader) {
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + into * 8), "r"(bytes) : "memory");
+            copy(slots + into * SLOT + BYTES - bytes, ahead.from, bytes, full + into * 8);
+        }
+        of = of == TRIO - 1 ? 0 : of + 1;
+        // Past the next trio's line, but for its scale block.
+        ahead.from += of == 0 ? bytes + Layout<F>::LINE - SCALE_BLOCK : bytes;
+        ahead.stages--;
+    }
+
     __device__ __forceinline__ void request(uint32_t into) {
+        if constexpr (TRIOS<F>) return request_of_trio(into);
         while (ahead.stages == 0)
             if (!next(ahead)) return;
         const uint32_t stages = min(static_cast<uint32_t>(ahead.stages), SPAN), bytes = stages * BYTES;
         if (leader) {
             asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + into * 8), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], "
-                         "%2, [%3], %4;" ::"r"(slots + into * SLOT),
-                         "l"(ahead.from), "r"(bytes), "r"(full + into * 8), "l"(policy)
-                         : "memory");
+            copy(slots + into * SLOT, ahead.from, bytes, full + into * 8);
         }
         ahead.from += bytes;
         ahead.stages -= stages;
@@ -57,7 +82,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
         for (uint32_t i = 0; i < depth; i++) request(i);
     }
 
-    // Address of the oldest slot, once it has arrived.
+    // Address of the oldest slot's first stage, once it has arrived.
     __device__ __forceinline__ uint32_t front() {
         asm volatile(
             "{\n"
@@ -115,6 +140,35 @@ DEVICE void split_stages(int stages, int splits, int s, int &first, int &count) 
     count = min(each, stages - first);
 }
 
+// The same in whole trios, where there are such.
+template <int F> DEVICE void split_runs(int stages, int splits, int s, int &first, int &count) {
+    if constexpr (TRIOS<F>) {
+        split_stages(ceil_div(stages, TRIO), splits, s, first, count);
+        first *= TRIO, count = max(0, min(count * TRIO, stages - first));
+    } else {
+        split_stages(stages, splits, s, first, count);
+    }
+}
+
+// The scales of a run of FP8 of experts, which begins with a trio.
+template <int F> struct RunScales {
+    float second = 0.f, third = 0.f;
+    int of = 0;
+
+    // Of the next stage, which has arrived; `block`: address of its trio's scale block, if it is the first one.
+    __device__ __forceinline__ float next(uint32_t block) {
+        if constexpr (!TRIOS<F>) return 0.f;
+        float scale = second;
+        second = third;
+        if (of == 0) {
+            const uint4 all = load_shared16(block);
+            scale = __uint_as_float(all.x), second = __uint_as_float(all.y), third = __uint_as_float(all.z);
+        }
+        if (++of == TRIO) of = 0;
+        return scale;
+    }
+};
+
 // One warp's share of a unit: `count` stages starting at stage `first` of the activations' slice. `tails`: address of
 // token 0's tails (INT4).
 template <int F, int NT, class Queue>
@@ -126,13 +180,14 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
     uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
+    RunScales<F> scales;
 #pragma unroll 1
     while (count > 0) {
         uint32_t stage = queue.front();
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_stage<F, NT>(stage, x, tail, token_bytes, lane, bf16_scales, acc);
+            multiply_stage<F, NT>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc);
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
         queue.pop();
@@ -147,13 +202,14 @@ DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t token_bytes
 #pragma unroll
     for (int i = 0; i < 4; i++) acc[i] = 0.f;
     uint32_t x = image + first * STEP;
+    RunScales<F> scales;
 #pragma unroll 1
     while (count > 0) {
         uint32_t stage = queue.front();
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_rows_stage<F>(stage, x, token_bytes, lane, acc);
+            multiply_rows_stage<F>(stage, x, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc);
             stage += Layout<F>::BYTES, x += STEP;
         }
         queue.pop();

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::format::{TILE_ROWS, padded};
 use super::rows::{Part, Rows};
-use super::{Device, Event, Gpu, Kernels, Launch, Memory, Pinned, Stream};
+use super::{Device, Event, Format, Gpu, Kernels, Launch, Memory, Pinned, Stream};
 use crate::backend::{KernelError, Reading, Result};
 use crate::weight::{PackedOrder, ScaleType};
 
@@ -44,6 +44,8 @@ struct Slot {
 /// Where a weight goes: `tiles` tiles at an address of memory large enough.
 pub(crate) struct Placed<'a> {
     pub(crate) rows: Rows<'a>,
+    /// Of the stream.
+    pub(crate) format: Format,
     pub(crate) tiles: usize,
     pub(crate) stream: u64,
 }
@@ -231,7 +233,7 @@ impl Lane {
             shared: 0,
             overlap: false,
         };
-        let name = format!("repack_{}", piece.weight.rows.format.name());
+        let name = piece.weight.format.repack_kernel();
         kernels.launch(device, &self.stream, &name, launch, &params)
     }
 }
@@ -239,7 +241,7 @@ impl Lane {
 impl Piece<'_> {
     /// All but where its bytes are.
     fn params(&self) -> RepackParams {
-        let (rows, format) = (&self.weight.rows, self.weight.rows.format);
+        let (rows, format) = (&self.weight.rows, self.weight.format);
         let stages = format.stages(padded(rows.inputs));
         let by_inputs = rows.by_inputs();
         let last = self.first + self.count == if by_inputs { rows.inputs } else { rows.outputs };
@@ -258,7 +260,7 @@ impl Piece<'_> {
             scales: 0,
             zeros: 0,
             spoilt: 0,
-            stream: self.weight.stream + (first_tile * stages * format.stage_bytes()) as u64,
+            stream: self.weight.stream + format.stream_bytes(first_tile, padded(rows.inputs)) as u64,
             rows: if by_inputs { rows.outputs } else { self.count } as i32,
             k: rows.inputs as i32,
             tiles: tiles as i32,

@@ -28,7 +28,7 @@ impl WeightKind {
         match Format::of(format) {
             Format::Int4G128 => Some(WeightKind::Int4),
             Format::Int4G32 => Some(WeightKind::Int4G32),
-            Format::Fp8 => Some(WeightKind::Fp8),
+            Format::Fp8 | Format::Fp8Experts => Some(WeightKind::Fp8),
             Format::Bf16 => Some(WeightKind::Bf16),
             Format::F32 => Some(WeightKind::F32),
             Format::F16 => None,
@@ -48,7 +48,7 @@ pub(super) fn linear_bytes(format: DummyFormat, outputs: usize, inputs: usize) -
 
 /// Bytes of one expert of a layer's block.
 pub(super) fn expert_bytes(format: DummyFormat, hidden: usize, inter: usize) -> u64 {
-    let format = Format::of(format);
+    let format = Format::of(format).of_experts();
     let up = format.stream_bytes(padded(inter) / TILE_ROWS, padded(hidden));
     let down = format.stream_bytes(hidden.div_ceil(TILE_ROWS), padded(inter));
     (2 * up + down) as u64

@@ -18,6 +18,8 @@ const SHORT_RING: usize = 185 * 1024;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
+/// Tiles of a set of 64 rows.
+const SET_TILES: usize = 4;
 const THREADS: u32 = 384;
 /// Shared memory through which eight warps' results of `gemm.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
@@ -45,25 +47,35 @@ pub(crate) fn kernel_format(format: Format, quantised: bool) -> &'static str {
     }
 }
 
+/// Weights of a step of `gemm.cuh`: 16 tiles' stages, and a scale block for each four.
+fn step_weights(format: Format) -> usize {
+    let stages = 128 / format.stage_inputs();
+    (16 * stages * format.stage_bytes() + 16 / SET_TILES * format.scale_block()).next_multiple_of(1024)
+}
+
+/// The same of `wide.cuh`, the scale blocks in a line of their own.
+fn wide_step(format: Format) -> usize {
+    WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes() + format.line_bytes()
+}
+
 /// Shared memory of a block: the ring, its alignment and its barriers.
 fn shared_bytes(format: Format, quantised: bool) -> usize {
-    let stages = 128 / format.stage_inputs();
     let plane = match quantised {
         true => GEMM_COLUMNS * 128 + 1024,
         false => 2 * GEMM_COLUMNS * 128,
     };
-    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + plane;
+    let step = step_weights(format) + plane;
     let depth = (225 * 1024 / step).min(4);
     1024 + depth * step + 2 * depth * 8
 }
 
 /// Shared memory of a block of `wide.cuh`: alignment, both rings and their barriers.
 fn wide_shared_bytes(format: Format) -> usize {
-    let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
+    let step = wide_step(format);
     let (weights, planes) = match format {
         Format::Int4G128 => (4, 5),
         Format::Int4G32 => (3, 5),
-        Format::Fp8 => (3, 4),
+        Format::Fp8 | Format::Fp8Experts => (3, 4),
         _ => (2, 4),
     };
     1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8
@@ -71,7 +83,7 @@ fn wide_shared_bytes(format: Format) -> usize {
 
 /// The same of `linear/wide16.cu`: shorter rings, and 128 results and 16 bytes of each token.
 fn wide16_shared_bytes(format: Format) -> usize {
-    let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
+    let step = wide_step(format);
     let (weights, planes) = match format {
         Format::Int4G128 | Format::Int4G32 => (3, 4),
         _ => (3, 3),
@@ -103,8 +115,7 @@ pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, quantised: bool, work: usiz
 
 /// The same of `linear/short.cu` and its like for up to `columns` activation rows: a ring and sixteen warps' results.
 fn short_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
-    let stages = 128 / format.stage_inputs();
-    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * columns * 128;
+    let step = step_weights(format) + 2 * columns * 128;
     let depth = (SHORT_RING / step).min(6);
     Launch {
         grid: (gpu.blocks().min(work as u32), 1),

@@ -72,7 +72,7 @@ DEVICE uint16_t scale_bits(float v, int bf16) {
 
 // Whether one of two 16-bit values, or of four FP8 codes, is NaN or infinite.
 template <int F> DEVICE bool is_spoilt(uint32_t word) {
-    if constexpr (F == FP8) {
+    if constexpr (E4M3<F>) {
         const uint32_t full = word & 0x7f7f7f7fu;  // NaN is all of these bits
         return ((full + 0x01010101u) & 0x80808080u) != 0;
     } else {
@@ -87,7 +87,7 @@ template <int F> DEVICE void repack(const RepackParams &p) {
     if (index >= static_cast<size_t>(p.tiles) * p.stages_here) return;
     const int tile = static_cast<int>(index / p.stages_here), stage = p.stage0 + static_cast<int>(index % p.stages_here);
     const int lane = threadIdx.x & 31, t = lane & 3, row = tile * TILE_ROWS + (lane >> 2), k0 = stage * Layout<F>::K;
-    uint8_t *to = p.stream + (static_cast<size_t>(tile) * p.stages + stage) * Layout<F>::BYTES;
+    uint8_t *const begin = p.stream + tile * tile_bytes<F>(p.stages), *const to = begin + stage_offset<F>(stage);
     bool spoilt = false;
     if constexpr (F == INT4_G128 || F == INT4_G32) {
         for (int c = 0; c < 2; c++)
@@ -108,7 +108,7 @@ template <int F> DEVICE void repack(const RepackParams &p) {
             *reinterpret_cast<uint16_t *>(to + 1024 + g * 48 + r * 2) = scale_bits(scale, p.bf16_scales);
             to[1024 + g * 48 + 32 + r] = real && p.zeros ? zero_of(p, at) : 8;
         }
-    } else if constexpr (F == FP8) {
+    } else if constexpr (E4M3<F>) {
         const auto value = [&](int r, int k) -> uint32_t {
             return r < p.rows && k < p.k ? p.data[static_cast<size_t>(r) * p.k + k] : 0;
         };
@@ -124,7 +124,14 @@ template <int F> DEVICE void repack(const RepackParams &p) {
             const int blocks = ceil_div(p.k, 128), of = (p.row0 + tile * TILE_ROWS) / 128;
             const bool real = tile * TILE_ROWS < p.rows && stage < blocks;
             const float scale = real ? reinterpret_cast<const float *>(p.scales)[static_cast<size_t>(of) * blocks + stage] : 0.f;
-            *reinterpret_cast<float *>(to + 2048 + lane * 4) = scale;
+            if constexpr (TRIOS<F>) {
+                // A block of its own, and its place among the trio's.
+                float *const own = reinterpret_cast<float *>(begin + scale_offset<F>(stage));
+                if (stage % TRIO > 0) own[lane] = scale;
+                if (lane == 0) reinterpret_cast<float *>(begin + scale_offset<F>(stage - stage % TRIO))[stage % TRIO] = scale;
+            } else {
+                *reinterpret_cast<float *>(to + 2048 + lane * 4) = scale;
+            }
         }
     } else {
         for (int s = 0; s < 4; s++)
@@ -154,6 +161,7 @@ template <int F> DEVICE void repack(const RepackParams &p) {
 REPACK(int4_g128, INT4_G128)
 REPACK(int4_g32, INT4_G32)
 REPACK(fp8, FP8)
+REPACK(fp8_experts, FP8_EXPERTS)
 REPACK(bf16, BF16)
 REPACK(f16, F16)
 REPACK(f32, F32)
@@ -177,18 +185,21 @@ DEVICE uint32_t mixed(unsigned long long seed, unsigned long long counter) {
 // Uniform with the given standard deviation.
 DEVICE float uniform_weight(uint32_t bits, float scale) { return ((bits >> 8) * (1.f / 8388608.f) - 1.f) * 1.7320508f * scale; }
 
-// Random stages; a warp each. INT4: every nibble, scale for a zero point of 8; FP8: every finite value below 2.
+// Random stages (FP8 of experts: trios); a warp each. INT4: every nibble, scale for a zero point of 8; FP8: every finite value below 2.
 extern "C" __global__ void dummy_stream(const __grid_constant__ DummyParams p) {
     const int lane = threadIdx.x & 31;
     const bool int4 = p.format == INT4_G128 || p.format == INT4_G32;
     const int bytes = p.format == INT4_G128 ? Layout<INT4_G128>::BYTES : p.format == INT4_G32 ? Layout<INT4_G32>::BYTES
-                      : p.format == FP8 ? Layout<FP8>::BYTES : p.format == F32 ? Layout<F32>::BYTES : Layout<BF16>::BYTES;
+                      : p.format == FP8 ? Layout<FP8>::BYTES : p.format == FP8_EXPERTS ? TRIO_BYTES<FP8_EXPERTS> : p.format == F32 ? Layout<F32>::BYTES : Layout<BF16>::BYTES;
+    constexpr int LINE = Layout<FP8_EXPERTS>::LINE;
     const unsigned long long warps = static_cast<unsigned long long>(gridDim.x) * blockDim.x / WARP;
     for (unsigned long long stage = (static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
          stage < p.stages; stage += warps) {
         uint8_t *to = p.stream + stage * bytes;
         for (int at = lane * 4; at < bytes; at += WARP * 4) {
-            uint32_t word = mixed(p.seed, stage * 4096 + at);
+            unsigned long long counter = stage * 4096 + at;
+            if (p.format == FP8_EXPERTS && at >= LINE) counter = (stage * TRIO + (at - LINE) / 2048) * 4096 + (at - LINE) % 2048;  // as in FP8
+            uint32_t word = mixed(p.seed, counter);
             if (int4 && at < 1024) {
                 // No nibble is 0: the rest is symmetric about the zero point, so that outputs have no common drift.
                 const uint32_t zero = ~(word | word >> 1 | word >> 2 | word >> 3) & 0x11111111u;
@@ -198,8 +209,8 @@ extern "C" __global__ void dummy_stream(const __grid_constant__ DummyParams p) {
                 const float s = p.scale / 4.6f * (0.75f + (word & 255) / 512.f);
                 const uint32_t half = __half_as_ushort(__float2half_rn(s));
                 word = inside < 32 ? half | half << 16 : 0x08080808u;
-            } else if (p.format == FP8) {
-                if (at >= 2048)
+            } else if (p.format == FP8 || p.format == FP8_EXPERTS) {
+                if (p.format == FP8 ? at >= 2048 : at < LINE)
                     word = __float_as_uint(p.scale);
                 else
                     word &= 0xbfbfbfbfu;  // exponent below 8: magnitude below 2

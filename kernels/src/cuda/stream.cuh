@@ -5,6 +5,11 @@
 // operands of the tensor-core products lie together, 16 bytes at a time: shared memory is read without conflicts and
 // nothing is shuffled. Tiles are stored one after the other, each with all its stages.
 //
+// Experts in FP8 are read so fast that it matters where a stage begins: theirs are whole lines of 128 bytes, without scales. In front of
+// three of a tile's stages (a *trio*; what a warp has of a tile of down, half of what it has of gate or up) is a line whose end holds
+// their scales: right before the stages a *scale block* of 16 bytes with all three, so that one copy brings them with the first stage; before
+// it one for each of the other two alone.
+//
 // In one chunk of 64 inputs, input k belongs to product s = 2 * (k / 32) + k % 8 / 4 (of 16 inputs), lane column
 // t = k % 32 / 8, register half = k % 4 / 2, element e = k % 2. So lane column t reads the activations 8t .. 8t + 8 and
 // 32 + 8t .. 32 + 8t + 8: two 16-byte loads. INT4's products of bytes take 32 inputs: two of these.
@@ -14,28 +19,55 @@
 // |           |           | of product i and column t; then 16 scales of 16 bits, 16 zero points of 8 bits  |
 // | int4 g32  | 128, 1216 | the same; 4 x (16 scales, 16 zero points)                                       |
 // | fp8 block | 128, 2064 | 2 chunks x 2 planes x [lane][16 B]: products 2p, 2p + 1; F32 scale in the last 16 bytes |
+// | of experts| 128, 2048 | the same without the scale; trios of a line and three stages, the last of a tile also whole |
 // | bf16, f16 |  64, 2048 | 4 planes (product s) x [lane][4 operands]                                       |
 // | f32       |  64, 4096 | 4 planes of high bf16 parts, then 4 planes of low parts                         |
 #pragma once
 #include "image.cuh"
 #include "ptx.cuh"
 
-// FP8_ACT: the stream of FP8, for products with quantised activations.
-enum Format : int { INT4_G128 = 0, INT4_G32 = 1, FP8 = 2, BF16 = 3, F16 = 4, F32 = 5, FP8_ACT = 6 };
+// FP8_ACT: the stream of FP8, for products with quantised activations; FP8_EXPERTS: in trios; FP8_EXPERTS_ACT: both.
+enum Format : int { INT4_G128 = 0, INT4_G32 = 1, FP8 = 2, BF16 = 3, F16 = 4, F32 = 5, FP8_ACT = 6, FP8_EXPERTS = 7, FP8_EXPERTS_ACT = 8 };
 
 template <int F> constexpr bool INT4 = F == INT4_G128 || F == INT4_G32;
+template <int F> constexpr bool E4M3 = F == FP8 || F == FP8_EXPERTS;
 
 template <int F> struct Layout;
-// SPAN: stages of one bulk copy in the few-token kernels.
-template <> struct Layout<INT4_G128> { static constexpr int K = 128, BYTES = 1024 + 48, GROUP = 128, SPAN = 2; };
-template <> struct Layout<INT4_G32> { static constexpr int K = 128, BYTES = 1024 + 4 * 48, GROUP = 32, SPAN = 2; };
-template <> struct Layout<FP8> { static constexpr int K = 128, BYTES = 2048 + 16, GROUP = 128, SPAN = 1; };
+// SPAN: stages of one bulk copy in the few-token kernels. LINE: bytes in front of TRIO stages, whose scales lie there.
+template <> struct Layout<INT4_G128> { static constexpr int K = 128, BYTES = 1024 + 48, GROUP = 128, SPAN = 2, LINE = 0; };
+template <> struct Layout<INT4_G32> { static constexpr int K = 128, BYTES = 1024 + 4 * 48, GROUP = 32, SPAN = 2, LINE = 0; };
+template <> struct Layout<FP8> { static constexpr int K = 128, BYTES = 2048 + 16, GROUP = 128, SPAN = 1, LINE = 0; };
+template <> struct Layout<FP8_EXPERTS> { static constexpr int K = 128, BYTES = 2048, GROUP = 128, SPAN = 1, LINE = 128; };
 template <> struct Layout<FP8_ACT> : Layout<FP8> {};
-template <> struct Layout<BF16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1; };
-template <> struct Layout<F16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1; };
-template <> struct Layout<F32> { static constexpr int K = 64, BYTES = 4096, GROUP = 64, SPAN = 1; };
+template <> struct Layout<FP8_EXPERTS_ACT> : Layout<FP8_EXPERTS> {};
+template <> struct Layout<BF16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1, LINE = 0; };
+template <> struct Layout<F16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1, LINE = 0; };
+template <> struct Layout<F32> { static constexpr int K = 64, BYTES = 4096, GROUP = 64, SPAN = 1, LINE = 0; };
 
 constexpr int TILE_ROWS = 16;
+
+// Stages behind one line of scales, and bytes of a scale block.
+constexpr int TRIO = 3, SCALE_BLOCK = 16;
+template <int F> constexpr bool TRIOS = Layout<F>::LINE > 0;
+template <int F> constexpr int TRIO_BYTES = Layout<F>::LINE + TRIO * Layout<F>::BYTES;
+
+// Bytes of a tile of so many stages.
+template <int F> __host__ __device__ constexpr size_t tile_bytes(int stages) {
+    return TRIOS<F> ? static_cast<size_t>((stages + TRIO - 1) / TRIO) * TRIO_BYTES<F> : static_cast<size_t>(stages) * Layout<F>::BYTES;
+}
+
+// Where a stage of a tile begins.
+template <int F> __host__ __device__ constexpr size_t stage_offset(int stage) {
+    return static_cast<size_t>(stage) * Layout<F>::BYTES + (TRIOS<F> ? (stage / TRIO + 1) * Layout<F>::LINE : 0);
+}
+
+// Where the scale block of stage `of` (0 to 2) of a trio lies, from the trio's first stage on: the first one's has all three scales.
+__host__ __device__ constexpr int scale_block(int of) { return -SCALE_BLOCK * (of + 1); }
+
+// The scale block that begins with a stage's scale.
+template <int F> __host__ __device__ constexpr size_t scale_offset(int stage) {
+    return stage_offset<F>(stage / TRIO * TRIO) + scale_block(stage % TRIO);
+}
 
 // One linear weight on the device.
 struct Weight {
@@ -144,10 +176,16 @@ DEVICE int load_shared_u8(uint32_t address) {
     return v;
 }
 
+DEVICE float load_shared_f32(uint32_t address) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
+    return v;
+}
+
 // acc[n] += stage * activations. `x`: address of token 0's chunk (INT4: block) in shared memory; `tail`: INT4: of the
-// block's step and sums. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
+// block's step and sums; `scale`: FP8 in trios: the stage's. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
 template <int F, int NT>
-DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales,
+DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale,
                            float (&acc)[NT][4]) {
     const int row = lane >> 2, t = lane & 3;
     if constexpr (INT4<F>) {
@@ -192,7 +230,7 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
                 }
             }
         }
-    } else if constexpr (F == FP8) {
+    } else if constexpr (E4M3<F>) {
         float part[NT][4] = {};
 #pragma unroll
         for (int c = 0; c < 2; c++) {
@@ -212,8 +250,7 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
                 for (int n = 0; n < NT; n++) mma_bf16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
             }
         }
-        float scale;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+        if constexpr (!TRIOS<F>) scale = load_shared_f32(stage + 2048);
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             acc[n][0] += scale * (part[n][0] + part[n][1]);
@@ -247,14 +284,14 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
 
 // The same for the images of BF16 values, of FP8 and BF16 weights: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
 // the token behind it, acc[2] and acc[3] to row lane/4 + 8.
-template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t token_bytes, int lane, float (&acc)[4]) {
-    static_assert(F == FP8 || F == BF16, "weights of one part");
+template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t token_bytes, int lane, float scale, float (&acc)[4]) {
+    static_assert(E4M3<F> || F == BF16, "weights of one part");
     float part[4] = {};
 #pragma unroll
     for (int c = 0; c < Layout<F>::K / 64; c++) {
         RowOperands ops;
         ops.load(x + c * 128, token_bytes, lane);
-        if constexpr (F == FP8) {
+        if constexpr (E4M3<F>) {
 #pragma unroll
             for (int p = 0; p < 2; p++) {
                 const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
@@ -275,9 +312,8 @@ template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uin
             }
         }
     }
-    if constexpr (F == FP8) {
-        float scale;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+    if constexpr (E4M3<F>) {
+        if constexpr (!TRIOS<F>) scale = load_shared_f32(stage + 2048);
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[i] += scale * part[i];
     }

@@ -68,7 +68,12 @@ impl CudaBackend {
                 inputs: rows.inputs,
                 bf16_scales: rows.bf16_scales,
             });
-            placed.push(Placed { rows, tiles, stream });
+            placed.push(Placed {
+                format: rows.format,
+                rows,
+                tiles,
+                stream,
+            });
         }
         self.loader.load(&self.gpu, &placed, reading)?;
         let first = self.linears.len() as u32;

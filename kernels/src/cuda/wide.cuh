@@ -15,11 +15,12 @@ constexpr int WIDE_TILES = 8, WIDE_COLUMNS = 256, WIDE_CHUNK = WIDE_COLUMNS * 12
 constexpr int WIDE_CONSUMERS = 8, WIDE_WEIGHTS_WARP = 8, WIDE_PLANE_WARP = 9;
 
 template <int F> struct WideRing {
-    static constexpr int BYTES = 128 / Layout<F>::K * Layout<F>::BYTES, STEP = WIDE_TILES * BYTES;
+    // SCALES: where a step has the scale blocks of FP8 of experts, one for each four tiles, in a line of their own.
+    static constexpr int BYTES = 128 / Layout<F>::K * Layout<F>::BYTES, SCALES = WIDE_TILES * BYTES, STEP = SCALES + Layout<F>::LINE;
 #ifdef WIDE_STAGED_BYTES  // of results behind the rings: those are shorter then
     static constexpr int WEIGHTS = 3, PLANES = INT4<F> ? 4 : 3;
 #else
-    static constexpr int WEIGHTS = F == INT4_G128 ? 4 : F == INT4_G32 || F == FP8 ? 3 : 2, PLANES = INT4<F> ? 5 : 4;
+    static constexpr int WEIGHTS = F == INT4_G128 ? 4 : F == INT4_G32 || E4M3<F> ? 3 : 2, PLANES = INT4<F> ? 5 : 4;
 #endif
 };
 
@@ -55,17 +56,26 @@ template <int F> struct WideShared {
     }
 };
 
-// One warp: all steps of this block's tiles. Lane i < 8: `from`, tile i's stream, if it `has` one.
+// One warp: all steps of this block's tiles. Lane i < 8: `from`, tile i's stream, if it `has` one. FP8 of experts: lanes 8 and 9 likewise that
+// of the first four tiles and of the others, for their scale blocks.
 template <int F> DEVICE void wide_weights(const WideShared<F> &s, Turn &turn, const uint8_t *from, bool has, int steps, int lane) {
     using Ring = WideRing<F>;
-    const int held = __popc(__ballot_sync(ALL_LANES, has));
+    const unsigned holding = __ballot_sync(ALL_LANES, has), tiles = (1u << WIDE_TILES) - 1;
+    const uint32_t held = __popc(holding & tiles) * Ring::BYTES + (TRIOS<F> ? __popc(holding & ~tiles) * SCALE_BLOCK : 0);
+    const bool scales = TRIOS<F> && lane >= WIDE_TILES;
+    const uint32_t bytes = scales ? SCALE_BLOCK : Ring::BYTES, to = scales ? Ring::SCALES + (lane - WIDE_TILES) * SCALE_BLOCK : lane * Ring::BYTES;
+    // From one stage of a trio to the next, and what else there is from its last one to the next trio.
+    const int next = scales ? -SCALE_BLOCK : Ring::BYTES, turned = scales ? TRIO_BYTES<F> + TRIO * SCALE_BLOCK : Layout<F>::LINE;
+    int of = 0;
+    from += scales ? scale_offset<F>(0) : stage_offset<F>(0);
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
         barrier_wait(&s.weight_empty[turn.slot], turn.parity ^ 1);
-        if (lane == 0) barrier_expect(&s.weight_full[turn.slot], held * Ring::BYTES);
+        if (lane == 0) barrier_expect(&s.weight_full[turn.slot], held);
         __syncwarp();
-        if (has) bulk_copy(s.weights + turn.slot * Ring::STEP + lane * Ring::BYTES, from, Ring::BYTES, &s.weight_full[turn.slot]);
-        from += Ring::BYTES;
+        if (has) bulk_copy(s.weights + turn.slot * Ring::STEP + to, from, bytes, &s.weight_full[turn.slot]);
+        from += next;
+        if (TRIOS<F> && ++of == TRIO) of = 0, from += turned;
         turn.template advance<Ring::WEIGHTS>();
     }
 }

@@ -151,5 +151,5 @@ fn parts_of(gpu: &Gpu, tokens: usize, rows: usize, padded: usize, many: usize) -
 
 /// Whether weights of this format see quantised activations.
 fn quantises(forward: &Forward, format: Format) -> bool {
-    forward.places.quantised_plane != 0 && format == Format::Fp8
+    forward.places.quantised_plane != 0 && matches!(format, Format::Fp8 | Format::Fp8Experts)
 }

@@ -142,6 +142,8 @@ impl CudaBackend {
             return 0;
         };
         let sizes = Sizes::of(spec, layer);
+        let [dense, gate, experts] = formats;
+        let formats = [dense, gate, experts.of_experts()];
         let shape = one_shape(&sizes, layer.attention.head_dim, formats, kv);
         match sizes.inline(layer) && shape.fits(self.gpu.blocks() as usize) {
             true => (spec.layers.len() * fold::folded_bytes(sizes.experts, sizes.q_width)) as u64,

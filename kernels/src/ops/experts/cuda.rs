@@ -75,7 +75,7 @@ pub(crate) fn gate_up_groups(
 ) -> Result<()> {
     let padded = params.experts.hidden_padded as usize;
     let (name, image, ahead) = match (rows, format) {
-        (Rows::Bf16, Format::Fp8 | Format::Bf16) => ("rows", padded * 2, true),
+        (Rows::Bf16, Format::Fp8Experts | Format::Bf16) => ("rows", padded * 2, true),
         _ => ("groups", format.image_bytes(padded), false),
     };
     let name = format!("gate_up_{}_{name}", format.name());
@@ -98,13 +98,15 @@ fn launch_groups(
     params: &ExpertParams,
 ) -> Result<()> {
     let images = GROUP_ROWS * image;
-    let rest = partial_bytes(2) + groups * size_of::<Group>();
+    // A block lists its own groups: neighbours.
+    let listed = groups.div_ceil(gpu.blocks() as usize) + 2;
+    let rest = partial_bytes(2) + listed * size_of::<Group>();
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
     let ahead = ahead && rest + format.ring_bytes() + 2 * images <= room;
     let fixed = rest + if ahead { 2 * images } else { images };
     // A ring of three lets a warp's weights go on while it waits for others at a unit's end. INT4's are as fast with two.
     let most = match format {
-        Format::Fp8 => GROUPS_DEPTH,
+        Format::Fp8Experts => GROUPS_DEPTH,
         _ => format.depth(),
     };
     let slot = format.ring_bytes() / format.depth();

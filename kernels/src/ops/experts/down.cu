@@ -14,8 +14,8 @@ template <int F> struct DownRuns {
         const int tile = c * (DOWN_ROWS / TILE_ROWS) + r, stages = experts->inter_padded / Layout<F>::K;
         run.stages = 0;
         if (tile * TILE_ROWS < experts->hidden) {
-            run.from = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset +
-                       (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
+            run.from = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset + tile * tile_bytes<F>(stages) +
+                       stage_offset<F>(first);
             run.stages = count;
         }
         if (++c == units_per_group) c = 0, group++;
@@ -55,22 +55,22 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = image_bytes<BYTES>(padded);
-    const int slots = p.depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    const int slots = p.depth * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
-    Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
+    Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);  // the block's own, by their numbers
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
     // the last one's tail still runs.
     const int count = __ldcg(p.groups.count);
-    for (int i = threadIdx.x; i < count; i += GEMV_THREADS)
-        reinterpret_cast<int4 *>(listed)[i] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
-    __syncthreads();
-
     const int units_per_group = ceil_div(p.experts.hidden, DOWN_ROWS);
     const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
     const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
     int first, run, g = begin / units_per_group, c = begin % units_per_group;
-    split_stages(stages, RUNS, s, first, run);
+    for (int i = g + threadIdx.x; i <= (end - 1) / units_per_group; i += GEMV_THREADS)
+        reinterpret_cast<int4 *>(listed)[i - g] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
+    listed -= g;
+    __syncthreads();
+    split_runs<F>(stages, RUNS, s, first, run);
     DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
     StageQueue<F, GROUPS_DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * GROUPS_DEPTH, lane, p.depth);
     queue.fill();
@@ -124,8 +124,8 @@ template <int F> struct DownSumRuns {
         if (slot >= 0 && count > 0) {
             const Experts &experts = p->experts;
             const int stages = experts.inter_padded / Layout<F>::K;
-            run.from = experts.base + ids[token * p->route.k + slot] * experts.expert_bytes + experts.down_offset +
-                       (static_cast<size_t>(tile) * stages + first) * Layout<F>::BYTES;
+            run.from = experts.base + ids[token * p->route.k + slot] * experts.expert_bytes + experts.down_offset + tile * tile_bytes<F>(stages) +
+                       stage_offset<F>(first);
             run.stages = count;
         }
         return true;
@@ -145,7 +145,7 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
     const int half = blockIdx.x & 1, slots = half ? k / 2 : k - k / 2, slot0 = half ? k - k / 2 : 0;
     const int in_half = warp / RUNS, slot = in_half < slots ? slot0 + in_half : -1, s = warp % RUNS;
     const uint32_t bytes = image_bytes<BYTES>(padded);
-    constexpr int SLOTS = DEPTH * Layout<F>::SPAN * Layout<F>::BYTES;
+    constexpr int SLOTS = DEPTH * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;  // one image a slot
     float *partial = reinterpret_cast<float *>(image + HALF_SLOTS * bytes);
     // The logits come from the kernel before last: the choice is made again, and the first weights requested, while
@@ -162,7 +162,7 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
 
     const int tiles = ceil_div(p.experts.hidden, TILE_ROWS), units = p.route.tokens * tiles;
     int first, run;
-    split_stages(stages, RUNS, s, first, run);
+    split_runs<F>(stages, RUNS, s, first, run);
     DownSumRuns<F> runs{&p, ids, static_cast<int>(blockIdx.x / 2), static_cast<int>(gridDim.x / 2), units, tiles,
                         slot, first, run};
     StageQueue<F, DEPTH, DownSumRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
@@ -206,5 +206,5 @@ template <int F, int DEPTH> DEVICE void down_sum(const ExpertParams &p) {
 
 DOWN(int4_g128, INT4_G128, 2)
 DOWN(int4_g32, INT4_G32, 2)
-DOWN(fp8, FP8, 2)
+DOWN(fp8, FP8_EXPERTS, 2)
 DOWN(bf16, BF16, 2)

@@ -14,7 +14,7 @@ template <int F> struct GateUpRuns {
         left--;
         const int stages = experts->hidden_padded / Layout<F>::K;
         const uint8_t *stream = experts->base + groups[group].expert * experts->expert_bytes + (r < 2 ? 0 : experts->up_offset);
-        run.from = stream + (static_cast<size_t>(c * 2 + (r & 1)) * stages + first) * Layout<F>::BYTES;
+        run.from = stream + (c * 2 + (r & 1)) * tile_bytes<F>(stages) + stage_offset<F>(first);
         run.stages = count;
         if (++c == units_per_group) c = 0, group++;
         return true;
@@ -72,12 +72,13 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = ROWS ? row_image_bytes(padded) : image_bytes<BYTES>(padded);
 
-    const int depth = INLINE ? DEPTH : p.depth, slots = depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    const int depth = INLINE ? DEPTH : p.depth, slots = depth * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
-    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
+    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);  // the block's own, by their numbers
 
     int count;
+    int4 early = make_int4(0, 0, 0, 0);
     InlineNorm<BYTES, INLINE ? TOKENS : 1> norm;
     if constexpr (INLINE) {
         norm.load_weights(p.input);
@@ -95,31 +96,36 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
             if (lane < p.route.k) groups[at] = {id, at, 1, warp};
         }
         count = p.route.tokens * p.route.k;
+        __syncthreads();
     } else {
         wait_for_inputs();
         allow_next_kernel();
         // Most groups are requested with their number, not after it.
-        const int4 *from = reinterpret_cast<const int4 *>(p.groups.group);
-        int4 group = make_int4(0, 0, 0, 0);
-        if (static_cast<int>(threadIdx.x) < p.most) group = __ldcg(from + threadIdx.x);
+        if (static_cast<int>(threadIdx.x) < p.most) early = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + threadIdx.x);
         count = __ldcg(p.groups.count);
-        if (static_cast<int>(threadIdx.x) < count) reinterpret_cast<int4 *>(listed)[threadIdx.x] = group;
-        for (int i = threadIdx.x + GEMV_THREADS; i < count; i += GEMV_THREADS) reinterpret_cast<int4 *>(listed)[i] = __ldcg(from + i);
     }
-    __syncthreads();
-
     const int units_per_group = p.experts.inter_padded / UP_CHANNELS;
     const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
     const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
     int first, run, g = begin / units_per_group, c = begin % units_per_group;
-    split_stages(stages, RUNS, s, first, run);
+    const int last = (end - 1) / units_per_group;
+    if constexpr (!INLINE) {
+        const int mine = threadIdx.x;
+        if (mine >= g && mine <= last) reinterpret_cast<int4 *>(listed)[mine - g] = early;
+        for (int i = mine + GEMV_THREADS; i <= last; i += GEMV_THREADS)
+            if (i >= g) reinterpret_cast<int4 *>(listed)[i - g] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
+        listed -= g;
+        __syncthreads();
+    }
+
+    split_runs<F>(stages, RUNS, s, first, run);
     GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
     StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane, depth);
     queue.fill();
     const int g0 = g;
     if constexpr (!INLINE) {
         const int of = threadIdx.x / GROUP_ROWS, row = threadIdx.x % GROUP_ROWS;
-        if (of < ROWS_LISTED && g0 + of < count && row < listed[g0 + of].rows) rows[of][row] = __ldcg(p.groups.row_token + listed[g0 + of].first + row);
+        if (of < ROWS_LISTED && g0 + of <= last && row < listed[g0 + of].rows) rows[of][row] = __ldcg(p.groups.row_token + listed[g0 + of].first + row);
         __syncthreads();
     }
     if constexpr (INLINE) norm.store(p.input, p.route.tokens, 0, padded, image, bytes, scratch);
@@ -185,7 +191,7 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
 
 GATE_UP(int4_g128, INT4_G128, 2)
 GATE_UP(int4_g32, INT4_G32, 2)
-GATE_UP(fp8, FP8, 2)
+GATE_UP(fp8, FP8_EXPERTS, 2)
 GATE_UP(bf16, BF16, 2)
-GATE_UP_ROWS(fp8, FP8)
+GATE_UP_ROWS(fp8, FP8_EXPERTS)
 GATE_UP_ROWS(bf16, BF16)

@@ -20,7 +20,7 @@ template <int N>
 DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, ActedScales &shared, int m, int warpgroup,
                             int warp, int lane) {
     float acc[2][N / 2];
-    consume<FP8_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
+    consume<FP8_EXPERTS_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
@@ -68,7 +68,7 @@ DEVICE void consume_gate_up(const ManyParams &p, const ExpertTile &rows, const G
 template <int N>
 DEVICE void consume_down(const ManyParams &p, const ExpertTile &rows, const GemmTile &tile, GemmRing &ring, int m, int warpgroup, int warp, int lane) {
     float acc[2][N / 2];
-    consume<FP8_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
+    consume<FP8_EXPERTS_ACT, N>(tile, ring, warpgroup, warp, lane, p.experts.bf16_scales, acc);
 #pragma unroll
     for (int h = 0; h < 2; h++) write_down<N>(p, rows, ((m * GEMM_CONSUMERS + warpgroup) * 2 + h) * 4 + warp, acc[h], lane);
 }
@@ -77,14 +77,13 @@ template <bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const Expert
     const Experts &experts = p.experts;
     const uint8_t *base = experts.base + rows.expert * experts.expert_bytes;
     const int inputs = UP ? experts.hidden_padded : experts.inter_padded;
-    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<FP8_ACT>::K) * Layout<FP8_ACT>::BYTES;
     GemmTile tile;
 #pragma unroll
     for (int s = 0; s < 2 * GEMM_CONSUMERS; s++) {
         const int at = UP ? (m * GEMM_CONSUMERS + s / 2) * 4 : (m * 2 * GEMM_CONSUMERS + s) * 4;
         const int tiles = UP ? experts.inter_padded / TILE_ROWS : ceil_div(experts.hidden, TILE_ROWS);
         tile.sets_tiles[s] = max(0, min(4, tiles - at));
-        tile.set[s] = base + (UP ? (s % 2 ? experts.up_offset : 0) : experts.down_offset) + at * tile_bytes;
+        tile.set[s] = base + (UP ? (s % 2 ? experts.up_offset : 0) : experts.down_offset) + at * tile_bytes<FP8_EXPERTS_ACT>(inputs / STEP_INPUTS);
     }
     tile.plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
@@ -96,7 +95,7 @@ template <bool UP> DEVICE GemmTile expert_tile(const ManyParams &p, const Expert
 
 template <bool UP> DEVICE void many(const ManyParams &p) {
     extern __shared__ uint8_t shared[];
-    GemmRing ring = ring_in<FP8_ACT>(shared);
+    GemmRing ring = ring_in<FP8_EXPERTS_ACT>(shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, warpgroup = warp / 4;
     wait_for_inputs();
     allow_next_kernel();
@@ -106,7 +105,7 @@ template <bool UP> DEVICE void many(const ManyParams &p) {
         give_registers();
         if (warp % 4 == 0)
             for (int w = blockIdx.x; w < work; w += gridDim.x)
-                produce<FP8_ACT>(expert_tile<UP>(p, p.tiles[w / m_tiles], w % m_tiles), ring, lane);
+                produce<FP8_EXPERTS_ACT>(expert_tile<UP>(p, p.tiles[w / m_tiles], w % m_tiles), ring, lane);
     } else {
         take_registers();
         for (int w = blockIdx.x; w < work; w += gridDim.x) {
@@ -116,7 +115,7 @@ template <bool UP> DEVICE void many(const ManyParams &p) {
             const auto run = [&](auto columns) {
                 constexpr int N = decltype(columns)::value;
                 if constexpr (UP)
-                    consume_gate_up<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<FP8_ACT>), m, warpgroup, warp % 4,
+                    consume_gate_up<N>(p, rows, tile, ring, *reinterpret_cast<ActedScales *>(ring.empty + GEMM_DEPTH<FP8_EXPERTS_ACT>), m, warpgroup, warp % 4,
                                        lane);
                 else
                     consume_down<N>(p, rows, tile, ring, m, warpgroup, warp % 4, lane);

@@ -43,12 +43,12 @@ DEVICE void write_acted(const ManyParams &p, const ExpertTile &rows, int channel
 
 // What a consumer warp multiplies: of its block's four gate and four up tiles one half each, or one tile.
 template <int F, bool UP> struct ConsumerSource : OneTile<F> {
-    __device__ __forceinline__ ConsumerSource(int warp, int lane, int bf16_scales) : OneTile<F>(warp * WideRing<F>::BYTES, lane, bf16_scales) {}
+    __device__ __forceinline__ ConsumerSource(int warp, int lane, int bf16_scales) : OneTile<F>(warp * WideRing<F>::BYTES, WideRing<F>::SCALES + warp / 4 * SCALE_BLOCK, lane, bf16_scales) {}
 };
 template <int F> struct ConsumerSource<F, true> : TwoHalves<F> {
     static constexpr int BYTES = WideRing<F>::BYTES;
     __device__ __forceinline__ ConsumerSource(int warp, int lane, int bf16_scales)
-        : TwoHalves<F>(warp / 2 * BYTES, WIDE_TILES / 2 * BYTES, warp % 2, lane, bf16_scales) {}
+        : TwoHalves<F>(warp / 2 * BYTES, WIDE_TILES / 2 * BYTES, WideRing<F>::SCALES, warp % 2, lane, bf16_scales) {}
 };
 
 template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
@@ -57,7 +57,6 @@ template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, rank = cluster_rank();
     const Experts &experts = p.experts;
     const int inputs = UP ? experts.hidden_padded : experts.inter_padded, steps = inputs / 128;
-    const size_t tile_bytes = static_cast<size_t>(inputs / Layout<F>::K) * Layout<F>::BYTES;
     // Pairs of blocks' shares: 2 * 64 channels, or 2 * 128 columns.
     const int tiles = UP ? experts.inter_padded / TILE_ROWS : ceil_div(experts.hidden, TILE_ROWS);
     const int each = UP ? WIDE_TILES / 2 : WIDE_TILES, pairs = ceil_div(tiles, WIDE_BLOCKS * each);
@@ -71,10 +70,11 @@ template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
         Turn turn;
         if (warp == WIDE_WEIGHTS_WARP) {
             for (int w = begin; w < work; w += stride) {
-                const int at = first_tile(w) + lane % each;
+                // Lanes behind the tiles': scale blocks of four tiles.
+                const int of = TRIOS<F> && lane >= WIDE_TILES ? lane % WIDE_TILES * 4 : lane, at = first_tile(w) + of % each;
                 const uint8_t *expert = experts.base + p.tiles[w / pairs].expert * experts.expert_bytes;
-                const uint8_t *from = expert + (UP ? (lane < each ? 0 : experts.up_offset) : experts.down_offset) + at * tile_bytes;
-                wide_weights<F>(s, turn, from, lane < WIDE_TILES && at < tiles, steps, lane);
+                const uint8_t *from = expert + (UP ? (of < each ? 0 : experts.up_offset) : experts.down_offset) + at * tile_bytes<F>(inputs / Layout<F>::K);
+                wide_weights<F>(s, turn, from, lane < WIDE_TILES + (TRIOS<F> ? WIDE_TILES / 4 : 0) && at < tiles, steps, lane);
             }
         } else if (warp == WIDE_PLANE_WARP) {
             for (int w = begin; w < work; w += stride) {
@@ -115,5 +115,5 @@ template <int F, bool UP> DEVICE void wide_experts(const ManyParams &p) {
         wide_down_##NAME(const __grid_constant__ ManyParams p) { wide_experts<FORMAT, false>(p); }
 WIDE(int4_g128, INT4_G128)
 WIDE(int4_g32, INT4_G32)
-WIDE(fp8, FP8)
+WIDE(fp8, FP8_EXPERTS)
 WIDE(bf16, BF16)

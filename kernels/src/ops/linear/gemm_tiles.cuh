@@ -12,7 +12,7 @@ template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int 
         int at = (m * SETS * GEMM_CONSUMERS + s) * 4;
         tile.sets_tiles[s] = max(0, min(4, p.tiles - at));
         const Weight &w = segment_of(p, at);
-        tile.set[s] = w.stream + (static_cast<size_t>(at) * w.stages + first * STEP_STAGES<F>) * Layout<F>::BYTES;
+        tile.set[s] = w.stream + at * tile_bytes<F>(w.stages) + stage_offset<F>(first * STEP_STAGES<F>);
     }
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
     tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS<F> * tile.chunk_bytes;

@@ -49,7 +49,7 @@ template <int F> struct LinearRuns {
         run.stages = 0;
         if (tile < p->tiles && count > 0) {
             const Weight &w = segment_of(*p, tile);
-            run.from = w.stream + (static_cast<size_t>(tile) * w.stages + first) * Layout<F>::BYTES;
+            run.from = w.stream + tile * tile_bytes<F>(w.stages) + stage_offset<F>(first);
             run.stages = count;
         }
         return true;
@@ -145,7 +145,7 @@ template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
     int first, count;
     split_stages((end - begin) / Layout<F>::K, splits, s, first, count);
 
-    const int slots = p.depth * Layout<F>::SPAN * Layout<F>::BYTES;
+    const int slots = p.depth * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     const uint32_t slice = image_bytes<BYTES>(end - begin);
     constexpr int IMAGES = TOKENS == 1 ? 1 : HELD;  // a lone token's image serves every column

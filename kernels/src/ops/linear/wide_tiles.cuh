@@ -20,7 +20,7 @@ template <int F, class Leave> DEVICE void linear_wide(const GemmParams &p) {
                 int at = first_tile(w) + lane;
                 const bool has = lane < WIDE_TILES && at < p.tiles;
                 const Weight &weight = segment_of(p, at);
-                wide_weights<F>(s, turn, weight.stream + static_cast<size_t>(at) * weight.stages * Layout<F>::BYTES, has, p.steps, lane);
+                wide_weights<F>(s, turn, weight.stream + at * tile_bytes<F>(weight.stages), has, p.steps, lane);
             }
         }
         wait_for_inputs();
@@ -38,7 +38,7 @@ template <int F, class Leave> DEVICE void linear_wide(const GemmParams &p) {
         wait_for_inputs();
         allow_next_kernel();
         Turn weight, plane;
-        OneTile<F> source(warp * WideRing<F>::BYTES, lane, p.segments[0].bf16_scales);
+        OneTile<F> source(warp * WideRing<F>::BYTES, 0, lane, p.segments[0].bf16_scales);
         Leave leave(s.rest, warp, lane);
         for (int w = begin; w < work; w += stride) {
             const int first = w / pairs * WIDE_COLUMNS;

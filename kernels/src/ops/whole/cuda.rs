@@ -169,7 +169,7 @@ impl OneShape {
         let pair = (self.dense, self.experts);
         let pairs = [
             (Format::Int4G128, Format::Int4G128),
-            (Format::Fp8, Format::Fp8),
+            (Format::Fp8, Format::Fp8Experts),
             (Format::Bf16, Format::Int4G32),
             (Format::Bf16, Format::Bf16),
         ];

@@ -146,7 +146,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                     meet();
                     // The lower warps, with more of the image, do not wait for the choice.
                     if (thread >= GEMV_THREADS - MAX_EXPERTS) choose(shared, norm_factor(shared.scratch, p.width, p.eps) * z, bias);
-                    norm.store<EXPERT>(shared, p.width);
+                    norm.store<IMAGE_OF<EXPERT>>(shared, p.width);
                 }
             } else {
                 const int bytes = image_bytes<INT4<EXPERT>>(p.inter);
@@ -154,7 +154,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void compute(OneShared &shared, 
                 listen_together(p, GATE_UP, epoch);
                 note(op, 0);
                 if (unit < units && plan.slots > 0)
-                    images_of_rows<EXPERT>(shared, p.acted + static_cast<size_t>(plan.first_slot) * p.inter, plan.slots * (p.inter / 128), bytes, turn);
+                    images_of_rows<IMAGE_OF<EXPERT>>(shared, p.acted + static_cast<size_t>(plan.first_slot) * p.inter, plan.slots * (p.inter / 128), bytes, turn);
             }
             meet();
             if constexpr (DENSE == FP8) tails = shared_address(shared.steps + (op == DOWN ? warp / EXPERT_RUNS * (p.inter / IMAGE_BLOCK) : 0)) - x;
@@ -262,7 +262,7 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
         compute<DENSE, EXPERT, KV>(shared, rings);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEED_REGISTERS));
-        if (threadIdx.x < ONE_THREADS) feed<KV, DENSE>(shared, rings);
+        if (threadIdx.x < ONE_THREADS) feed<KV, DENSE, EXPERT>(shared, rings);
     }
 }
 
@@ -272,8 +272,8 @@ template <int DENSE, int EXPERT, int KV> DEVICE void decode_one(const OneParams 
 
 ONE(int4_g128_int4_g128, INT4_G128, INT4_G128, bf16, KV_BF16)
 ONE(int4_g128_int4_g128, INT4_G128, INT4_G128, e4m3, KV_E4M3)
-ONE(fp8_fp8, FP8, FP8, bf16, KV_BF16)
-ONE(fp8_fp8, FP8, FP8, e4m3, KV_E4M3)
+ONE(fp8_fp8, FP8, FP8_EXPERTS, bf16, KV_BF16)
+ONE(fp8_fp8, FP8, FP8_EXPERTS, e4m3, KV_E4M3)
 ONE(bf16_int4_g32, BF16, INT4_G32, bf16, KV_BF16)
 ONE(bf16_int4_g32, BF16, INT4_G32, e4m3, KV_E4M3)
 ONE(bf16_bf16, BF16, BF16, bf16, KV_BF16)

@@ -88,16 +88,18 @@ template <int KV> constexpr int KEY_BYTES = TILE_TOKENS * HEAD_DIM * KV_BYTES<KV
 // A tile's values lie in the ring right behind its keys.
 template <int KV> constexpr int TOGETHER = 2 * KEY_BYTES<KV>;
 
-// A run of a warp's weights, the same in every layer: offset in a stream of the layer and size, both in units of 16 bytes.
+// A run of a warp's weights, the same in every layer: offset in a stream of the layer and size, both in units of 16 bytes. FP8 of experts: its
+// first trio's scale block and what is copied.
 struct alignas(8) OneEntry {
     uint32_t offset;
     uint16_t size;
-    uint8_t copy;    // of one copy, in units of 16 bytes, less one
+    uint8_t copy;    // of one copy, in units of 16 bytes, less one; COPY_TRIOS: a stage, a trio's first with its scale block
     uint8_t stream;  // of `OneLayer`, bits 0 to 3; the experts' slot from bit 4 on
 };
 
 enum : int { STREAM_Q, STREAM_K, STREAM_V, STREAM_O, STREAM_GATE, STREAM_EXPERTS, STREAM_KEYS, STREAM_VALUES, STREAM_FOLD, STREAMS };
 constexpr int ENTRY_SLOT = 16;
+constexpr uint8_t COPY_TRIOS = 0;
 
 enum : int { SCALES_Q, SCALES_K, SCALES_V, SCALES_O, SCALES_EXPERTS };
 
@@ -219,6 +221,11 @@ template <int KV> DEVICE uint32_t find_tile(const OneParams &p, const uint32_t *
 
 // `copy`: bytes of one copy.
 template <int F> DEVICE OneEntry entry_of(int stream, int tile, int stages, int first, int count, int copy = COPY_BYTES<F>) {
+    if constexpr (TRIOS<F>) {
+        const size_t from = tile * tile_bytes<F>(stages) + stage_offset<F>(first) - SCALE_BLOCK;
+        return {static_cast<uint32_t>(from / 16), static_cast<uint16_t>(count * (Layout<F>::BYTES / 16) + ceil_div(count, TRIO) * (SCALE_BLOCK / 16)),
+                COPY_TRIOS, static_cast<uint8_t>(stream)};
+    }
     const uint32_t offset = static_cast<uint32_t>(tile * stages + first) * (Layout<F>::BYTES / 16);
     return {offset, static_cast<uint16_t>(count * (Layout<F>::BYTES / 16)),
             static_cast<uint8_t>(copy / 16 - 1), static_cast<uint8_t>(stream)};
@@ -274,13 +281,13 @@ template <int DENSE, int EXPERT, int KV> DEVICE void write_program(const OnePara
         entry = entry_of<BF16>(STREAM_GATE, (block + i * gates) / GATE_PARTS, p.width / 32, begin / 32 + first, count);
     } else if (op == GATE_UP) {
         const int per_expert = p.inter / 32, unit = block + i * grid, r = warp / EXPERT_RUNS, stages = p.width / Layout<EXPERT>::K;
-        split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        split_runs<EXPERT>(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
         entry = entry_of<EXPERT>(STREAM_EXPERTS | unit / per_expert * ENTRY_SLOT, unit % per_expert * 2 + (r & 1), stages, first, count);
         if (r >= 2) entry.offset += static_cast<uint32_t>(p.up_offset / 16);
     } else if (op == DOWN) {
         const int tile = block / 2 + i * (grid / 2), stages = p.inter / Layout<EXPERT>::K;
         half_slots(p.k, begin, end);
-        split_stages(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        split_runs<EXPERT>(stages, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
         if (warp / EXPERT_RUNS >= end) count = 0;
         entry = entry_of<EXPERT>(STREAM_EXPERTS | (begin + warp / EXPERT_RUNS) % ONE_TOP_K * ENTRY_SLOT, tile, stages, first, count);
         entry.offset += static_cast<uint32_t>(p.down_offset / 16);
@@ -330,8 +337,8 @@ template <int DENSE, int EXPERT> DEVICE void write_plans(const OneParams &p, One
         half_slots(p.k, slot0, slots);
         if (op == QKV || op == OUTPUT) split_stages((end - begin) / Layout<DENSE>::K, DENSE_RUNS, warp % DENSE_RUNS, first, count);
         if (op == GATE) split_stages((end - begin) / 32, GEMV_WARPS, warp, first, count);
-        if (op == GATE_UP) split_stages(p.width / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
-        if (op == DOWN && warp / EXPERT_RUNS < slots) split_stages(p.inter / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        if (op == GATE_UP) split_runs<EXPERT>(p.width / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
+        if (op == DOWN && warp / EXPERT_RUNS < slots) split_runs<EXPERT>(p.inter / Layout<EXPERT>::K, EXPERT_RUNS, warp % EXPERT_RUNS, first, count);
         shared.run[op][warp] = make_ushort2(first, count);
     }
     if (threadIdx.x < sizeof(shared.slot)) shared.slot[threadIdx.x] = threadIdx.x / (p.inter / 128);

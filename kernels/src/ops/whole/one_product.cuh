@@ -15,20 +15,23 @@ DEVICE void e4m3_to_f16(uint32_t word, uint32_t &even, uint32_t &odd) {
         : "r"(__byte_perm(word, 0, 0x3120)));
 }
 
+// The format whose images weights of format F meet.
+template <int F> constexpr int IMAGE_OF = F == FP8_EXPERTS ? FP8 : F;
+
 // Bytes from a block's tail to the next one's.
 template <int F> constexpr int TAIL_BYTES = INT4<F> ? IMAGE_TAIL_BYTES : sizeof(float);
 
 // acc += one stage times the token's image.
-// FP8: both as F16, which is exact for the weights and leaves 22 bits of the inputs; `tail`: their step.
-template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float (&acc)[1][4]) {
-    if constexpr (F == FP8) {
+// FP8: both as F16, which is exact for the weights and leaves 22 bits of the inputs; `tail`: their step; `scale`: of experts.
+template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t tail, int lane, int bf16_scales, float scale, float (&acc)[1][4]) {
+    if constexpr (E4M3<F>) {
         // Two chains of products: each waits half as long.
         float part[2][4] = {};
         uint4 words[4];
-        float scale, step;
+        float step;
 #pragma unroll
         for (int i = 0; i < 4; i++) words[i] = load_shared16(stage + i * 512 + lane * 16);
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
+        if constexpr (!TRIOS<F>) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(step) : "r"(tail));
         Operands<1> ops[2];
         ops[0].load(x, 0, lane), ops[1].load(x + 256, 0, lane);
@@ -46,7 +49,7 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
         acc[0][0] += scale * ((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]));
         acc[0][2] += scale * ((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]));
     } else {
-        multiply_stage<F, 1>(stage, x, tail, 0, lane, bf16_scales, acc);
+        multiply_stage<F, 1>(stage, x, tail, 0, lane, bf16_scales, scale, acc);
     }
 }
 
@@ -142,9 +145,11 @@ template <int F>
 DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, int first, int count, int lane, int bf16_scales, float (&acc)[1][4]) {
     constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);
     uint32_t x = image + first * STEP, tail = tails + first * TAIL_BYTES<F>;
+    RunScales<F> scales;
 #pragma unroll 1
     while (count > 0) {
-        const int held = min(count, COPY_STAGES<F>), bytes = held * Layout<F>::BYTES;
+        const bool leads = TRIOS<F> && scales.of == 0;  // with a scale block
+        const int held = min(count, COPY_STAGES<F>), bytes = held * Layout<F>::BYTES + (leads ? SCALE_BLOCK : 0);
         uint32_t stage = stream.front(bytes);
         if constexpr (F == INT4_G128) {
             static_assert(COPY_STAGES<F> == 3, "one product of them all");
@@ -163,7 +168,8 @@ DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, i
         } else {
 #pragma unroll 1
             for (int i = 0; i < held; i++) {
-                multiply_one<F>(stage, x, tail, lane, bf16_scales, acc);
+                const float scale = scales.next(stage);
+                multiply_one<F>(leads ? stage + SCALE_BLOCK : stage, x, tail, lane, bf16_scales, scale, acc);
                 stage += Layout<F>::BYTES, x += STEP, tail += TAIL_BYTES<F>;
             }
         }
@@ -180,7 +186,7 @@ DEVICE void multiply_stages(OneStream &stream, uint32_t image, uint32_t tails, i
 DEVICE void multiply_gate(OneStream &stream, uint32_t image, int first, int count, int lane, float (&acc)[1][4]) {
 #pragma unroll 1
     for (int i = first; i < first + count; i++) {
-        multiply_one<BF16>(stream.front(Layout<BF16>::BYTES), image + (i / 2) * 256, 0, lane, 0, acc);
+        multiply_one<BF16>(stream.front(Layout<BF16>::BYTES), image + (i / 2) * 256, 0, lane, 0, 0.f, acc);
         stream.pop(Layout<BF16>::BYTES);
     }
 }

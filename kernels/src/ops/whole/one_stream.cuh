@@ -76,6 +76,7 @@ struct OneFeeder {
     const uint8_t *from = nullptr;
     int left = 0, most = 0;      // bytes of the entry, and of one copy
     int behind = 0;              // bytes that must lie right behind this copy
+    int of = -1;                 // FP8 of experts: the next stage in its trio
     bool waits = false;          // for the choice of `layer`, or at the layer's end for all lanes
     // The ring: its copies from `oldest` on have not been read.
     int place = 0, copy = 0, oldest = 0, free = WARP_RING, held = 0;
@@ -84,13 +85,13 @@ struct OneFeeder {
     int most_flying = COPIES;    // copies of this kind that have not arrived
 
     // `chosen`: the last layer whose experts are known.
-    template <int KV, int DENSE> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
+    template <int KV, int DENSE, int EXPERT> __device__ __forceinline__ void find_next(int chosen, uint32_t expert_size) {
         const uint8_t *const *streams = shared.feeding[layer & 1];
         if (piece < pieces) {
             const int tile = warp + (piece >> 1) * GEMV_WARPS;
             from = streams[STREAM_KEYS + (piece & 1)] + static_cast<size_t>(shared.tile[tile]) * 16;
             left = most = KEY_BYTES<KV>, behind = piece & 1 ? 0 : TOGETHER<KV> - KEY_BYTES<KV>, most_flying = COPIES,
-            piece++;
+            piece++, of = -1;
             return;
         }
         if (at == shared.entries) {
@@ -113,6 +114,10 @@ struct OneFeeder {
         if (stream == STREAM_EXPERTS) offset += static_cast<size_t>(shared.ids[which / ENTRY_SLOT]) * expert_size;
         from = streams[stream] + offset * 16;
         left = (entry.y & 0xffff) * 16, most = (entry.y >> 16 & 0xff) * 16 + 16, behind = 0, at++;
+        if constexpr (TRIOS<EXPERT>) {
+            of = -1;
+            if (most == COPY_TRIOS * 16 + 16) of = 0, most = Layout<EXPERT>::BYTES;
+        }
     }
 
     // What has been read.
@@ -122,7 +127,7 @@ struct OneFeeder {
         if (++oldest == COPIES) oldest = 0, parity ^= 1;
     }
 
-    __device__ __forceinline__ int next_bytes() const { return min(left, most); }
+    __device__ __forceinline__ int next_bytes() const { return min(left, most) + (of == 0 ? SCALE_BLOCK : 0); }
     __device__ __forceinline__ int next_place() const { return copy_place(place, next_bytes() + behind); }
     // The ring's rest, where that is too short, is the copy's before: it is free with it.
     __device__ __forceinline__ int rest() const { return held && next_place() < place ? WARP_RING - place : 0; }
@@ -145,12 +150,14 @@ struct OneFeeder {
                      "l"(from), "r"(bytes), "r"(full), "l"(READ_ONCE)
                      : "memory");
         free -= bytes + wasted, held++, place = put + bytes, left -= bytes, from += bytes;
+        // Past the next trio's line, but for its scale block.
+        if (of >= 0 && ++of == TRIO) of = 0, from += Layout<FP8_EXPERTS>::LINE - SCALE_BLOCK;
         if (++copy == COPIES) copy = 0, phase ^= 1;
     }
 };
 
 // The feeding warp's step.
-template <int KV, int DENSE> DEVICE void feed(OneShared &shared, uint8_t *rings) {
+template <int KV, int DENSE, int EXPERT> DEVICE void feed(OneShared &shared, uint8_t *rings) {
     const OneParams &p = shared.p;
     const int lane = threadIdx.x & 31, layers = p.layers, warp = lane % GEMV_WARPS;
     const bool serves = lane < GEMV_WARPS;
@@ -164,7 +171,7 @@ template <int KV, int DENSE> DEVICE void feed(OneShared &shared, uint8_t *rings)
     int chosen = -1;
 #pragma unroll 1
     while (true) {
-        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<KV, DENSE>(chosen, expert_size);
+        if (serves && feeder.layer < layers && feeder.left == 0 && !feeder.waits) feeder.find_next<KV, DENSE, EXPERT>(chosen, expert_size);
         feeder.look();
         const bool asks = feeder.ready();
         if (asks) feeder.ask();
