@@ -170,8 +170,8 @@ template <int F> struct RunScales {
 };
 
 // One warp's share of a unit: `count` stages starting at stage `first` of the activations' slice. `tails`: address of
-// token 0's tails (INT4).
-template <int F, int NT, class Queue>
+// token 0's tails (INT4), STEPS: of the images' steps.
+template <int F, int NT, bool STEPS = false, class Queue>
 DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t token_bytes, int first, int count,
                          int lane, int bf16_scales, float (&acc)[NT][4]) {
     constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);  // image bytes of a stage
@@ -187,7 +187,7 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_stage<F, NT>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc);
+            multiply_stage<F, NT, STEPS>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc);
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
         queue.pop();
@@ -197,11 +197,11 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 
 // The same for images of BF16 values.
 template <int F, class Queue>
-DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t token_bytes, int first, int count, int lane, float (&acc)[4]) {
+DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t steps, uint32_t token_bytes, int first, int count, int lane, float (&acc)[4]) {
     constexpr int STEP = Layout<F>::K * 2;
 #pragma unroll
     for (int i = 0; i < 4; i++) acc[i] = 0.f;
-    uint32_t x = image + first * STEP;
+    uint32_t x = image + first * STEP, tail = steps + first * IMAGE_TAIL_BYTES;
     RunScales<F> scales;
 #pragma unroll 1
     while (count > 0) {
@@ -209,8 +209,8 @@ DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t token_bytes
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_rows_stage<F>(stage, x, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc);
-            stage += Layout<F>::BYTES, x += STEP;
+            multiply_rows_stage<F>(stage, x, tail, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc);
+            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
         queue.pop();
         count -= Layout<F>::SPAN;
@@ -324,6 +324,15 @@ template <class Row, class Store> DEVICE void fill_blocks(const Row &row, int ro
         }
     }
     __syncthreads();
+}
+
+// A block of a row of a group as F16, and its step: those of a block's rows lie one behind the other, IMAGE_TAIL_BYTES a block. ROWS: the values are BF16.
+template <bool ROWS> DEVICE void store_f16(uint8_t *image, float *steps, int padded, int row, int block, const float4 &v, int lane) {
+    float *step = steps + block * (IMAGE_TAIL_BYTES / 4) + row;
+    if constexpr (ROWS)
+        row_image_store_f16(image + row * row_image_bytes(padded), step, row, block, v, lane);
+    else
+        image_store_f16(image + row * image_bytes<false>(padded), step, block, v, lane);
 }
 
 // The slice [begin, end) of images.

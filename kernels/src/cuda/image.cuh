@@ -8,6 +8,9 @@
 // Tokens whose values are BF16 need no low parts: per chunk of 64 values 128 bytes, whose halves are exchanged in every other token
 // (`row_image_store_block`).
 //
+// Experts' FP8 meets both kinds as F16 instead (FP8 becomes F16 by one instruction, BF16 takes seven): a block of 128 values times a power of two that
+// makes the largest 2^14 to 2^15; that power's reciprocal, the block's step, lies apart, [block][token of a group].
+//
 // For INT4 weights products are of bytes and exact: x = step * (256 * high + low), 16 bits of the largest of 128
 // values. Per block of 128 values 256 bytes: high bytes, low bytes (their 16-byte units exchanged in pairs), in the order
 // in which lanes read them; behind all blocks per block 32 bytes: the step (F32), the sum of the integers, two unused
@@ -70,5 +73,35 @@ template <bool BYTES> DEVICE void image_store_block(uint8_t *image, int k, int b
 // The same of a token whose values are BF16.
 DEVICE void row_image_store_block(uint8_t *image, int token, int block, float4 v, int lane) {
     const uint2 pairs = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    *reinterpret_cast<uint2 *>(image + block * 256 + (lane / 16) * 128 + ((lane % 16 * 8) ^ (token & 1) * 64)) = pairs;
+}
+
+// As F16: scales the block's values for it and returns their step. Infinity and NaN stay what they are.
+DEVICE float scale_for_f16(float4 &v) {
+    const float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    const uint32_t exponent = max(__reduce_max_sync(ALL_LANES, __float_as_uint(largest)) >> 23, 15u);
+    const float up = __uint_as_float((268 - exponent) << 23);
+    v.x *= up, v.y *= up, v.z *= up, v.w *= up;
+    return __uint_as_float((exponent - 14) << 23);
+}
+
+// A block of an image as high and low parts of F16, `step`: where its step is left.
+DEVICE void image_store_f16(uint8_t *image, float *step, int block, float4 v, int lane) {
+    const float s = scale_for_f16(v);
+    if (lane == 0) *step = s;
+    uint2 high, low;
+    split_f16(v.x, v.y, high.x, low.x);
+    split_f16(v.z, v.w, high.y, low.y);
+    uint8_t *to = image + block * IMAGE_BLOCK_BYTES<false> + (lane / 16) * 256;
+    const int at = (lane % 16) * 8;
+    *reinterpret_cast<uint2 *>(to + at) = high;
+    *reinterpret_cast<uint2 *>(to + 128 + (at ^ 64)) = low;
+}
+
+// The same of a token whose values are BF16: they fit into one F16 each.
+DEVICE void row_image_store_f16(uint8_t *image, float *step, int token, int block, float4 v, int lane) {
+    const float s = scale_for_f16(v);
+    if (lane == 0) *step = s;
+    const uint2 pairs = make_uint2(pack_f16(v.x, v.y), pack_f16(v.z, v.w));
     *reinterpret_cast<uint2 *>(image + block * 256 + (lane / 16) * 128 + ((lane % 16 * 8) ^ (token & 1) * 64)) = pairs;
 }

@@ -109,6 +109,18 @@ DEVICE void unpack_fp8(uint32_t word, uint32_t &even, uint32_t &odd) {
     odd = *reinterpret_cast<uint32_t *>(&ov);
 }
 
+// Four e4m3 as two pairs of F16, (b0, b2) and (b1, b3).
+DEVICE void e4m3_to_f16(uint32_t word, uint32_t &even, uint32_t &odd) {
+    asm("{\n"
+        ".reg .b16 l, h;\n"
+        "mov.b32 {l, h}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, l;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, h;\n"
+        "}\n"
+        : "=r"(even), "=r"(odd)
+        : "r"(__byte_perm(word, 0, 0x3120)));
+}
+
 DEVICE void split_f16_pair(uint32_t bits, uint32_t &high, uint32_t &low) {
     float2 v = __half22float2(*reinterpret_cast<__half2 *>(&bits));
     split_bf16(v.x, v.y, high, low);
@@ -183,8 +195,8 @@ DEVICE float load_shared_f32(uint32_t address) {
 }
 
 // acc[n] += stage * activations. `x`: address of token 0's chunk (INT4: block) in shared memory; `tail`: INT4: of the
-// block's step and sums; `scale`: FP8 in trios: the stage's. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
-template <int F, int NT>
+// block's step and sums; `scale`: FP8 in trios: the stage's. STEPS: the images are of F16, their steps at `tail`. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
+template <int F, int NT, bool STEPS = false>
 DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale,
                            float (&acc)[NT][4]) {
     const int row = lane >> 2, t = lane & 3;
@@ -229,6 +241,32 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
                     acc[n][2] += static_cast<float>(v1) * (scale1 * step[n]);
                 }
             }
+        }
+    } else if constexpr (E4M3<F> && STEPS) {
+        float part[NT][4] = {};
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            Operands<NT> ops;
+            ops.load(x + c * 256, token_bytes, lane);
+#pragma unroll
+            for (int p = 0; p < 2; p++) {
+                const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
+                uint32_t a[4];
+                e4m3_to_f16(words.x, a[0], a[1]);
+                e4m3_to_f16(words.y, a[2], a[3]);
+#pragma unroll
+                for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p], ops.b[n][4 * p + 1]);
+                e4m3_to_f16(words.z, a[0], a[1]);
+                e4m3_to_f16(words.w, a[2], a[3]);
+#pragma unroll
+                for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            const float by = scale * load_shared_f32(tail + (n * 4 + t) * 4);
+            acc[n][0] += by * (part[n][0] + part[n][1]);
+            acc[n][2] += by * (part[n][2] + part[n][3]);
         }
     } else if constexpr (E4M3<F>) {
         float part[NT][4] = {};
@@ -283,9 +321,9 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
 }
 
 // The same for the images of BF16 values, of FP8 and BF16 weights: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
-// the token behind it, acc[2] and acc[3] to row lane/4 + 8.
-template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t token_bytes, int lane, float scale, float (&acc)[4]) {
-    static_assert(E4M3<F> || F == BF16, "weights of one part");
+// the token behind it, acc[2] and acc[3] to row lane/4 + 8. FP8 of experts: the images are of F16, their steps at `tail`.
+template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, float scale, float (&acc)[4]) {
+    static_assert(F == FP8_EXPERTS || F == BF16, "weights of one part");
     float part[4] = {};
 #pragma unroll
     for (int c = 0; c < Layout<F>::K / 64; c++) {
@@ -296,12 +334,12 @@ template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uin
             for (int p = 0; p < 2; p++) {
                 const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
                 uint32_t a[4];
-                unpack_fp8(words.x, a[0], a[1]);
-                unpack_fp8(words.y, a[2], a[3]);
-                mma_bf16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
-                unpack_fp8(words.z, a[0], a[1]);
-                unpack_fp8(words.w, a[2], a[3]);
-                mma_bf16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
+                e4m3_to_f16(words.x, a[0], a[1]);
+                e4m3_to_f16(words.y, a[2], a[3]);
+                mma_f16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
+                e4m3_to_f16(words.z, a[0], a[1]);
+                e4m3_to_f16(words.w, a[2], a[3]);
+                mma_f16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
             }
         } else {
 #pragma unroll
@@ -313,9 +351,10 @@ template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uin
         }
     }
     if constexpr (E4M3<F>) {
-        if constexpr (!TRIOS<F>) scale = load_shared_f32(stage + 2048);
+        const int2 steps = load_shared8(tail + (lane & 3) * 8);
+        const float first = scale * __int_as_float(steps.x), second = scale * __int_as_float(steps.y);
 #pragma unroll
-        for (int i = 0; i < 4; i++) acc[i] += scale * part[i];
+        for (int i = 0; i < 4; i++) acc[i] += (i % 2 ? second : first) * part[i];
     }
 }
 

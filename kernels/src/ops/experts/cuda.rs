@@ -79,28 +79,34 @@ pub(crate) fn gate_up_groups(
         _ => ("groups", format.image_bytes(padded), false),
     };
     let name = format!("gate_up_{}_{name}", format.name());
-    launch_groups(gpu, &name, format, (image, ahead), groups, params)
+    launch_groups(gpu, &name, format, (padded, image, ahead), groups, params)
 }
 
 pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let image = format.image_bytes(params.experts.inter_padded as usize);
+    let padded = params.experts.inter_padded as usize;
     let name = format!("down_{}_groups", format.name());
-    launch_groups(gpu, &name, format, (image, true), groups, params)
+    let image = (padded, format.image_bytes(padded), true);
+    launch_groups(gpu, &name, format, image, groups, params)
 }
 
-/// `image`: bytes of a row's; `ahead`: the kernel can load the images of the next group while it multiplies those of one.
+/// `padded`: values of a row; `image`: bytes of its image; `ahead`: the kernel can load the images of the next group while it multiplies those of one.
 fn launch_groups(
     gpu: &Gpu,
     name: &str,
     format: Format,
-    (image, ahead): (usize, bool),
+    (padded, image, ahead): (usize, usize, bool),
     groups: usize,
     params: &ExpertParams,
 ) -> Result<()> {
     let images = GROUP_ROWS * image;
+    // Images of F16 have a step of each row's 128 values.
+    let steps = match format {
+        Format::Fp8Experts => 2 * padded / 128 * GROUP_ROWS * size_of::<f32>(),
+        _ => 0,
+    };
     // A block lists its own groups: neighbours.
     let listed = groups.div_ceil(gpu.blocks() as usize) + 2;
-    let rest = partial_bytes(2) + listed * size_of::<Group>();
+    let rest = partial_bytes(2) + steps + listed * size_of::<Group>();
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
     let ahead = ahead && rest + format.ring_bytes() + 2 * images <= room;
     let fixed = rest + if ahead { 2 * images } else { images };

@@ -30,7 +30,7 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const bool mine = (c * (DOWN_ROWS / TILE_ROWS) + r) * TILE_ROWS < p.experts.hidden;
     float acc[NT][4];
-    multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
+    multiply_run<F, NT, STEPS<F>>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
     store_partials<NT>(partial, warp, lane, acc);
     meanwhile();
     __syncthreads();
@@ -58,7 +58,9 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
     const int slots = p.depth * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
-    Group *listed = reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);  // the block's own, by their numbers
+    float *steps = partial + 2 * PARTIAL_FLOATS<NT_MAX>;  // of the images of two groups
+    const int held_steps = padded / IMAGE_BLOCK * STEP_FLOATS_PER_BLOCK<F>;
+    Group *listed = reinterpret_cast<Group *>(steps + 2 * held_steps);  // the block's own, by their numbers
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
     // the last one's tail still runs.
     const int count = __ldcg(p.groups.count);
@@ -86,7 +88,12 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
             return [from = p.x + static_cast<size_t>(listed[of].first) * padded, padded](int i) { return from + static_cast<size_t>(i) * padded; };
         };
         if (g != loaded) {
-            fill_images<BYTES>(row_of(g), group.rows, padded, 0, padded, image + place * GROUP_ROWS * bytes, bytes);
+            if constexpr (STEPS<F>)
+                fill_blocks(row_of(g), group.rows, padded, 0, padded, [&](int i, int block, const float4 &v) {
+                    store_f16<false>(image + place * GROUP_ROWS * bytes, steps + place * held_steps, padded, i, block, v, lane);
+                });
+            else
+                fill_images<BYTES>(row_of(g), group.rows, padded, 0, padded, image + place * GROUP_ROWS * bytes, bytes);
             loaded = g;
         }
         // The next group's rows come while this one's last unit is multiplied.
@@ -97,10 +104,13 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
             if (!turns) return;
             uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
             ahead.store(listed[g + 1].rows, padded, [&](int i, int block, const float4 &v) {
-                image_store_block<BYTES>(next + i * bytes, padded, block, v, lane);
+                if constexpr (STEPS<F>)
+                    store_f16<false>(next, steps + (place ^ 1) * held_steps, padded, i, block, v, lane);
+                else
+                    image_store_block<BYTES>(next + i * bytes, padded, block, v, lane);
             });
         };
-        const uint32_t x = shared_address(image) + place * GROUP_ROWS * bytes, tails = x + padded * 2;
+        const uint32_t x = shared_address(image) + place * GROUP_ROWS * bytes, tails = STEPS<F> ? shared_address(steps + place * held_steps) : x + padded * 2;
         if (group.rows <= 4)
             down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
         else

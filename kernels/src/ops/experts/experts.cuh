@@ -16,6 +16,11 @@ struct Experts {
 // Gate and up: 32 channels a unit, two tiles of each, inputs in four runs. Down: four tiles, inputs in four runs.
 constexpr int UP_CHANNELS = 32, DOWN_ROWS = 64, RUNS = 4;
 
+// The kernels of groups meet FP8 as F16: the images have steps, [block][row], GROUP_ROWS a block.
+template <int F> constexpr bool STEPS = F == FP8_EXPERTS;
+template <int F> constexpr int STEP_FLOATS_PER_BLOCK = STEPS<F> ? GROUP_ROWS : 0;
+static_assert(GROUP_ROWS * sizeof(float) == IMAGE_TAIL_BYTES, "runs go through steps as through tails");
+
 // Slots of a warp's ring at most, in the kernels of groups.
 constexpr int GROUPS_DEPTH = 3;
 

@@ -22,18 +22,18 @@ template <int F> struct GateUpRuns {
 };
 
 // Multiplies one unit, does `meanwhile`, and writes its activations; of up to 4 * NT rows, or, ROWS, of eight whose values are BF16.
-template <int F, int NT, bool ROWS, class Queue, class Meanwhile>
+template <int F, int NT, bool ROWS, bool STEPPED, class Queue, class Meanwhile>
 DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, uint32_t x, uint32_t tails,
                          uint32_t token_bytes, int first, int count, float *partial, const Meanwhile &meanwhile) {
     constexpr int HELD = ROWS ? 8 : 4 * NT;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     if constexpr (ROWS) {
         float acc[4];
-        multiply_rows_run<F>(queue, x, token_bytes, first, count, lane, acc);
+        multiply_rows_run<F>(queue, x, tails, token_bytes, first, count, lane, acc);
         store_row_partials(partial, warp, lane, acc);
     } else {
         float acc[NT][4];
-        multiply_run<F, NT>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
+        multiply_run<F, NT, STEPPED>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
         store_partials<NT>(partial, warp, lane, acc);
     }
     meanwhile();
@@ -75,7 +75,10 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     const int depth = INLINE ? DEPTH : p.depth, slots = depth * SLOT_BYTES<F>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
-    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);  // the block's own, by their numbers
+    constexpr bool STEPPED = !INLINE && STEPS<F>;
+    float *steps = partial + 2 * PARTIAL_FLOATS<NT_MAX>;  // of the images of two groups
+    const int held_steps = STEPPED ? padded / IMAGE_BLOCK * GROUP_ROWS : 0;
+    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(steps + 2 * held_steps);  // the block's own, by their numbers
 
     int count;
     int4 early = make_int4(0, 0, 0, 0);
@@ -138,13 +141,17 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
         if constexpr (INLINE) {
             const uint32_t mine = x + group.token * bytes;  // the token's image serves every column
-            gate_up_unit<F, 1, false>(p, queue, group, c, mine, mine + tails, 0, first, run, sums_of_unit, [] {});
+            gate_up_unit<F, 1, false, false>(p, queue, group, c, mine, mine + tails, 0, first, run, sums_of_unit, [] {});
         } else {
             const auto row_of = [&](int of) {
                 return [&p, tokens = listed_rows(p, listed, rows, g0, of)](int i) { return p.x + static_cast<size_t>(tokens[i]) * p.experts.hidden; };
             };
             if (g != loaded) {  // every warp is past the barrier of the unit before: nobody reads the old images
-                if constexpr (ROWS)
+                if constexpr (STEPPED)
+                    fill_blocks(row_of(g), group.rows, p.experts.hidden, 0, padded, [&](int r, int block, const float4 &v) {
+                        store_f16<ROWS>(image + place * GROUP_ROWS * bytes, steps + place * held_steps, padded, r, block, v, lane);
+                    });
+                else if constexpr (ROWS)
                     fill_row_images(row_of(g), group.rows, p.experts.hidden, padded, image + place * GROUP_ROWS * bytes);
                 else
                     fill_images<BYTES>(row_of(g), group.rows, p.experts.hidden, 0, padded, image, bytes);
@@ -159,15 +166,18 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
                     if (!turns) return;
                     uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
                     ahead.store(listed[g + 1].rows, padded, [&](int r, int block, const float4 &v) {
-                        row_image_store_block(next + r * bytes, r, block, v, lane);
+                        if constexpr (STEPPED)
+                            store_f16<true>(next, steps + (place ^ 1) * held_steps, padded, r, block, v, lane);
+                        else
+                            row_image_store_block(next + r * bytes, r, block, v, lane);
                     });
                 };
-                gate_up_unit<F, 1, true>(p, queue, group, c, x + place * GROUP_ROWS * bytes, 0, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
+                gate_up_unit<F, 1, true, STEPPED>(p, queue, group, c, x + place * GROUP_ROWS * bytes, shared_address(steps + place * held_steps), group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
                 if (turns) place ^= 1, loaded = g + 1;
             } else if (group.rows <= 4) {
-                gate_up_unit<F, 1, false>(p, queue, group, c, x, x + tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, [] {});
+                gate_up_unit<F, 1, false, STEPPED>(p, queue, group, c, x, STEPPED ? shared_address(steps) : x + tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, [] {});
             } else {
-                gate_up_unit<F, NT_MAX, false>(p, queue, group, c, x, x + tails, bytes, first, run, sums_of_unit, [] {});
+                gate_up_unit<F, NT_MAX, false, STEPPED>(p, queue, group, c, x, STEPPED ? shared_address(steps) : x + tails, bytes, first, run, sums_of_unit, [] {});
             }
         }
         buffer ^= 1;

@@ -3,18 +3,6 @@
 #pragma once
 #include "one_stream.cuh"
 
-// Four e4m3 as two pairs of F16, (b0, b2) and (b1, b3).
-DEVICE void e4m3_to_f16(uint32_t word, uint32_t &even, uint32_t &odd) {
-    asm("{\n"
-        ".reg .b16 l, h;\n"
-        "mov.b32 {l, h}, %2;\n"
-        "cvt.rn.f16x2.e4m3x2 %0, l;\n"
-        "cvt.rn.f16x2.e4m3x2 %1, h;\n"
-        "}\n"
-        : "=r"(even), "=r"(odd)
-        : "r"(__byte_perm(word, 0, 0x3120)));
-}
-
 // The format whose images weights of format F meet.
 template <int F> constexpr int IMAGE_OF = F == FP8_EXPERTS ? FP8 : F;
 
