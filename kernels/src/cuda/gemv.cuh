@@ -187,10 +187,10 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_stage<F, NT, STEPS>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc);
+            multiply_stage_releasing<F, NT, STEPS>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc, [&] { queue.pop(); });
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
-        queue.pop();
+        if constexpr (!STEPS) queue.pop();
         count -= Layout<F>::SPAN;
     }
 }
@@ -209,10 +209,10 @@ DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t steps, uint
 #pragma unroll
         for (int i = 0; i < Layout<F>::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_rows_stage<F>(stage, x, tail, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc);
+            multiply_rows_stage<F>(stage, x, tail, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc, [&] { queue.pop(); });
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
-        queue.pop();
+        if constexpr (!E4M3<F>) queue.pop();
         count -= Layout<F>::SPAN;
     }
 }

@@ -194,11 +194,21 @@ DEVICE float load_shared_f32(uint32_t address) {
     return v;
 }
 
+// A stage of FP8 in registers: its place in shared memory is free.
+struct StageWords {
+    uint4 of[4];
+    __device__ __forceinline__ StageWords(uint32_t stage, int lane) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) of[i] = load_shared16(stage + i * 512 + lane * 16);
+    }
+};
+
 // acc[n] += stage * activations. `x`: address of token 0's chunk (INT4: block) in shared memory; `tail`: INT4: of the
-// block's step and sums; `scale`: FP8 in trios: the stage's. STEPS: the images are of F16, their steps at `tail`. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
-template <int F, int NT, bool STEPS = false>
-DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale,
-                           float (&acc)[NT][4]) {
+// block's step and sums; `scale`: FP8 in trios: the stage's. STEPS: the images are of F16, their steps at `tail`; `released` is
+// called once the stage's place is free. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
+template <int F, int NT, bool STEPS, class Released>
+DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale,
+                                     float (&acc)[NT][4], const Released &released) {
     const int row = lane >> 2, t = lane & 3;
     if constexpr (INT4<F>) {
         constexpr int GROUPS = 128 / Layout<F>::GROUP, PER_GROUP = 4 / GROUPS;
@@ -244,20 +254,22 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
         }
     } else if constexpr (E4M3<F> && STEPS) {
         float part[NT][4] = {};
+        const StageWords words(stage, lane);
+        released();
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             Operands<NT> ops;
             ops.load(x + c * 256, token_bytes, lane);
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
+                const uint4 w = words.of[c * 2 + p];
                 uint32_t a[4];
-                e4m3_to_f16(words.x, a[0], a[1]);
-                e4m3_to_f16(words.y, a[2], a[3]);
+                e4m3_to_f16(w.x, a[0], a[1]);
+                e4m3_to_f16(w.y, a[2], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p], ops.b[n][4 * p + 1]);
-                e4m3_to_f16(words.z, a[0], a[1]);
-                e4m3_to_f16(words.w, a[2], a[3]);
+                e4m3_to_f16(w.z, a[0], a[1]);
+                e4m3_to_f16(w.w, a[2], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
             }
@@ -320,11 +332,24 @@ DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
     }
 }
 
+template <int F, int NT>
+DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale, float (&acc)[NT][4]) {
+    multiply_stage_releasing<F, NT, false>(stage, x, tail, token_bytes, lane, bf16_scales, scale, acc, [] {});
+}
+
 // The same for the images of BF16 values, of FP8 and BF16 weights: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
 // the token behind it, acc[2] and acc[3] to row lane/4 + 8. FP8 of experts: the images are of F16, their steps at `tail`.
-template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, float scale, float (&acc)[4]) {
+template <int F, class Released>
+DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, float scale, float (&acc)[4], const Released &released) {
     static_assert(F == FP8_EXPERTS || F == BF16, "weights of one part");
     float part[4] = {};
+    uint4 words[4];
+    if constexpr (E4M3<F>) {
+        const StageWords all(stage, lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = all.of[i];
+        released();
+    }
 #pragma unroll
     for (int c = 0; c < Layout<F>::K / 64; c++) {
         RowOperands ops;
@@ -332,13 +357,13 @@ template <int F> DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uin
         if constexpr (E4M3<F>) {
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                const uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
+                const uint4 w = words[c * 2 + p];
                 uint32_t a[4];
-                e4m3_to_f16(words.x, a[0], a[1]);
-                e4m3_to_f16(words.y, a[2], a[3]);
+                e4m3_to_f16(w.x, a[0], a[1]);
+                e4m3_to_f16(w.y, a[2], a[3]);
                 mma_f16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
-                e4m3_to_f16(words.z, a[0], a[1]);
-                e4m3_to_f16(words.w, a[2], a[3]);
+                e4m3_to_f16(w.z, a[0], a[1]);
+                e4m3_to_f16(w.w, a[2], a[3]);
                 mma_f16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
             }
         } else {
