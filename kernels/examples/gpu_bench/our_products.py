@@ -1,7 +1,7 @@
 """Our products for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
 
 Parameters mirror GemmParams (linear/products.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes,
-short_launch and shared_bytes of cuda/plane.rs.
+short_launch, shared_bytes and quantised_launch of cuda/plane.rs.
 """
 
 import ctypes
@@ -103,16 +103,22 @@ def wide_shared(kind, rest, experts=False):
     return 1024 + planes * 256 * 128 + weights * step + 16 * (planes + weights) + rest
 
 
-def wide16_shared(kind):
-    inputs, size = STAGES[kind][:2]
-    weights, planes = 3, 4 if kind == "int4_g128" else 3
-    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + 256 * 272
+LEAVING = 32 + 256 * 272
 
 
-def gemm_shared(kind, rest, experts=False):
+def staged_shared(kind):
     inputs, size = STAGES[kind][:2]
-    weights = 16 * EXPERT_STAGE + 4 * SCALE_BLOCK if experts else 16 * (128 // inputs) * size
-    step = -(-weights // 1024) * 1024 + (128 * 128 + 1024 if kind == "fp8_act" else 2 * 128 * 128)
+    weights, planes, room = (2, 3, 32 + 128 * 272) if kind == "bf16" else (3, 4 if kind == "int4_g128" else 3, LEAVING)
+    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + room
+
+
+def quantised_shared(rest):
+    return 1024 + 3 * (256 * 132 + 128 * 128 + 48) + 160 + rest
+
+
+def gemm_shared(kind, rest):
+    inputs, size = STAGES[kind][:2]
+    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * 128 * 128
     depth = min(4, 225 * 1024 // step)
     return 1024 + depth * step + 16 * depth + rest
 
@@ -128,24 +134,25 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
     """A list of calls (over `copies` weights) and the result that they leave."""
     stage_inputs = STAGES[kind][0]
     tiles, blocks, rest = rows // 16, -(-tokens // 128) * 16, 8 * 32 * 20 * 4
-    wide = tokens > 128 and kind != "fp8_act"
     parts = 1
-    if wide:
-        kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
-        # As in a step: q, k and v leave as BF16.
-        if not residual and kind != "bf16":
-            kernel = Kernel(folder, "linear_wide16", f"linear_wide16_{kind}", wide16_shared(kind))
+    if tokens > 128:
+        # As in a step: q, k and v leave as BF16, the output projection's results are added to the residual.
+        if kind == "fp8_act":
+            kernel = Kernel(folder, "linear_quantised", f"linear_quantised_{'f32' if residual else 'bf16'}", quantised_shared(LEAVING), 512)
+        elif residual:
+            kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
+        else:
+            kernel = Kernel(folder, "linear_wide_staged", f"linear_wide16_{kind}", staged_shared(kind))
         work = -(-tiles // 16) * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:
-        if tokens <= 64 and kind != "fp8_act":
+        if tokens <= 64:
             name = "linear_short" if tokens <= 32 else "linear_short64"
             kernel = Kernel(folder, name, f"{name}_{kind}", short_shared(kind, 32 if tokens <= 32 else 64), 640)
         else:
             kernel = Kernel(folder, "linear_gemm", f"linear_gemm_{kind}", gemm_shared(kind, rest))
-        if tokens <= 128:
-            each = -(-inputs // 128 // min(12, MULTIPROCESSORS // -(-rows // 256)))
-            parts = -(-(inputs // 128) // each)
+        each = -(-inputs // 128 // min(12, MULTIPROCESSORS // -(-rows // 256)))
+        parts = -(-(inputs // 128) // each)
         grid = min(MULTIPROCESSORS, -(-rows // 256) * -(-tokens // 128) * parts)
     x, y = plane(inputs, blocks, kind == "fp8_act"), torch.randn(parts, tokens, rows, device=device)
     calls = []
@@ -181,7 +188,7 @@ def experts(folder, kind, counts, hidden, inter, up):
     made = (2 * up_bytes + down_bytes) // size
     weights = torch.cat([(trios(made) if fp8 else stages(made, kind)).flatten() for _ in range(count)])
     quantised = kind == "fp8_act"
-    tiles, rows = tile_list(counts, 32 if quantised else 8, 128 if quantised else 256)
+    tiles, rows = tile_list(counts, 32, 256)
     blocks = -(-(rows + 256) // 8)
     x, acted = plane(hidden if up else inter, blocks, quantised), plane(inter, blocks, quantised)
     y = torch.zeros(rows, hidden, device=device, dtype=torch.bfloat16)
@@ -195,10 +202,9 @@ def experts(folder, kind, counts, hidden, inter, up):
     params.plane, params.acted, params.y, params.blocks = x.data_ptr(), acted.data_ptr(), y.data_ptr(), blocks
     name = "gate_up" if up else "down"
     if quantised:
-        kernel = Kernel(folder, "experts_many", f"many_{name}_fp8_act", gemm_shared(kind, 9 * 128 * 4 if up else 0, True))
-        grid = MULTIPROCESSORS
+        kernel = Kernel(folder, "experts_quantised", f"quantised_{name}", quantised_shared(4 * 8 * 136 if up else LEAVING), 512)
     else:
         kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0, True))
-        grid = MULTIPROCESSORS // 2 * 2
+    grid = MULTIPROCESSORS // 2 * 2
     keep = (weights, x, acted, list_of_tiles, tile_count)
     return [lambda keep=keep: kernel.launch(grid, params)], acted if up else y

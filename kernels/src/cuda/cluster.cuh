@@ -37,14 +37,21 @@ DEVICE void store_in(uint32_t place, float2 v) {
     asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(v.x), "f"(v.y) : "memory");
 }
 
+// The same, counted by a barrier of that block as four bytes that it expects.
+DEVICE void store_counted_in(uint32_t place, float v, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(place), "f"(v), "r"(barrier) : "memory");
+}
+
 // `barrier`: as `in_block` gives it.
 DEVICE void barrier_arrive_in(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory"); }
 
 
 // A bulk copy to the same place in every block whose bit is set in `blocks`; each block's barrier at that place gets its bytes.
-DEVICE void bulk_copy_to(uint16_t blocks, void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
+DEVICE void bulk_copy_to(uint16_t blocks, uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier), "h"(blocks)
                  : "memory");
+}
+DEVICE void bulk_copy_to(uint16_t blocks, void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+    bulk_copy_to(blocks, shared_address(to), from, bytes, shared_address(barrier));
 }

@@ -77,11 +77,6 @@ impl Format {
         if self == Format::Fp8Experts { 128 } else { 0 }
     }
 
-    /// Bytes of a scale block beside a step's stages of 64 rows, in the kernels of many tokens.
-    pub(crate) fn scale_block(self) -> usize {
-        if self == Format::Fp8Experts { 16 } else { 0 }
-    }
-
     /// What a stream is a row of: stages, or three of them behind a line. Stages and bytes.
     pub(crate) fn repeated(self) -> (usize, usize) {
         match self.line_bytes() {

@@ -4,15 +4,11 @@
 // two sets of 64 (each warp one 16-row tile of the stream per set); a producer warp fills a ring of steps of 128 inputs:
 // the 16 tiles' stages and the plane's two chunks. Weights go from shared memory through registers, where they become
 // bf16 with their scales applied, straight into the products. Operations: 2 * rows * K per activation row.
-//
-// FP8_ACT: FP8 weights times quantised activations. The weights stay e4m3, a step's products of one set end in sums of
-// their own, which are added to the accumulators times the scales of the weights' block and of each activation row.
 #pragma once
 #include "decode.cuh"
 #include "plane.cuh"
 #include "stream.cuh"
 #include "wgmma.cuh"
-#include "wgmma8.cuh"
 
 // Sets of 64 weight rows of a warpgroup, the warpgroups that multiply, and most activation rows: short.cu has its own.
 #ifndef GEMM_SETS
@@ -24,17 +20,13 @@ constexpr int SETS = GEMM_SETS, GEMM_CONSUMERS = GEMM_WARPGROUPS, GEMM_THREADS =
 constexpr int GEMM_ROWS = 64 * SETS * GEMM_CONSUMERS, GEMM_COLUMNS = GEMM_MOST_COLUMNS;
 constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
 constexpr int STEP_INPUTS = 128;
-template <int F> constexpr bool QUANTISED = F == FP8_ACT || F == FP8_EXPERTS_ACT;
-template <int F> constexpr int STEP_CHUNKS = QUANTISED<F> ? 1 : 2;
+constexpr int STEP_CHUNKS = 2;
 
 template <int F> constexpr int STEP_STAGES = STEP_INPUTS / Layout<F>::K;
-// Where a step has the scale blocks of FP8 of experts, one for each set.
-template <int F> constexpr int STEP_SCALES = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
-template <int F> constexpr int STEP_WEIGHTS = STEP_SCALES<F> + (TRIOS<F> ? SETS * GEMM_CONSUMERS * SCALE_BLOCK : 0);
-// Of a quantised plane the rows' scales stand behind.
-template <int F> constexpr int STEP_PLANE = STEP_CHUNKS<F> *GEMM_COLUMNS * 128 + (QUANTISED<F> ? 1024 : 0);
+template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout<F>::BYTES;
+constexpr int STEP_PLANE = STEP_CHUNKS * GEMM_COLUMNS * 128;
 // Weights, then planes aligned to 1024.
-template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE<F>;
+template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE;
 // Beside the ring 40 KB of short.cu's results.
 constexpr int RING_ROOM = (GEMM_CONSUMERS == 2 ? 225 : 185) * 1024, MOST_DEPTH_OF_RING = GEMM_CONSUMERS == 2 ? 4 : 6;
 template <int F> constexpr int GEMM_DEPTH = RING_ROOM / STEP_BYTES<F> < MOST_DEPTH_OF_RING ? RING_ROOM / STEP_BYTES<F> : MOST_DEPTH_OF_RING;
@@ -45,7 +37,6 @@ struct GemmTile {
     int sets_tiles[SETS * GEMM_CONSUMERS];      // tiles of each set that exist (0 to 4)
     const uint8_t *plane;                    // chunk 0 of the first activation row's block
     size_t chunk_bytes;                      // from one chunk of the plane to the next
-    const uint8_t *scales;                   // quantised: the first activation row's of step 0; the next step's are chunk_bytes / 32 further
     int steps, columns;                      // columns: 32, 64, 96 or 128
     int tile_steps;                          // of the whole stream: `steps` may be a part of them
 };
@@ -60,39 +51,32 @@ struct GemmRing {
 };
 
 // The producer's share of one tile: one warp. Lane i < 16 copies tile i of the 256 rows, lanes 16 and 17 the two chunks of
-// the plane, lanes from 20 on the sets' scale blocks.
+// the plane.
 template <int F> struct Producer {
-    static constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES, SCALES_LANE = GEMM_TILES + 4;
+    static constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
     const GemmTile &tile;
     uint32_t plane_bytes;
-    int held, lane;  // held: bytes of weights of a step
+    int held, lane;
     bool has_tile;
 
     __device__ __forceinline__ Producer(const GemmTile &t, int l) : tile(t), plane_bytes(t.columns * 128), held(0), lane(l) {
-        for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) held += t.sets_tiles[s] * BYTES + (TRIOS<F> && t.sets_tiles[s] > 0 ? SCALE_BLOCK : 0);
+        for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) held += t.sets_tiles[s];
         has_tile = l < GEMM_TILES && l % 4 < t.sets_tiles[l / 4 % (SETS * GEMM_CONSUMERS)];
     }
 
     __device__ __forceinline__ void weights(uint8_t *slot, uint64_t *full, int step) const {
-        if (lane == 0) barrier_expect(full, held + STEP_CHUNKS<F> * plane_bytes + (QUANTISED<F> ? tile.columns * 4 : 0));
+        if (lane == 0) barrier_expect(full, held * BYTES + STEP_CHUNKS * plane_bytes);
         __syncwarp();
         const size_t each = tile_bytes<F>(tile.tile_steps * STEP_STAGES<F>);
         if (has_tile) bulk_copy(slot + lane * BYTES, tile.set[lane / 4] + lane % 4 * each + stage_offset<F>(step * STEP_STAGES<F>), BYTES, full);
-        if constexpr (TRIOS<F>) {
-            const int set = lane - SCALES_LANE;
-            if (set >= 0 && set < SETS * GEMM_CONSUMERS && tile.sets_tiles[set & (SETS * GEMM_CONSUMERS - 1)] > 0)
-                bulk_copy(slot + STEP_SCALES<F> + set * SCALE_BLOCK, tile.set[set] + scale_offset<F>(step), SCALE_BLOCK, full);
-        }
     }
 
     __device__ __forceinline__ void plane(uint8_t *slot, uint64_t *full, int step) const {
         const int chunk = lane - GEMM_TILES;
-        uint8_t *to = slot + STEP_BYTES<F> - STEP_PLANE<F>;
-        if (chunk >= 0 && chunk < STEP_CHUNKS<F>)
-            bulk_copy(to + chunk * plane_bytes, tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS<F> + chunk) * tile.chunk_bytes,
+        uint8_t *to = slot + STEP_BYTES<F> - STEP_PLANE;
+        if (chunk >= 0 && chunk < STEP_CHUNKS)
+            bulk_copy(to + chunk * plane_bytes, tile.plane + (static_cast<size_t>(step) * STEP_CHUNKS + chunk) * tile.chunk_bytes,
                       plane_bytes, full);
-        if (QUANTISED<F> && chunk == 1)
-            bulk_copy(to + GEMM_COLUMNS * 128, tile.scales + static_cast<size_t>(step) * (tile.chunk_bytes / 32), tile.columns * 4, full);
     }
 };
 
@@ -119,71 +103,6 @@ template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int l
     }
 }
 
-// FP8_ACT: one 16-row tile's operands of one step, and its block's scale.
-struct QuantisedTile {
-    uint32_t a[4][4];
-    float scale;
-    __device__ __forceinline__ void load(uint32_t at, uint32_t scale_at, int lane) {
-#pragma unroll
-        for (int p = 0; p < 4; p++) {
-            const uint4 words = load_shared16(at + p * 512 + lane * 16);
-            a[p][0] = __byte_perm(words.x, words.y, 0x6420), a[p][1] = __byte_perm(words.x, words.y, 0x7531);
-            a[p][2] = __byte_perm(words.z, words.w, 0x6420), a[p][3] = __byte_perm(words.z, words.w, 0x7531);
-        }
-        scale = load_shared_f32(scale_at);
-    }
-};
-
-// acc += part * (scale of the weights * scale of each row).
-template <int N> DEVICE void add_scaled(float (&acc)[N / 2], const float (&part)[N / 2], float scale, uint32_t scales, int lane) {
-#pragma unroll
-    for (int j = 0; j < N / 8; j++) {
-        const int2 bits = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
-        const float s0 = scale * __int_as_float(bits.x), s1 = scale * __int_as_float(bits.y);
-        acc[4 * j] = fmaf(part[4 * j], s0, acc[4 * j]), acc[4 * j + 1] = fmaf(part[4 * j + 1], s1, acc[4 * j + 1]);
-        acc[4 * j + 2] = fmaf(part[4 * j + 2], s0, acc[4 * j + 2]), acc[4 * j + 3] = fmaf(part[4 * j + 3], s1, acc[4 * j + 3]);
-    }
-}
-
-// `consume` for quantised activations: while one warpgroup adds its sums the other one's products run.
-template <int F, int N>
-DEVICE void consume_quantised(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, float (&acc)[2][N / 2]) {
-    constexpr int BYTES = Layout<F>::BYTES;
-    // Of one of the warpgroup's sets: where its scale lies in a step.
-    const auto scale_of = [&](int set) { return TRIOS<F> ? STEP_SCALES<F> + (warpgroup * 2 + set) * SCALE_BLOCK : (warpgroup * 8 + warp + 4 * set) * BYTES + 2048; };
-    const uint32_t slots = shared_address(ring.slots), mine = (warpgroup * 8 + warp) * BYTES;
-    QuantisedTile operands;
-    float part[N / 2];
-    barrier_wait(&ring.full[ring.slot], ring.parity);
-    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, slots + ring.slot * STEP_BYTES<F> + scale_of(0), lane);
-#pragma unroll 1
-    for (int step = 0; step < tile.steps; step++) {
-        const uint32_t slot = slots + ring.slot * STEP_BYTES<F>, plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
-        uint64_t *const used = &ring.empty[ring.slot];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            products_begin();
-#pragma unroll
-            for (int p = 0; p < 4; p++) Product8<N>::run(part, operands.a[p], plane_descriptor(plane + p * 32), p > 0);
-            products_end();
-            products_wait<0>();
-            hold(part);
-            const float scale = operands.scale;
-            if (h == 0) {
-                operands.load(slot + mine + 4 * BYTES, slot + scale_of(1), lane);
-            } else {
-                ring.template advance<F>();
-                if (step + 1 < tile.steps) {
-                    barrier_wait(&ring.full[ring.slot], ring.parity);
-                    operands.load(slots + ring.slot * STEP_BYTES<F> + mine, slots + ring.slot * STEP_BYTES<F> + scale_of(0), lane);
-                }
-            }
-            add_scaled<N>(acc[h], part, scale, plane + GEMM_COLUMNS * 128, lane);
-        }
-        if (lane == 0) barrier_arrive(used);
-    }
-}
-
 // Of few tokens it is cheaper to scale a step's sums than its weights.
 template <int F, int N> constexpr bool SUMS_SCALED = (F == INT4_G128 || F == FP8) && N <= 64;
 
@@ -203,7 +122,7 @@ DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup,
     for (int step = 0; step < tile.steps; step++) {
         barrier_wait(&ring.full[ring.slot], ring.parity);
         const uint32_t slot = shared_address(ring.slots + ring.slot * STEP_BYTES<F>), mine = slot + (warpgroup * SETS * 4 + warp) * BYTES;
-        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE<F>;
+        const uint32_t plane = slot + STEP_BYTES<F> - STEP_PLANE;
         if constexpr (SUMS) {
 #pragma unroll
             for (int h = 0; h < SETS; h++)
@@ -260,10 +179,7 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
     for (int h = 0; h < SETS; h++)
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
-    if constexpr (QUANTISED<F>)
-        consume_quantised<F, N>(tile, ring, warpgroup, warp, lane, acc);
-    else
-        consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
+    consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
 #pragma unroll
     for (int h = 0; h < SETS; h++) hold(acc[h]);
 }

@@ -4,7 +4,7 @@
 // by r. That is the shared-memory tile of `wgmma` (K-major, 128-byte swizzle), so N rows of one chunk are one bulk copy.
 // Inside a chunk the inputs stand in the order in which the weights' streams (stream.cuh) count them.
 //
-// Quantised planes are for products of e4m3 (gemm.cuh, FP8_ACT): chunks of 128 inputs, the same blocks of 1024 bytes, one byte a
+// Quantised planes are for products of e4m3 (quantised_wide.cuh): chunks of 128 inputs, the same blocks of 1024 bytes, one byte a
 // value; behind all chunks an F32 scale for each (chunk, row): value = e4m3 * scale, scale = largest of the 128 / 448.
 #pragma once
 #include "ptx.cuh"

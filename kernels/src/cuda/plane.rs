@@ -1,4 +1,5 @@
-//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`), and the launch of `gemm.cu`.
+//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`, `wide.cuh`, `quantised_wide.cuh`), and the launch of
+//! dense products.
 
 use super::weights::{Linear, WeightParam};
 use super::{Format, Gpu, Launch, shape};
@@ -9,7 +10,7 @@ pub(crate) const PLANE_ROWS: usize = 8;
 /// Bytes of such a block.
 pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
-pub(crate) const GEMM_ROWS: usize = 256;
+const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
 /// Most activation rows of the kernels of few, and what these are called; threads of a block, and room of its ring.
 const SHORT_COLUMNS: [(usize, &str); 2] = [(32, "short"), (64, "short64")];
@@ -18,9 +19,9 @@ const SHORT_RING: usize = 185 * 1024;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
-/// Tiles of a set of 64 rows.
-const SET_TILES: usize = 4;
 const THREADS: u32 = 384;
+/// Threads of `quantised_wide.cuh`.
+const QUANTISED_THREADS: u32 = 512;
 /// Shared memory through which eight warps' results of `gemm.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
 
@@ -39,32 +40,15 @@ pub(crate) fn quantised_bytes(blocks: usize, padded: usize) -> usize {
     padded / 128 * blocks * (1024 + PLANE_ROWS * 4)
 }
 
-/// The format in a kernel's name.
-pub(crate) fn kernel_format(format: Format, quantised: bool) -> &'static str {
-    match quantised {
-        true => "fp8_act",
-        false => format.name(),
-    }
-}
-
-/// Weights of a step of `gemm.cuh`: 16 tiles' stages, and a scale block for each four.
-fn step_weights(format: Format) -> usize {
-    let stages = 128 / format.stage_inputs();
-    (16 * stages * format.stage_bytes() + 16 / SET_TILES * format.scale_block()).next_multiple_of(1024)
-}
-
-/// The same of `wide.cuh`, the scale blocks in a line of their own.
+/// Weights of a step of `wide.cuh`, and of experts in FP8 scale blocks in a line of their own.
 fn wide_step(format: Format) -> usize {
     WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes() + format.line_bytes()
 }
 
-/// Shared memory of a block: the ring, its alignment and its barriers.
-fn shared_bytes(format: Format, quantised: bool) -> usize {
-    let plane = match quantised {
-        true => GEMM_COLUMNS * 128 + 1024,
-        false => 2 * GEMM_COLUMNS * 128,
-    };
-    let step = step_weights(format) + plane;
+/// Shared memory of a block of `gemm.cuh`: the ring, its alignment and its barriers.
+fn shared_bytes(format: Format) -> usize {
+    let stages = 128 / format.stage_inputs();
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * GEMM_COLUMNS * 128;
     let depth = (225 * 1024 / step).min(4);
     1024 + depth * step + 2 * depth * 8
 }
@@ -81,41 +65,66 @@ fn wide_shared_bytes(format: Format) -> usize {
     1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8
 }
 
-/// The same of `linear/wide16.cu`: shorter rings, and 128 results and 16 bytes of each token.
-fn wide16_shared_bytes(format: Format) -> usize {
-    let step = wide_step(format);
-    let (weights, planes) = match format {
-        Format::Int4G128 | Format::Int4G32 => (3, 4),
-        _ => (3, 3),
+/// Barriers of `linear/leaving.cuh` and 256 tokens' 128 results as BF16, or half of them as F32, and 16 bytes each.
+pub(crate) const LEAVING_BYTES: usize = 32 + WIDE_COLUMNS * 272;
+
+/// Formats of `linear/wide_staged.cu`.
+fn leaves_staged(format: Format) -> bool {
+    matches!(
+        format,
+        Format::Int4G128 | Format::Int4G32 | Format::Fp8 | Format::Bf16
+    )
+}
+
+/// Shared memory of its blocks: shorter rings, and room for results.
+fn staged_shared_bytes(format: Format) -> usize {
+    let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
+    let (weights, planes, room) = match format {
+        Format::Int4G128 | Format::Int4G32 => (3, 4, LEAVING_BYTES),
+        Format::Bf16 => (2, 3, 32 + 128 * 272),
+        _ => (3, 3, LEAVING_BYTES),
     };
-    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8 + WIDE_COLUMNS * 272
+    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8 + room
 }
 
 /// A persistent grid of pairs of blocks for `work` pairs' shares; `rest`: shared memory behind the rings.
 pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -> Launch {
+    pairs_launch(gpu, work, wide_shared_bytes(format) + rest)
+}
+
+/// The same of `quantised_wide.cuh`: a ring of three steps of 256 quantised rows and 128 of weights with their scales, and more threads.
+pub(crate) fn quantised_launch(gpu: &Gpu, work: usize, rest: usize) -> Launch {
+    let step = WIDE_COLUMNS * (128 + 4) + WIDE_TILES * 16 * 128 + 48;
+    Launch {
+        threads: QUANTISED_THREADS,
+        ..pairs_launch(gpu, work, 1024 + 3 * step + (6 * 3 + 2) * 8 + rest)
+    }
+}
+
+fn pairs_launch(gpu: &Gpu, work: usize, shared: usize) -> Launch {
     let pairs = (gpu.blocks() as usize / 2).min(work) as u32;
     Launch {
         grid: (pairs * 2, 1),
         threads: THREADS,
-        shared: (wide_shared_bytes(format) + rest) as u32,
+        shared: shared as u32,
         overlap: true,
     }
 }
 
-/// A persistent grid for `work` tiles.
-pub(crate) fn gemm_launch(gpu: &Gpu, format: Format, quantised: bool, work: usize) -> Launch {
-    let blocks = (gpu.blocks() as usize).min(work) as u32;
+/// A persistent grid of `linear/gemm.cu` for `work` tiles: beside the ring the warps' results.
+fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
     Launch {
-        grid: (blocks, 1),
+        grid: (gpu.blocks().min(work as u32), 1),
         threads: THREADS,
-        shared: shared_bytes(format, quantised) as u32,
+        shared: shared_bytes(format) as u32 + OUT_BYTES,
         overlap: true,
     }
 }
 
 /// The same of `linear/short.cu` and its like for up to `columns` activation rows: a ring and sixteen warps' results.
 fn short_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
-    let step = step_weights(format) + 2 * columns * 128;
+    let stages = 128 / format.stage_inputs();
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * columns * 128;
     let depth = (SHORT_RING / step).min(6);
     Launch {
         grid: (gpu.blocks().min(work as u32), 1),
@@ -183,18 +192,17 @@ pub(crate) fn parts_for(gpu: &Gpu, rows: usize, padded: usize) -> usize {
 }
 
 /// Whether [`linear_gemm_bf16`] takes these weights and so many tokens.
-pub(crate) fn gives_bf16(weights: &[&Linear], tokens: usize, quantised: bool) -> bool {
-    let packed = |format| matches!(format, Format::Int4G128 | Format::Int4G32 | Format::Fp8);
+pub(crate) fn gives_bf16(weights: &[&Linear], tokens: usize) -> bool {
     let width: usize = weights.iter().map(|weight| weight.rows).sum();
     let whole = weights
         .iter()
-        .all(|weight| packed(weight.format) && weight.rows % 16 == 0);
-    tokens > GEMM_COLUMNS && !quantised && whole && width.is_multiple_of(8)
+        .all(|weight| leaves_staged(weight.format) && weight.rows % 16 == 0);
+    tokens > GEMM_COLUMNS && whole && width.is_multiple_of(8)
 }
 
 /// The same as `linear_gemm` for one part, without residual, with results as BF16: they leave beside the next products.
 pub(crate) fn linear_gemm_bf16(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
-    if !gives_bf16(call.weights, call.tokens, call.quantised) || call.parts != 1 || call.residual != 0 {
+    if !gives_bf16(call.weights, call.tokens) || call.parts != 1 || call.residual != 0 {
         return Err(KernelError::Unsupported(
             "these products do not leave as BF16".into(),
         ));
@@ -260,34 +268,37 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         steps: steps as i32,
         parts: parts as i32,
     };
-    let whole_tiles = weights.iter().all(|weight| weight.rows % 16 == 0);
-    if tokens > GEMM_COLUMNS && parts == 1 && !quantised && first.format != Format::F32 && whole_tiles {
-        let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
-        let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
-        if bf16 {
-            let launch = Launch {
-                shared: wide16_shared_bytes(first.format) as u32,
-                ..launch
-            };
-            return gpu.launch(&format!("linear_wide16_{}", first.format.name()), launch, &params);
+    let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
+    if quantised {
+        if parts != 1 || (residual != 0 && residual != y) {
+            return Err(KernelError::Unsupported(
+                "products of quantised activations are one part, added to what lies in its place".into(),
+            ));
         }
-        return gpu.launch(&format!("linear_wide_{}", first.format.name()), launch, &params);
+        let name = if bf16 {
+            "linear_quantised_bf16"
+        } else {
+            "linear_quantised_f32"
+        };
+        return gpu.launch(name, quantised_launch(gpu, work, LEAVING_BYTES), &params);
+    }
+    let whole_tiles = weights.iter().all(|weight| weight.rows % 16 == 0);
+    if tokens > GEMM_COLUMNS && parts == 1 && first.format != Format::F32 && whole_tiles {
+        let name = first.format.name();
+        if bf16 {
+            let launch = pairs_launch(gpu, work, staged_shared_bytes(first.format));
+            return gpu.launch(&format!("linear_wide16_{name}"), launch, &params);
+        }
+        let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
+        return gpu.launch(&format!("linear_wide_{name}"), launch, &params);
     }
     let short = SHORT_COLUMNS.into_iter().find(|(most, _)| tokens <= *most);
-    if let Some((columns, name)) = short.filter(|_| !quantised && is_short(first.format)) {
+    if let Some((columns, name)) = short.filter(|_| is_short(first.format)) {
         let work = (tiles * 16).div_ceil(GEMM_ROWS) * parts;
         let launch = short_launch(gpu, first.format, columns, work);
         return gpu.launch(&format!("linear_{name}_{}", first.format.name()), launch, &params);
     }
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
-    let launch = gemm_launch(gpu, first.format, quantised, work);
-    let launch = Launch {
-        shared: launch.shared + OUT_BYTES,
-        ..launch
-    };
-    gpu.launch(
-        &format!("linear_gemm_{}", kernel_format(first.format, quantised)),
-        launch,
-        &params,
-    )
+    let launch = gemm_launch(gpu, first.format, work);
+    gpu.launch(&format!("linear_gemm_{}", first.format.name()), launch, &params)
 }

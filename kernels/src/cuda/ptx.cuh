@@ -28,40 +28,40 @@ DEVICE void allow_next_kernel() { asm volatile("griddepcontrol.launch_dependents
 
 DEVICE uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-DEVICE void barrier_init(uint64_t *barrier, unsigned arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-}
+DEVICE void barrier_init(uint32_t barrier, unsigned arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
+DEVICE void barrier_init(uint64_t *barrier, unsigned arrivals) { barrier_init(shared_address(barrier), arrivals); }
 
 // After barrier_init and before another thread or the copy engine uses the barrier.
 DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+DEVICE void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) { barrier_expect(shared_address(barrier), bytes); }
 
-DEVICE void barrier_arrive(uint64_t *barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
+DEVICE void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+DEVICE void barrier_arrive(uint64_t *barrier) { barrier_arrive(shared_address(barrier)); }
 
-DEVICE void barrier_wait(uint64_t *barrier, uint32_t parity) {
+DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
-        "}\n" ::"r"(shared_address(barrier)),
+        "}\n" ::"r"(barrier),
         "r"(parity)
         : "memory");
 }
+DEVICE void barrier_wait(uint64_t *barrier, uint32_t parity) { barrier_wait(shared_address(barrier), parity); }
 
 // Addresses and size are multiples of 16.
-DEVICE void bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+DEVICE void bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+DEVICE void bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+    bulk_copy(shared_address(to), from, bytes, shared_address(barrier));
 }
 
 // The same for data that is read once: it leaves the L2 first.
@@ -72,6 +72,23 @@ DEVICE void bulk_copy_once(void *to, const void *from, uint32_t bytes, uint64_t 
         "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
         : "memory");
 }
+
+// From shared memory to global memory, or added to the F32 there; part of the lane's bulk group.
+// By one lane, always the same, of a warp whose lanes all come here with the same values.
+DEVICE void bulk_store(void *to, uint32_t from, uint32_t bytes) {
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n}\n" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
+}
+DEVICE void bulk_add(float *to, uint32_t from, uint32_t bytes) {
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n}\n" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
+}
+DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// What the thread sent has left shared memory, or has arrived.
+DEVICE void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 DEVICE uint64_t evict_first_policy() {
     uint64_t policy;
@@ -103,6 +120,25 @@ DEVICE void load_matrix4_transposed(uint32_t (&m)[4], uint32_t address) {
                  : "r"(address)
                  : "memory");
 }
+
+// The four 8x8 matrices of 16-bit values whose rows the lanes' addresses name, eight lanes a matrix; lane l has row l / 4's pair l % 4 of each.
+DEVICE void store_matrix4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(m0), "r"(m1), "r"(m2), "r"(m3) : "memory");
+}
+
+// The same of each matrix turned: the addresses name its columns.
+DEVICE void store_matrix4_transposed(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(m0), "r"(m1), "r"(m2), "r"(m3) : "memory");
+}
+
+DEVICE float load_shared_float(uint32_t address) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
+    return v;
+}
+
+DEVICE void store_shared4(uint32_t address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
+DEVICE void store_shared8(uint32_t address, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory"); }
 
 // ---- tensor cores: D[16,8] += A[16,16] B[16,8] ---------------------------------------------------------------------
 // Lane l holds, with g = l / 4 and t = l % 4:  A: (g, 2t..), (g+8, 2t..), (g, 2t+8..), (g+8, 2t+8..)

@@ -26,8 +26,8 @@
 #include "image.cuh"
 #include "ptx.cuh"
 
-// FP8_ACT: the stream of FP8, for products with quantised activations; FP8_EXPERTS: in trios; FP8_EXPERTS_ACT: both.
-enum Format : int { INT4_G128 = 0, INT4_G32 = 1, FP8 = 2, BF16 = 3, F16 = 4, F32 = 5, FP8_ACT = 6, FP8_EXPERTS = 7, FP8_EXPERTS_ACT = 8 };
+// FP8_EXPERTS: FP8 in trios.
+enum Format : int { INT4_G128 = 0, INT4_G32 = 1, FP8 = 2, BF16 = 3, F16 = 4, F32 = 5, FP8_EXPERTS = 7 };
 
 template <int F> constexpr bool INT4 = F == INT4_G128 || F == INT4_G32;
 template <int F> constexpr bool E4M3 = F == FP8 || F == FP8_EXPERTS;
@@ -38,8 +38,6 @@ template <> struct Layout<INT4_G128> { static constexpr int K = 128, BYTES = 102
 template <> struct Layout<INT4_G32> { static constexpr int K = 128, BYTES = 1024 + 4 * 48, GROUP = 32, SPAN = 2, LINE = 0; };
 template <> struct Layout<FP8> { static constexpr int K = 128, BYTES = 2048 + 16, GROUP = 128, SPAN = 1, LINE = 0; };
 template <> struct Layout<FP8_EXPERTS> { static constexpr int K = 128, BYTES = 2048, GROUP = 128, SPAN = 1, LINE = 128; };
-template <> struct Layout<FP8_ACT> : Layout<FP8> {};
-template <> struct Layout<FP8_EXPERTS_ACT> : Layout<FP8_EXPERTS> {};
 template <> struct Layout<BF16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1, LINE = 0; };
 template <> struct Layout<F16> { static constexpr int K = 64, BYTES = 2048, GROUP = 64, SPAN = 1, LINE = 0; };
 template <> struct Layout<F32> { static constexpr int K = 64, BYTES = 4096, GROUP = 64, SPAN = 1, LINE = 0; };

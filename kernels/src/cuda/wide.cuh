@@ -8,28 +8,21 @@
 #include "cluster.cuh"
 #include "decode.cuh"
 #include "plane.cuh"
+#include "turn.cuh"
 #include "wgmma_wide.cuh"
 
 constexpr int WIDE_TILES = 8, WIDE_COLUMNS = 256, WIDE_CHUNK = WIDE_COLUMNS * 128, WIDE_THREADS = 384, WIDE_BLOCKS = 2;
-// Warps: eight that multiply, then these two.
-constexpr int WIDE_CONSUMERS = 8, WIDE_WEIGHTS_WARP = 8, WIDE_PLANE_WARP = 9;
+// Warps: eight that multiply, then these two, then those that send results off (linear/wide_staged.cu).
+constexpr int WIDE_CONSUMERS = 8, WIDE_WEIGHTS_WARP = 8, WIDE_PLANE_WARP = 9, WIDE_SENDERS = 10;
 
 template <int F> struct WideRing {
     // SCALES: where a step has the scale blocks of FP8 of experts, one for each four tiles, in a line of their own.
     static constexpr int BYTES = 128 / Layout<F>::K * Layout<F>::BYTES, SCALES = WIDE_TILES * BYTES, STEP = SCALES + Layout<F>::LINE;
-#ifdef WIDE_STAGED_BYTES  // of results behind the rings: those are shorter then
-    static constexpr int WEIGHTS = 3, PLANES = INT4<F> ? 4 : 3;
+#ifdef WIDE_STAGED  // results behind the rings: those are shorter then
+    static constexpr int WEIGHTS = F == BF16 ? 2 : 3, PLANES = INT4<F> ? 4 : 3;
 #else
     static constexpr int WEIGHTS = F == INT4_G128 ? 4 : F == INT4_G32 || E4M3<F> ? 3 : 2, PLANES = INT4<F> ? 5 : 4;
 #endif
-};
-
-// A place of a ring, and in which round.
-struct Turn {
-    uint32_t slot = 0, parity = 0;
-    template <int DEPTH> DEVICE void advance() {
-        if (++slot == DEPTH) slot = 0, parity ^= 1;
-    }
 };
 
 template <int F> struct WideShared {

@@ -4,7 +4,7 @@
 #include "../route/route.cuh"
 #include "experts.cuh"
 
-// Sorted rows of one expert, up to 128 (quantised) or 256 (`SortParams::tile_rows`); `first` is a multiple of 8.
+// Sorted rows of one expert, up to 256 (`SortParams::tile_rows`); `first` is a multiple of 8.
 struct ExpertTile {
     int expert, first, rows, unused;
 };

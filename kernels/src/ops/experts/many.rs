@@ -1,8 +1,8 @@
-//! Launches of `sort.cu` and `many.cu`: the experts of many tokens.
+//! Launches of `sort.cu`, `wide.cu` and `quantised.cu`: the experts of many tokens.
 
 use crate::backend::Result;
 use crate::cuda::plane::{
-    GEMM_COLUMNS, GEMM_ROWS, PLANE_ROWS, WIDE_COLUMNS, WIDE_TILES, gemm_launch, kernel_format, wide_launch,
+    GEMM_COLUMNS, LEAVING_BYTES, PLANE_ROWS, WIDE_COLUMNS, WIDE_TILES, quantised_launch, wide_launch,
 };
 use crate::cuda::{Format, Gpu, Launch};
 use crate::ops::experts::cuda::ExpertsParam;
@@ -116,18 +116,13 @@ pub(crate) fn sort(gpu: &Gpu, params: &SortParams) -> Result<()> {
 }
 
 /// Rows of a tile of the sort's list, for the products that follow.
-pub(crate) fn tile_rows(quantised: bool) -> usize {
-    match quantised {
-        true => GEMM_COLUMNS,
-        false => WIDE_COLUMNS,
-    }
-}
+pub(crate) const TILE_ROWS: usize = WIDE_COLUMNS;
 
 /// Shared memory through which the activations of `wide.cu` go out.
 const ACTED_BYTES: usize = WIDE_COLUMNS * 128;
 
-/// Shared memory for the scales of a tile's activations (`ActedScales`).
-const ACTED_SCALES: u32 = (8 + 1) * GEMM_COLUMNS as u32 * 4;
+/// Shared memory in which two blocks of `quantised.cu` tell each other largest values (`Largest`): of four tiles, 32 rows a warp.
+const LARGEST_BYTES: usize = 4 * 8 * (32 * 4 + 8);
 
 /// Both products; `rows`: most sorted rows, to size the grid. `quantised`: FP8 weights see quantised activations.
 pub(crate) fn products(
@@ -138,25 +133,31 @@ pub(crate) fn products(
     up: &ManyParams,
     down: &ManyParams,
 ) -> Result<()> {
-    let tiles = rows.div_ceil(tile_rows(quantised)) + MAX_EXPERTS;
+    let tiles = rows.div_ceil(TILE_ROWS) + MAX_EXPERTS;
     let work = |rows_of_weight: usize, per_tile: usize| tiles * rows_of_weight.div_ceil(per_tile);
-    let name = kernel_format(format, quantised);
-    if !quantised {
-        let up_work = work(up.experts.inter_padded as usize, 2 * WIDE_TILES * 8);
-        let launch = wide_launch(gpu, format, up_work, ACTED_BYTES);
-        gpu.launch(&format!("wide_gate_up_{name}"), launch, up)?;
-        let down_work = work(down.experts.hidden as usize, 2 * WIDE_TILES * 16);
-        let launch = wide_launch(gpu, format, down_work, 0);
-        return gpu.launch(&format!("wide_down_{name}"), launch, down);
+    let up_work = work(up.experts.inter_padded as usize, 2 * WIDE_TILES * 8);
+    let down_work = work(down.experts.hidden as usize, 2 * WIDE_TILES * 16);
+    if quantised {
+        gpu.launch(
+            "quantised_gate_up",
+            quantised_launch(gpu, up_work, LARGEST_BYTES),
+            up,
+        )?;
+        return gpu.launch(
+            "quantised_down",
+            quantised_launch(gpu, down_work, LEAVING_BYTES),
+            down,
+        );
     }
-    let up_work = work(up.experts.inter_padded as usize, GEMM_ROWS / 2);
-    let launch = gemm_launch(gpu, format, quantised, up_work);
-    let launch = Launch {
-        shared: launch.shared + ACTED_SCALES,
-        ..launch
-    };
-    gpu.launch(&format!("many_gate_up_{name}"), launch, up)?;
-    let down_work = work(down.experts.hidden as usize, GEMM_ROWS);
-    let launch = gemm_launch(gpu, format, quantised, down_work);
-    gpu.launch(&format!("many_down_{name}"), launch, down)
+    let name = format.name();
+    gpu.launch(
+        &format!("wide_gate_up_{name}"),
+        wide_launch(gpu, format, up_work, ACTED_BYTES),
+        up,
+    )?;
+    gpu.launch(
+        &format!("wide_down_{name}"),
+        wide_launch(gpu, format, down_work, 0),
+        down,
+    )
 }

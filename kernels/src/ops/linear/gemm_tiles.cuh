@@ -15,9 +15,7 @@ template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int 
         tile.set[s] = w.stream + at * tile_bytes<F>(w.stages) + stage_offset<F>(first * STEP_STAGES<F>);
     }
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS<F> * tile.chunk_bytes;
-    if (QUANTISED<F>)
-        tile.scales = p.plane + p.steps * tile.chunk_bytes + (first * static_cast<size_t>(p.blocks) * PLANE_ROWS + n * GEMM_COLUMNS) * 4;
+    tile.plane = p.plane + static_cast<size_t>(n) * (GEMM_COLUMNS / PLANE_ROWS) * PLANE_BLOCK + first * STEP_CHUNKS * tile.chunk_bytes;
     tile.tile_steps = p.steps;
     tile.steps = min(each, p.steps - first);
     tile.columns = product_columns(p.tokens - n * GEMM_COLUMNS);
@@ -34,7 +32,7 @@ DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &
     for (int h = 0; h < SETS; h++) {
         const int at = (m * SETS * GEMM_CONSUMERS + warpgroup * SETS + h) * 4 + warp;
         if (at < p.tiles)
-            write_tile<N, QUANTISED<F>>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
+            write_tile<N, false>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
     }
 }
 

@@ -1,14 +1,15 @@
 // y[t, o] = sum over i of x[t, i] w[o, i] (+ residual) for many tokens; x is a plane. See wide.cuh: a cluster has 256 rows of the weights.
+// Results as BF16: wide_staged.cu.
 #include "wide_tiles.cuh"
 
 struct LeaveF32 {
+    static constexpr bool STAGED = false;
     float *staged;
     int warp, lane;
     __device__ __forceinline__ LeaveF32(uint8_t *rest, int warp, int lane) : staged(reinterpret_cast<float *>(rest) + warp * OUT_FLOATS), warp(warp), lane(lane) {}
     template <int N> DEVICE void sums(const GemmParams &p, int first_tile, int first, const float *acc) {
         if (first_tile + warp < p.tiles) write_tile<N, true>(p, p.y, p.residual, first_tile + warp, first, acc, staged, lane);
     }
-    DEVICE void end() {}
 };
 
 #define WIDE(NAME, FORMAT)                                                                                             \

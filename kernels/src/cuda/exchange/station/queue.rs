@@ -8,7 +8,7 @@ use crate::cuda::exchange::ExchangeShape;
 use crate::cuda::format::padded;
 use crate::cuda::plane::{PLANE_BLOCK, PLANE_ROWS};
 use crate::cuda::{Gpu, Launch};
-use crate::ops::experts::many::{SortArea, SortParams, sort, tile_rows};
+use crate::ops::experts::many::{SortArea, SortParams, TILE_ROWS, sort};
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows};
 use crate::ops::route::cuda::Groups;
 
@@ -107,7 +107,7 @@ impl Station {
                 k: sizes.top_k as i32,
                 steps: (padded(sizes.hidden) / 128) as i32,
                 sorted_blocks: b.sorted_blocks as i32,
-                tile_rows: tile_rows(false) as i32,
+                tile_rows: TILE_ROWS as i32,
                 ..SortParams::default()
             };
             let params = rows.sort_params(&sizes, self.exchange().local_experts()?, to);

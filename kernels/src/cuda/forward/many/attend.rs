@@ -68,7 +68,7 @@ pub(super) fn attend(
     };
     let cache = cache(backend, layer);
     // BF16 keys and values are rounded so in any case, and it is half of what the product writes and `rope_kv` reads.
-    let bf16 = parts == 1 && cache.dtype == KvDtype::Bf16 && gives_bf16(&projections, count, quantised);
+    let bf16 = parts == 1 && cache.dtype == KvDtype::Bf16 && gives_bf16(&projections, count);
     match bf16 {
         true => linear_gemm_bf16(gpu, &call)?,
         false => linear_gemm(gpu, &call)?,

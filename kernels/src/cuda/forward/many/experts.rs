@@ -8,7 +8,7 @@ use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, linear_gemm};
 use crate::cuda::{CudaBackend, Gpu};
 use crate::ops::combine::cuda::{self as combine, CombineSorted};
-use crate::ops::experts::many::{ManyParams, SortParams, products, sort, sorted_rows, tile_rows};
+use crate::ops::experts::many::{ManyParams, SortParams, TILE_ROWS, products, sort, sorted_rows};
 use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
 use crate::ops::rmsnorm::cuda::{CombineRows, NormInput, NormMany, NormRows, combine_rows, norm_many};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens};
@@ -34,7 +34,7 @@ pub(super) fn experts(
         tokens: count as i32,
         experts: sizes.experts as i32,
         plane_blocks: places.blocks as i32,
-        ..sorted_to(forward, layer)
+        ..sorted_to(forward)
     };
     if let Some(exchange) = backend.exchange() {
         let tokens = Tokens {
@@ -96,14 +96,14 @@ pub(super) fn experts(
 }
 
 /// Where sorted rows go.
-fn sorted_to(forward: &Forward, layer: &Layer) -> SortParams {
+fn sorted_to(forward: &Forward) -> SortParams {
     let (sizes, places) = (&forward.sizes, &forward.places);
     SortParams {
         sorted: places.sorted_plane,
         k: sizes.top_k as i32,
         steps: (padded(sizes.hidden) / 128) as i32,
         sorted_blocks: places.sorted_blocks as i32,
-        tile_rows: tile_rows(quantises(forward, layer.format)) as i32,
+        tile_rows: TILE_ROWS as i32,
         ..SortParams::default()
     }
 }
@@ -120,7 +120,7 @@ pub(in crate::cuda::forward) fn work(
     let (area, shape, local) = (&forward.places.sort, exchange.shape()?, exchange.local_experts()?);
     sort(
         gpu,
-        &area.fill(rows.sort_params(shape, local, sorted_to(forward, layer))),
+        &area.fill(rows.sort_params(shape, local, sorted_to(forward))),
     )?;
     let most = sorted_rows(shape.many_rows() * forward.sizes.top_k, local);
     if quantises(forward, layer.format) {

@@ -1,0 +1,149 @@
+// y[t, o] = sum over i of x[t, i] w[o, i] for FP8 weights and quantised activations; x is a quantised plane. See quantised_wide.cuh.
+//
+// Results leave beside the next products (leaving.cuh): as BF16 a warpgroup's 128 tokens together, as F32 one set of 64 after the other, and then y may
+// be the residual, to which they are added.
+#include "../../cuda/quantised_wide.cuh"
+#include "leaving.cuh"
+#include "products.cuh"
+
+// How results lie in a warpgroup's room, in pieces of SETS of 64 tokens.
+struct AsBf16 {
+    // A token's outputs and 16 bytes, so that eight tokens' words lie in all banks.
+    static constexpr int STRIDE = 272, SETS = 2;
+    // A warp's sixteen tokens from `to` on.
+    DEVICE static void stage(uint32_t to, const float (&acc)[QUANTISED_SUMS], int lane) {
+        to += lane % 16 * STRIDE + lane / 16 * 16;
+#pragma unroll
+        for (int j = 0; j < QUANTISED_SUMS / 4; j += 2) {
+            const float *a = acc + 4 * j;
+            store_matrix4(to + j * 16, pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(a[4], a[5]), pack_bf16(a[6], a[7]));
+        }
+    }
+    // Widths are multiples of 8.
+    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from, int) {
+        bulk_store(reinterpret_cast<__nv_bfloat16 *>(p.y) + at, from, rows * 2);
+    }
+};
+
+struct AsF32 {
+    // 32 bytes more: the pairs of four tokens lie in all banks.
+    static constexpr int STRIDE = 544, SETS = 1;
+    DEVICE static void stage(uint32_t to, const float (&acc)[QUANTISED_SUMS], int lane) {
+        to += lane / 4 * STRIDE + lane % 4 * 8;
+#pragma unroll
+        for (int j = 0; j < QUANTISED_SUMS / 4; j++) {
+            store_shared8(to + j * 32, acc[4 * j], acc[4 * j + 1]);
+            store_shared8(to + 8 * STRIDE + j * 32, acc[4 * j + 2], acc[4 * j + 3]);
+        }
+    }
+    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from, int lane) {
+        if (p.width % 4)
+            for (int i = lane; i < rows; i += WARP) p.y[at + i] = load_shared_float(from + i * 4) + (p.residual ? p.y[at + i] : 0.f);
+        else if (p.residual)
+            bulk_add(p.y + at, from, rows * 4);
+        else
+            bulk_store(p.y + at, from, rows * 4);
+    }
+};
+
+template <class As> DEVICE uint32_t room_of(const QuantisedShared &s, int group) { return s.rest() + Leaving::BARRIERS + group * As::SETS * 64 * As::STRIDE; }
+
+// A share of work: the pair of 128 rows w % pairs, the tokens from w / pairs * 256 on.
+struct Shares {
+    int pairs, work, begin, stride;
+    __device__ __forceinline__ explicit Shares(const GemmParams &p)
+        : pairs(ceil_div(p.tiles, QUANTISED_BLOCKS * QUANTISED_TILES)), work(pairs * ceil_div(p.tokens, QUANTISED_TOKENS)), begin(blockIdx.x / QUANTISED_BLOCKS),
+          stride(gridDim.x / QUANTISED_BLOCKS) {}
+    DEVICE int first_tile(int w) const { return (w % pairs * QUANTISED_BLOCKS + static_cast<int>(cluster_rank())) * QUANTISED_TILES; }
+    DEVICE int first_token(int w) const { return w / pairs * QUANTISED_TOKENS; }
+};
+
+template <class As> DEVICE void multiply(const GemmParams &p, const QuantisedShared &s, int warp, int lane) {
+    const Shares shares(p);
+    const int group = warp / 4;
+    const uint32_t room = room_of<As>(s, group) + warp % 4 * 16 * As::STRIDE;
+    Leaving leaving(s.rest(), group, false);
+    Turn turn;
+    uint32_t turns = 0;
+    quantised_first_turn(s, group, lane);
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
+        float acc[2][QUANTISED_SUMS];
+        quantised_products<2, true>(s, turn, turns, p.steps, group * (QUANTISED_TOKENS / 2), warp, lane, acc);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (h % As::SETS == 0) leaving.begin();
+            As::stage(room + h % As::SETS * 64 * As::STRIDE, acc[h], lane);
+            if (h % As::SETS == As::SETS - 1) leaving.end(lane);
+        }
+    }
+}
+
+DEVICE void bring(const GemmParams &p, const QuantisedShared &s, int warp, int lane) {
+    const Shares shares(p);
+    const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
+    const auto stream = [&](int w, int tile) -> const uint8_t * {
+        int at = shares.first_tile(w) + tile;
+        const bool there = at < p.tiles;
+        const Weight &weight = segment_of(p, at);
+        return there ? weight.stream + static_cast<size_t>(at) * weight.stages * Layout<FP8>::BYTES : nullptr;
+    };
+    const auto tokens = [&](int w) {
+        const int first = shares.first_token(w), columns = min(QUANTISED_TOKENS, ceil_div(p.tokens - first, PLANE_ROWS) * PLANE_ROWS);
+        const uint8_t *plane = p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK;
+        return QuantisedTokens{plane, p.plane + p.steps * chunk_bytes + static_cast<size_t>(first) * 4, chunk_bytes, columns};
+    };
+    quantised_bring<FP8>(s, shares.begin, shares.work, shares.stride, p.steps, warp, lane, stream, tokens);
+}
+
+template <class As> DEVICE void send(const GemmParams &p, const QuantisedShared &s, int group, int lane) {
+    const Shares shares(p);
+    Leaving leaving(s.rest(), group, true);
+    const uint32_t room = room_of<As>(s, group);
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
+        const int row = shares.first_tile(w) * TILE_ROWS, rows = min(QUANTISED_ROWS, p.width - row);
+        for (int h = 0; h < 2; h += As::SETS) {
+            const int first = shares.first_token(w) + group * (QUANTISED_TOKENS / 2) + h * 64;
+            uint32_t from = room;
+            size_t at = static_cast<size_t>(first) * p.width + row;
+            leaving.send(rows > 0 ? min(As::SETS * 64, p.tokens - first) : 0, lane, [&] {
+                As::send(p, at, rows, from, lane);
+                at += p.width, from += As::STRIDE;
+            });
+        }
+    }
+    bulk_wait();
+}
+
+template <class As> DEVICE void linear_quantised(const GemmParams &p) {
+    extern __shared__ uint8_t shared[];
+    const QuantisedShared s(shared);
+    if (threadIdx.x == 0) s.init(), Leaving::init(s.rest());
+    __syncthreads();
+    cluster_sync();
+    // The same in all lanes, and said so.
+    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
+    if (warp < QUANTISED_CONSUMERS) {
+        quantised_take_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        multiply<As>(p, s, warp, lane);
+    } else if (warp < QUANTISED_SENDERS) {
+        quantised_give_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        bring(p, s, warp - QUANTISED_CONSUMERS, lane);
+    } else {
+        quantised_give_most_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        if (warp < QUANTISED_SENDERS + 2) send<As>(p, s, warp - QUANTISED_SENDERS, lane);
+    }
+    // Nobody leaves while the other block may still write to it.
+    cluster_sync();
+}
+
+#define LINEAR_QUANTISED(NAME, AS)                                                                                     \
+    extern "C" __global__ void __cluster_dims__(QUANTISED_BLOCKS, 1, 1) __launch_bounds__(QUANTISED_THREADS, 1)        \
+        linear_quantised_##NAME(const __grid_constant__ GemmParams p) { linear_quantised<AS>(p); }
+LINEAR_QUANTISED(f32, AsF32)
+LINEAR_QUANTISED(bf16, AsBf16)

@@ -1,0 +1,67 @@
+// The same as wide.cu with results as BF16 that leave beside the next products (leaving.cuh), a warpgroup's 64 outputs of a token together. The rings are
+// shorter for it. BF16 weights leave room for 128 tokens. Widths are multiples of 8.
+#define WIDE_STAGED
+#include "wide_tiles.cuh"
+#include "leaving.cuh"
+
+// T: tokens of a piece.
+template <int T> struct AsBf16 {
+    // Bytes from one token to the next, so that eight of them lie in all banks: the other warpgroup's outputs stand beside these.
+    static constexpr int TOKENS = T, STRIDE = 272, BETWEEN_GROUPS = 128;
+    // A warp's 16 outputs of N tokens from `to` on. A matrix store turns eight by eight of them.
+    template <int N> DEVICE static void stage(uint32_t to, const float *acc, int lane) {
+        to += (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 16;
+#pragma unroll
+        for (int j = 0; j < N / 8; j += 2) {
+            const float *a = acc + 4 * j;
+            store_matrix4_transposed(to + j * 8 * STRIDE, pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(a[4], a[5]), pack_bf16(a[6], a[7]));
+        }
+    }
+    static constexpr int OUTPUT_BYTES = 2;
+    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from) {
+        bulk_store(reinterpret_cast<__nv_bfloat16 *>(p.y) + at, from, rows * 2);
+    }
+};
+
+template <class As> struct LeaveStaged {
+    static constexpr bool STAGED = true;
+    Leaving leaving;
+    uint32_t room;
+    int lane;
+
+    // For a warp that multiplies, of warpgroup `group` and the `warp`th there, or for the one that sends that group's.
+    __device__ __forceinline__ LeaveStaged(uint32_t rest, int group, int warp, int lane, bool sends)
+        : leaving(rest, group, sends), room(rest + Leaving::BARRIERS + group * As::BETWEEN_GROUPS + warp * TILE_ROWS * As::OUTPUT_BYTES), lane(lane) {}
+
+    DEVICE static void init(uint32_t rest) { Leaving::init(rest); }
+
+    template <int N> DEVICE void sums(const GemmParams &, int, int, const float *acc) {
+#pragma unroll
+        for (int begin = 0; begin < N; begin += As::TOKENS) {
+            leaving.begin();
+            As::template stage<(N < As::TOKENS ? N : As::TOKENS)>(room, acc + begin / 2, lane);
+            leaving.end(lane);
+        }
+    }
+
+    // Outputs from `row` on, of the tokens from `first` on.
+    DEVICE void send(const GemmParams &p, int row, int first) {
+        const int rows = min(WIDE_TILES / 2 * TILE_ROWS, p.width - row), end = min(WIDE_COLUMNS, p.tokens - first);
+        for (int begin = 0; begin < end; begin += As::TOKENS) {
+            size_t at = static_cast<size_t>(first + begin) * p.width + row;
+            uint32_t from = room;
+            leaving.send(rows > 0 ? min(As::TOKENS, end - begin) : 0, lane, [&] {
+                As::send(p, at, rows, from);
+                at += p.width, from += As::STRIDE;
+            });
+        }
+    }
+};
+
+#define STAGED(NAME, FORMAT, AS)                                                                                       \
+    extern "C" __global__ void __cluster_dims__(WIDE_BLOCKS, 1, 1) __launch_bounds__(WIDE_THREADS, 1)                  \
+        linear_##NAME(const __grid_constant__ GemmParams p) { linear_wide<FORMAT, LeaveStaged<AS>>(p); }
+STAGED(wide16_int4_g128, INT4_G128, AsBf16<256>)
+STAGED(wide16_int4_g32, INT4_G32, AsBf16<256>)
+STAGED(wide16_fp8, FP8, AsBf16<256>)
+STAGED(wide16_bf16, BF16, AsBf16<128>)
