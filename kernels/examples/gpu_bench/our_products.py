@@ -113,7 +113,7 @@ def staged_shared(kind):
 
 
 def quantised_shared(rest):
-    return 1024 + 3 * (256 * 132 + 128 * 128 + 48) + 160 + rest
+    return 1024 + 3 * (256 * 132 + 128 * 128 + 32) + 64 + rest
 
 
 def gemm_shared(kind, rest):
@@ -138,7 +138,7 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
     if tokens > 128:
         # As in a step: q, k and v leave as BF16, the output projection's results are added to the residual.
         if kind == "fp8_act":
-            kernel = Kernel(folder, "linear_quantised", f"linear_quantised_{'f32' if residual else 'bf16'}", quantised_shared(LEAVING), 512)
+            kernel = Kernel(folder, "linear_quantised", f"linear_quantised_{'f32' if residual else 'bf16'}", quantised_shared(LEAVING))
         elif residual:
             kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
         else:
@@ -202,7 +202,7 @@ def experts(folder, kind, counts, hidden, inter, up):
     params.plane, params.acted, params.y, params.blocks = x.data_ptr(), acted.data_ptr(), y.data_ptr(), blocks
     name = "gate_up" if up else "down"
     if quantised:
-        kernel = Kernel(folder, "experts_quantised", f"quantised_{name}", quantised_shared(4 * 8 * 136 if up else LEAVING), 512)
+        kernel = Kernel(folder, "experts_quantised", f"quantised_{name}", quantised_shared(4 * 8 * 136 if up else LEAVING))
     else:
         kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0, True))
     grid = MULTIPROCESSORS // 2 * 2

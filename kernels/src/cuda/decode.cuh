@@ -47,7 +47,7 @@ template <int F> struct TileDecoder {
             }
         } else if constexpr (E4M3<F>) {
             if (s == 0 && first) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s0) : "r"(TRIOS<F> ? scale_at : at + 2048));
-            if (s % 2 == 0) words = load_shared16(at + half * 1024 + (s / 2) * 512 + lane * 16);
+            if (s % 2 == 0) words = load_fp8(at, half * 2 + s / 2, lane);
         } else {
             words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
         }
@@ -60,8 +60,8 @@ template <int F> struct TileDecoder {
             if (s == 0 && first) scale[0].set(__uint_as_float(s0) * PLACED_FP8);
         }
         if constexpr (E4M3<F>) {
-            place_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
-            place_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
+            place_fp8(s % 2 ? words.z : words.x, a[0], a[2]);
+            place_fp8(s % 2 ? words.w : words.y, a[1], a[3]);
         } else {
             make_unscaled(s, first, a);
         }
@@ -86,8 +86,8 @@ template <int F> struct TileDecoder {
                 a[j] = *reinterpret_cast<uint32_t *>(&v);
             }
         } else if constexpr (E4M3<F>) {
-            unpack_fp8(s % 2 ? words.z : words.x, a[0], a[1]);
-            unpack_fp8(s % 2 ? words.w : words.y, a[2], a[3]);
+            unpack_fp8(s % 2 ? words.z : words.x, a[0], a[2]);
+            unpack_fp8(s % 2 ? words.w : words.y, a[1], a[3]);
         } else {
             a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
             if constexpr (F == F16) {
@@ -153,10 +153,7 @@ template <int F> struct TwoHalves {
                 asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s0) : "r"(TRIOS<F> ? step + scale : at + 2048));
                 asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s1) : "r"(TRIOS<F> ? step + scale + SCALE_BLOCK : at + between + 2048));
             }
-            if (s % 2 == 0) {
-                const uint32_t words = at + half * 1024 + (s / 2) * 512 + lane * 16;
-                decoder.words = load_shared16(words), second = load_shared16(words + between);
-            }
+            if (s % 2 == 0) decoder.words = load_fp8(at + (upper ? 1024 : 0), between, half * 2 + s / 2, lane);
         } else {
             const uint32_t words = at + half * Layout<F>::BYTES + s * 512 + lane * 16;
             decoder.words = load_shared16(words), second = load_shared16(words + between);
@@ -175,10 +172,8 @@ template <int F> struct TwoHalves {
             decoder.make(s, bf16_scales, first, a);
         } else if constexpr (E4M3<F>) {
             if (s == 0 && first) decoder.scale[0].set(__uint_as_float(decoder.s0) * PLACED_FP8), decoder.scale[1].set(__uint_as_float(decoder.s1) * PLACED_FP8);
-            // Bytes 0 and 2 are rows g, 1 and 3 rows g + 8.
-            const uint32_t order = upper ? 0x7351 : 0x6240;
-            place_fp8(__byte_perm(s % 2 ? w.z : w.x, s % 2 ? second.z : second.x, order), a[0], a[1]);
-            place_fp8(__byte_perm(s % 2 ? w.w : w.y, s % 2 ? second.w : second.y, order), a[2], a[3]);
+            place_fp8(s % 2 ? w.z : w.x, a[0], a[2]);
+            place_fp8(s % 2 ? w.w : w.y, a[1], a[3]);
 #pragma unroll
             for (int j = 0; j < 4; j++) a[j] = scaled(a[j], decoder.scale[j & 1].high, decoder.scale[j & 1].low);
         } else {

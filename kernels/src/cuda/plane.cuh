@@ -23,8 +23,8 @@ DEVICE size_t plane_offset(int row, int k, int blocks) {
            ((plane_place(k % 64) * 2) ^ (r * 16));
 }
 
-// Place of input k (0..128) of a quantised chunk in the products' order.
-__host__ __device__ constexpr int quantised_place(int k) { return k / 32 * 32 + k % 8 / 4 * 16 + k % 32 / 8 * 4 + k % 4; }
+// Place of input k (0..128) of a quantised chunk in the products' order: the weights' (stream.cuh). Of four inputs 0, 2, 1 and 3.
+__host__ __device__ constexpr int quantised_place(int k) { return k / 32 * 32 + k % 8 / 4 * 16 + k % 32 / 8 * 4 + k % 2 * 2 + k % 4 / 2; }
 
 // Byte offset of input k of a row in a quantised plane.
 DEVICE size_t quantised_offset(int row, int k, int blocks) {

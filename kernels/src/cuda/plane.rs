@@ -20,8 +20,6 @@ const SHORT_RING: usize = 185 * 1024;
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
 const THREADS: u32 = 384;
-/// Threads of `quantised_wide.cuh`.
-const QUANTISED_THREADS: u32 = 512;
 /// Shared memory through which eight warps' results of `gemm.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
 
@@ -92,13 +90,10 @@ pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -
     pairs_launch(gpu, work, wide_shared_bytes(format) + rest)
 }
 
-/// The same of `quantised_wide.cuh`: a ring of three steps of 256 quantised rows and 128 of weights with their scales, and more threads.
+/// The same of `quantised_wide.cuh`: a ring of three steps of 256 quantised rows and 128 of weights with their scales.
 pub(crate) fn quantised_launch(gpu: &Gpu, work: usize, rest: usize) -> Launch {
-    let step = WIDE_COLUMNS * (128 + 4) + WIDE_TILES * 16 * 128 + 48;
-    Launch {
-        threads: QUANTISED_THREADS,
-        ..pairs_launch(gpu, work, 1024 + 3 * step + (6 * 3 + 2) * 8 + rest)
-    }
+    let step = WIDE_COLUMNS * (128 + 4) + WIDE_TILES * 16 * 128 + 32;
+    pairs_launch(gpu, work, 1024 + 3 * step + (2 * 3 + 2) * 8 + rest)
 }
 
 fn pairs_launch(gpu: &Gpu, work: usize, shared: usize) -> Launch {

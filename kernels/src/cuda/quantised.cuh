@@ -13,8 +13,3 @@ struct QuantisedScale {
         return low | high << 16;
     }
 };
-
-// Two values as two bytes, the first one lowest.
-__device__ __forceinline__ uint32_t quantise_pair(float a, float b, float scale) {
-    return __nv_cvt_float2_to_fp8x2(make_float2(__fdiv_rn(a, scale), __fdiv_rn(b, scale)), __NV_SATFINITE, __NV_E4M3);
-}

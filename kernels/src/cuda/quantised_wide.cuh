@@ -5,9 +5,8 @@
 // the weights as that operand a thread had 32 tokens, and what their scales took from shared memory was as much as the operands.
 //
 // A cluster of two blocks shares up to 256 activation rows, of which each brings half for both; each block has 128 rows of the weights. Both
-// operands of a step of 128 inputs lie in shared memory. The weights' stream lies otherwise than a product wants it (stream.cuh), so it is copied
-// as it lies, and each warp of the producing warpgroup turns two tiles of 2 KB where they lie into rows of 128 bytes. Two consumer warpgroups have 128 tokens each, as
-// two sets of 64; while one adds its sums the other one's products run.
+// operands of a step of 128 inputs lie in shared memory as they do in device memory: two warps copy them. Two consumer warpgroups have 128 tokens
+// each, as two sets of 64; while one adds its sums the other one's products run.
 //
 // A step: 1,024 cycles of the tensor cores; out of the second-level cache 16 KB of weights and 16 KB of activations a block; through shared
 // memory 32 KB of activations and 16 KB of weights in, 32 and 64 KB of operands out.
@@ -18,17 +17,17 @@
 #include "turn.cuh"
 #include "wgmma8.cuh"
 
-constexpr int QUANTISED_THREADS = 512, QUANTISED_BLOCKS = 2, QUANTISED_DEPTH = 3;
+constexpr int QUANTISED_THREADS = 384, QUANTISED_BLOCKS = 2, QUANTISED_DEPTH = 3;
 constexpr int QUANTISED_TOKENS = 256, QUANTISED_TILES = 8, QUANTISED_ROWS = QUANTISED_TILES * TILE_ROWS;
-// Warps: eight that multiply, then four that bring operands, two tiles each, then one for each warpgroup that multiplies, which sends its results off.
-constexpr int QUANTISED_CONSUMERS = 8, QUANTISED_PRODUCERS = 4, QUANTISED_SENDERS = QUANTISED_CONSUMERS + QUANTISED_PRODUCERS;
+// Warps: eight that multiply, then these two, then one for each warpgroup that multiplies, which sends its results off.
+constexpr int QUANTISED_CONSUMERS = 8, QUANTISED_WEIGHTS_WARP = 8, QUANTISED_TOKENS_WARP = 9, QUANTISED_SENDERS = 10;
 // Sums of a set for a thread: 64 tokens by the block's rows.
 constexpr int QUANTISED_SUMS = QUANTISED_ROWS / 2;
 
 // Addresses in shared memory.
 struct QuantisedShared {
-    // Of one step: activations, weights, and the scales of 256 rows of the one and two sets of 64 rows of the other; those as they were copied.
-    static constexpr int PLANE = QUANTISED_TOKENS * 128, WEIGHTS = QUANTISED_ROWS * 128, SCALES = QUANTISED_TOKENS * 4 + 16 + 2 * 16;
+    // Of one step: activations, weights, and the scales of 256 rows of the one and, 16 bytes each, of two sets of 64 rows of the other.
+    static constexpr int PLANE = QUANTISED_TOKENS * 128, WEIGHTS = QUANTISED_ROWS * 128, SCALES = QUANTISED_TOKENS * 4 + 2 * 16;
     uint32_t planes;
 
     DEVICE uint32_t plane(int slot) const { return planes + slot * PLANE; }
@@ -37,10 +36,8 @@ struct QuantisedShared {
     DEVICE uint32_t weight_scales(int slot) const { return scales(slot) + QUANTISED_TOKENS * 4; }
     DEVICE uint32_t full(int slot) const { return scales(QUANTISED_DEPTH) + slot * 8; }
     DEVICE uint32_t empty(int slot) const { return full(QUANTISED_DEPTH) + slot * 8; }
-    // A producing warp's tiles are there as they were copied.
-    DEVICE uint32_t copied(int slot, int warp) const { return empty(QUANTISED_DEPTH) + (slot * QUANTISED_PRODUCERS + warp) * 8; }
     // A warpgroup may issue its next products.
-    DEVICE uint32_t turn(int group) const { return copied(QUANTISED_DEPTH, 0) + group * 8; }
+    DEVICE uint32_t turn(int group) const { return empty(QUANTISED_DEPTH) + group * 8; }
     // Behind all this.
     DEVICE uint32_t rest() const { return turn(2); }
 
@@ -53,120 +50,57 @@ struct QuantisedShared {
     // By one thread, before the blocks of the cluster meet.
     DEVICE void init() const {
         for (int i = 0; i < QUANTISED_DEPTH; i++) {
-            // The copies' bytes and each producing warp; the consumers of both blocks.
-            barrier_init(full(i), 1 + QUANTISED_PRODUCERS);
+            // The weights' and the activations' bytes; the consumers of both blocks.
+            barrier_init(full(i), 2);
             barrier_init(empty(i), QUANTISED_BLOCKS * QUANTISED_CONSUMERS);
-            for (int warp = 0; warp < QUANTISED_PRODUCERS; warp++) barrier_init(copied(i, warp), 1);
         }
         for (int group = 0; group < 2; group++) barrier_init(turn(group), QUANTISED_CONSUMERS / 2);
         barrier_init_fence();
     }
 };
 
-// A producing warp's weights: two tiles, FP8 or FP8_EXPERTS.
-template <int F> struct QuantisedWeights {
-    const uint8_t *from[2];  // the next step, or null
-    uint32_t to;             // in a tile: the row that this lane gives to a matrix store
-    int of, warp, lane;      // of: the next stage in its trio
-
-    __device__ __forceinline__ QuantisedWeights(int warp, int lane) : of(0), warp(warp), lane(lane) {
-        // Matrices: rows 0 to 7 and 8 to 15 of 16 inputs, then of the 16 behind them; units of 16 bytes are permuted by the row.
-        const int matrix = lane / 8, row = lane % 8;
-        to = matrix % 2 * PLANE_BLOCK + row * 128 + ((matrix / 2) ^ row) * 16;
-    }
-
-    // The first tile's scale as it is copied.
-    DEVICE uint32_t scale_of(const QuantisedShared &s, int slot) const { return s.weight_scales(slot) + 16 + warp / 2 * 16; }
-
-    // Asks for the next step, as it lies.
-    DEVICE void copy(const QuantisedShared &s, int slot) {
-        const bool scaled = warp % 2 == 0 && from[0];
-        if (lane == 0) {
-            const uint32_t barrier = s.copied(slot, warp);
-            barrier_expect(barrier, (from[0] ? 2048 : 0) + (from[1] ? 2048 : 0) + (scaled ? 16 : 0));
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                if (from[i]) bulk_copy(s.weights(slot) + (warp * 2 + i) * 2048, from[i], 2048, barrier);
-            if (scaled) bulk_copy(scale_of(s, slot), from[0] + (TRIOS<F> ? scale_block(of) - of * 2048 : 2048), 16, barrier);
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (from[i]) from[i] += Layout<F>::BYTES + (of == TRIO - 1 ? Layout<F>::LINE : 0);
-        if (++of == TRIO) of = 0;
-    }
-
-    // Turns it into rows of a product's operand.
-    DEVICE void turn(const QuantisedShared &s, int slot, uint32_t parity) const {
-        barrier_wait(s.copied(slot, warp), parity);
-        if (lane == 0 && warp % 2 == 0)
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.weight_scales(slot) + warp / 2 * 4), "f"(load_shared_float(scale_of(s, slot))) : "memory");
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint32_t tile = s.weights(slot) + (warp * 2 + i) * 2048;
-            uint4 words[4];
-#pragma unroll
-            for (int p = 0; p < 4; p++) words[p] = load_shared16(tile + p * 512 + lane * 16);
-            // All lanes have read before one writes.
-            __syncwarp();
-#pragma unroll
-            for (int p = 0; p < 4; p++) {
-                const uint4 &w = words[p];
-                store_matrix4((tile + to) ^ (p * 32), __byte_perm(w.x, w.y, 0x6420), __byte_perm(w.x, w.y, 0x7531), __byte_perm(w.z, w.w, 0x6420),
-                              __byte_perm(w.z, w.w, 0x7531));
-            }
-        }
-    }
-};
-
-// The activations of one share of work.
-struct QuantisedTokens {
-    const uint8_t *plane, *scales;  // of the first row's block, in the next step
-    size_t chunk_bytes;             // from one chunk of the plane to the next
-    int columns;                    // a multiple of 8
-
-    // Lane 0 of one warp: this block's half of a step for both blocks, and all its scales.
-    DEVICE void copy(const QuantisedShared &s, int slot) {
-        const uint32_t all = columns * 128, near = columns / 16 * PLANE_BLOCK;
-        const uint32_t begin = cluster_rank() ? near : 0, mine = cluster_rank() ? all - near : near;
-        barrier_expect(s.full(slot), all + columns * 4);
-        if (mine) bulk_copy_to(3, s.plane(slot) + begin, plane + begin, mine, s.full(slot));
-        bulk_copy(s.scales(slot), scales, columns * 4, s.full(slot));
-        plane += chunk_bytes, scales += chunk_bytes / 32;
-    }
-};
-
-// The producing warps' work, share by share from `begin` on: streams(share, i), the first stage of tile i of the block's eight or null, and tokens(share).
-template <int F, class Streams, class Tokens>
-DEVICE void quantised_bring(const QuantisedShared &s, int begin, int work, int stride, int steps, int warp, int lane, const Streams &streams, const Tokens &tokens) {
-    QuantisedWeights<F> weights(warp, lane);
-    QuantisedTokens of;
-    Turn copied, turned;
-    int share = begin, at = 0;  // of the next step that is copied
-    const auto copy = [&] {
-        if (share >= work) return;
-        if (at == 0) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) weights.from[i] = streams(share, warp * 2 + i);
-            of = tokens(share), weights.of = 0;
-        }
-        barrier_wait(s.empty(copied.slot), copied.parity ^ 1);
-        if (warp == 0 && lane == 0) of.copy(s, copied.slot);
-        weights.copy(s, copied.slot);
-        __syncwarp();
-        copied.advance<QUANTISED_DEPTH>();
-        if (++at == steps) at = 0, share += stride;
-    };
-    copy();
-    for (int w = begin; w < work; w += stride) {
+// One warp: all steps of this block's tiles, FP8 or FP8_EXPERTS. Lane i < 8: `tile`, tile i's stream, if it `has` one; lanes 8 and 9 likewise that of the
+// first four tiles and of the others, for their scales.
+template <int F> DEVICE void quantised_weights(const QuantisedShared &s, Turn &turn, const uint8_t *tile, bool has, int steps, int lane) {
+    constexpr int STAGE = QUANTISED_ROWS * 128 / QUANTISED_TILES;
+    const unsigned holding = __ballot_sync(ALL_LANES, has), tiles = (1u << QUANTISED_TILES) - 1;
+    const uint32_t held = __popc(holding & tiles) * STAGE + __popc(holding & ~tiles) * SCALE_BLOCK;
+    const bool scales = lane >= QUANTISED_TILES;
+    const uint32_t bytes = scales ? SCALE_BLOCK : STAGE;
+    // From one stage to the next, and what else there is from the last one of a trio to the next trio.
+    const int next = TRIOS<F> && scales ? -SCALE_BLOCK : Layout<F>::BYTES, turned = TRIOS<F> && scales ? TRIO_BYTES<F> + TRIO * SCALE_BLOCK : Layout<F>::LINE;
+    const uint8_t *from = tile + (!scales ? stage_offset<F>(0) : TRIOS<F> ? scale_offset<F>(0) : STAGE);
+    int of = 0;
 #pragma unroll 1
-        for (int step = 0; step < steps; step++) {
-            copy();
-            weights.turn(s, turned.slot, turned.parity);
-            fence_async_proxy();
-            __syncwarp();
-            if (lane == 0) barrier_arrive(s.full(turned.slot));
-            turned.advance<QUANTISED_DEPTH>();
+    for (int step = 0; step < steps; step++) {
+        const uint32_t to = scales ? s.weight_scales(turn.slot) + (lane - QUANTISED_TILES) * SCALE_BLOCK : s.weights(turn.slot) + lane * STAGE;
+        barrier_wait(s.empty(turn.slot), turn.parity ^ 1);
+        if (lane == 0) barrier_expect(s.full(turn.slot), held);
+        __syncwarp();
+        if (has) bulk_copy(to, from, bytes, s.full(turn.slot));
+        from += next;
+        if (TRIOS<F> && ++of == TRIO) of = 0, from += turned;
+        turn.advance<QUANTISED_DEPTH>();
+    }
+}
+
+// One warp: all steps of this block's half of `columns` (a multiple of 8) rows of the plane for both blocks, and all their scales. `plane`, `scales`: of the
+// first row's block, in the first step.
+DEVICE void quantised_tokens(const QuantisedShared &s, Turn &turn, const uint8_t *plane, const uint8_t *scales, size_t chunk_bytes, int columns, int steps, int lane) {
+    const uint32_t all = columns * 128, near = columns / 16 * PLANE_BLOCK;
+    const uint32_t begin = cluster_rank() ? near : 0, mine = cluster_rank() ? all - near : near;
+    plane += begin;
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        barrier_wait(s.empty(turn.slot), turn.parity ^ 1);
+        if (lane == 0) {
+            barrier_expect(s.full(turn.slot), all + columns * 4);
+            if (mine) bulk_copy_to(3, s.plane(turn.slot) + begin, plane, mine, s.full(turn.slot));
+            bulk_copy(s.scales(turn.slot), scales, columns * 4, s.full(turn.slot));
         }
+        __syncwarp();
+        plane += chunk_bytes, scales += chunk_bytes / 32;
+        turn.advance<QUANTISED_DEPTH>();
     }
 }
 
@@ -196,7 +130,7 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &t
         const uint32_t slot = turn.slot;
         const uint32_t plane = __shfl_sync(ALL_LANES, planes + slot * (s.PLANE / 16), 0), weight = __shfl_sync(ALL_LANES, weights + slot * (s.WEIGHTS / 16), 0);
         barrier_wait(s.full(slot), turn.parity);
-        const int2 of_rows = load_shared8(s.weight_scales(slot));
+        const float of_rows[2] = {load_shared_float(s.weight_scales(slot)), load_shared_float(s.weight_scales(slot) + SCALE_BLOCK)};
 #pragma unroll
         for (int h = 0; h < SETS; h++) {
             if constexpr (TURNS) barrier_wait(s.turn(group), turns++ & 1);
@@ -212,8 +146,7 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &t
             float scale[2][2];
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const float of_half = __int_as_float(half ? of_rows.y : of_rows.x);
-                scale[half][0] = of_half * upper, scale[half][1] = of_half * lower;
+                scale[half][0] = of_rows[half] * upper, scale[half][1] = of_rows[half] * lower;
             }
 #pragma unroll
             for (int i = 0; i < QUANTISED_SUMS; i++) acc[h][i] = fmaf(part[i], scale[i / (QUANTISED_SUMS / 2)][i % 4 / 2], acc[h][i]);
@@ -222,8 +155,3 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &t
         turn.advance<QUANTISED_DEPTH>();
     }
 }
-
-// Registers: two times 64 sums and 64 of one step; two tiles on their way; the senders' warpgroup.
-DEVICE void quantised_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 208;"); }
-DEVICE void quantised_give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 72;"); }
-DEVICE void quantised_give_most_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); }

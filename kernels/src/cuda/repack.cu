@@ -112,14 +112,13 @@ template <int F> DEVICE void repack(const RepackParams &p) {
         const auto value = [&](int r, int k) -> uint32_t {
             return r < p.rows && k < p.k ? p.data[static_cast<size_t>(r) * p.k + k] : 0;
         };
-        for (int c = 0; c < 2; c++)
-            for (int s = 0; s < 4; s++)
-                for (int half = 0; half < 2; half++) {
-                    const int k = k0 + c * 64 + chunk_input(t, s, half, 0);
-                    const uint32_t word = value(row, k) | value(row + 8, k) << 8 | value(row, k + 1) << 16 | value(row + 8, k + 1) << 24;
-                    spoilt |= is_spoilt<F>(word);
-                    *reinterpret_cast<uint32_t *>(to + c * 1024 + (s / 2) * 512 + lane * 16 + (s % 2) * 8 + half * 4) = word;
-                }
+        for (int s = 0; s < 8; s++)
+            for (int upper = 0; upper < 2; upper++) {
+                const int r = row + 8 * upper, k = k0 + s / 4 * 64 + chunk_input(t, s % 4, 0, 0);
+                const uint32_t word = value(r, k) | value(r, k + 2) << 8 | value(r, k + 1) << 16 | value(r, k + 3) << 24;
+                spoilt |= is_spoilt<F>(word);
+                *reinterpret_cast<uint32_t *>(to + upper * 1024 + (lane >> 2) * 128 + ((s ^ (lane >> 2)) * 16) + t * 4) = word;
+            }
         if (lane < 4) {
             const int blocks = ceil_div(p.k, 128), of = (p.row0 + tile * TILE_ROWS) / 128;
             const bool real = tile * TILE_ROWS < p.rows && stage < blocks;

@@ -3,7 +3,8 @@
 // A weight [out, in] is cut into tiles of 16 rows, a tile into stages of 64 or 128 inputs. One stage is a contiguous
 // multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbour). Inside, each lane's
 // operands of the tensor-core products lie together, 16 bytes at a time: shared memory is read without conflicts and
-// nothing is shuffled. Tiles are stored one after the other, each with all its stages.
+// nothing is shuffled. FP8 lies in whole rows, as an operand of products of e4m3, and matrix loads deal each lane its words.
+// Tiles are stored one after the other, each with all its stages.
 //
 // Experts in FP8 are read so fast that it matters where a stage begins: theirs are whole lines of 128 bytes, without scales. In front of
 // three of a tile's stages (a *trio*; what a warp has of a tile of down, half of what it has of gate or up) is a line whose end holds
@@ -18,7 +19,8 @@
 // | int4 g128 | 128, 1072 | 2 x [lane][4 words], word i: low nibbles row g, high nibbles row g + 8, bytes inputs 0, 2, 1, 3 |
 // |           |           | of product i and column t; then 16 scales of 16 bits, 16 zero points of 8 bits  |
 // | int4 g32  | 128, 1216 | the same; 4 x (16 scales, 16 zero points)                                       |
-// | fp8 block | 128, 2064 | 2 chunks x 2 planes x [lane][16 B]: products 2p, 2p + 1; F32 scale in the last 16 bytes |
+// | fp8 block | 128, 2064 | row r's 128 bytes at r * 128, their eight 16-byte units permuted by r % 8, as a quantised plane has them |
+// |           |           | (plane.cuh): an operand of e4m3 products; F32 scale in the last 16 bytes        |
 // | of experts| 128, 2048 | the same without the scale; trios of a line and three stages, the last of a tile also whole |
 // | bf16, f16 |  64, 2048 | 4 planes (product s) x [lane][4 operands]                                       |
 // | f32       |  64, 4096 | 4 planes of high bf16 parts, then 4 planes of low parts                         |
@@ -192,12 +194,25 @@ DEVICE float load_shared_f32(uint32_t address) {
     return v;
 }
 
+// Products 2i and 2i + 1 of a stage of FP8 (its eight ones): the words of rows g and g + 8 for the one, then for the other; in a word, inputs
+// 0, 2, 1 and 3 of the lane column's four. Unit i of a row has product i's bytes, word t those of lane column t, which is how a matrix load
+// deals them out. `lower`: bytes from the first eight rows to what stands for the other eight.
+DEVICE uint4 load_fp8(uint32_t stage, uint32_t lower, int i, int lane) {
+    const uint32_t matrix = lane / 8, row = lane % 8;
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(stage + matrix % 2 * lower + row * 128 + (((matrix / 2) ^ row) * 16 ^ i * 32)));
+    return v;
+}
+DEVICE uint4 load_fp8(uint32_t stage, int i, int lane) { return load_fp8(stage, 1024, i, lane); }
+
 // A stage of FP8 in registers: its place in shared memory is free.
 struct StageWords {
     uint4 of[4];
     __device__ __forceinline__ StageWords(uint32_t stage, int lane) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) of[i] = load_shared16(stage + i * 512 + lane * 16);
+        for (int i = 0; i < 4; i++) of[i] = load_fp8(stage, i, lane);
     }
 };
 
@@ -262,12 +277,12 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
             for (int p = 0; p < 2; p++) {
                 const uint4 w = words.of[c * 2 + p];
                 uint32_t a[4];
-                e4m3_to_f16(w.x, a[0], a[1]);
-                e4m3_to_f16(w.y, a[2], a[3]);
+                e4m3_to_f16(w.x, a[0], a[2]);
+                e4m3_to_f16(w.y, a[1], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p], ops.b[n][4 * p + 1]);
-                e4m3_to_f16(w.z, a[0], a[1]);
-                e4m3_to_f16(w.w, a[2], a[3]);
+                e4m3_to_f16(w.z, a[0], a[2]);
+                e4m3_to_f16(w.w, a[1], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
             }
@@ -286,14 +301,14 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
             ops.load(x + c * 256, token_bytes, lane);
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                uint4 words = load_shared16(stage + c * 1024 + p * 512 + lane * 16);
+                const uint4 words = load_fp8(stage, c * 2 + p, lane);
                 uint32_t a[4];
-                unpack_fp8(words.x, a[0], a[1]);
-                unpack_fp8(words.y, a[2], a[3]);
+                unpack_fp8(words.x, a[0], a[2]);
+                unpack_fp8(words.y, a[1], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_bf16(part[n], a, ops.b[n][4 * p], ops.b[n][4 * p + 1]);
-                unpack_fp8(words.z, a[0], a[1]);
-                unpack_fp8(words.w, a[2], a[3]);
+                unpack_fp8(words.z, a[0], a[2]);
+                unpack_fp8(words.w, a[1], a[3]);
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_bf16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
             }
@@ -357,11 +372,11 @@ DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint3
             for (int p = 0; p < 2; p++) {
                 const uint4 w = words[c * 2 + p];
                 uint32_t a[4];
-                e4m3_to_f16(w.x, a[0], a[1]);
-                e4m3_to_f16(w.y, a[2], a[3]);
+                e4m3_to_f16(w.x, a[0], a[2]);
+                e4m3_to_f16(w.y, a[1], a[3]);
                 mma_f16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
-                e4m3_to_f16(w.z, a[0], a[1]);
-                e4m3_to_f16(w.w, a[2], a[3]);
+                e4m3_to_f16(w.z, a[0], a[2]);
+                e4m3_to_f16(w.w, a[1], a[3]);
                 mma_f16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
             }
         } else {

@@ -114,7 +114,7 @@ DEVICE void write_acted(const ManyParams &p, const ExpertTile &rows, int chunk, 
             for (int i = 0; i < 2; i++) {
                 const uint32_t keep = odd ? own[1][i] : own[0][i], got = __shfl_xor_sync(ALL_LANES, odd ? own[0][i] : own[1][i], 1);
                 const uint32_t even_lane = odd ? got : keep, odd_lane = odd ? keep : got;
-                unit[2 * i] = __byte_perm(even_lane, odd_lane, 0x5410), unit[2 * i + 1] = __byte_perm(even_lane, odd_lane, 0x7632);
+                unit[2 * i] = __byte_perm(even_lane, odd_lane, 0x5140), unit[2 * i + 1] = __byte_perm(even_lane, odd_lane, 0x7362);
             }
             if (real) *reinterpret_cast<uint4 *>(to + ((4 * rank + j / 2 + t / 2) ^ g) * 16) = make_uint4(unit[0], unit[1], unit[2], unit[3]);
         }
@@ -140,26 +140,37 @@ template <bool UP> struct ExpertShares {
     DEVICE ExpertTile rows(int w) const { return p.tiles[min(w, work - 1) / pairs]; }
 };
 
-template <bool UP> DEVICE void bring(const ManyParams &p, const QuantisedShared &s, int warp, int lane) {
+// A share's rows are known before the one before is done.
+template <bool UP> DEVICE void bring_weights(const ManyParams &p, const QuantisedShared &s, int lane) {
     const ExpertShares<UP> shares(p);
     const Experts &experts = p.experts;
-    const size_t each = tile_bytes<FP8_EXPERTS>(shares.steps), chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    // A share's rows are known before the one before is done.
+    constexpr int EACH = UP ? QUANTISED_TILES / 2 : QUANTISED_TILES;
+    // Lanes behind the tiles': scales of four tiles.
+    const int tile = lane < QUANTISED_TILES ? lane : lane % QUANTISED_TILES * 4;
+    const size_t offset = UP ? (tile < EACH ? 0 : experts.up_offset) : experts.down_offset;
     ExpertTile next = shares.rows(shares.begin);
-    const auto stream = [&](int w, int tile) -> const uint8_t * {
-        const int at = shares.first_tile(w) + (UP ? tile % (QUANTISED_TILES / 2) : tile);
-        const uint8_t *expert = experts.base + next.expert * experts.expert_bytes;
-        const uint8_t *weight = expert + (UP ? (tile < QUANTISED_TILES / 2 ? 0 : experts.up_offset) : experts.down_offset);
-        return at < shares.tiles ? weight + at * each + stage_offset<FP8_EXPERTS>(0) : nullptr;
-    };
-    const auto tokens = [&](int w) {
+    Turn turn;
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
         const ExpertTile rows = next;
         next = shares.rows(w + shares.stride);
-        const uint8_t *plane = p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK;
-        return QuantisedTokens{plane, p.plane + shares.steps * chunk_bytes + static_cast<size_t>(rows.first) * 4, chunk_bytes,
-                               ceil_div(rows.rows, PLANE_ROWS) * PLANE_ROWS};
-    };
-    quantised_bring<FP8_EXPERTS>(s, shares.begin, shares.work, shares.stride, shares.steps, warp, lane, stream, tokens);
+        const int at = shares.first_tile(w) + tile % EACH;
+        const uint8_t *from = experts.base + rows.expert * experts.expert_bytes + offset + at * tile_bytes<FP8_EXPERTS>(shares.steps);
+        quantised_weights<FP8_EXPERTS>(s, turn, from, lane < QUANTISED_TILES + 2 && at < shares.tiles, shares.steps, lane);
+    }
+}
+
+template <bool UP> DEVICE void bring_rows(const ManyParams &p, const QuantisedShared &s, int lane) {
+    const ExpertShares<UP> shares(p);
+    const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
+    const uint8_t *const scales = p.plane + shares.steps * chunk_bytes;
+    ExpertTile next = shares.rows(shares.begin);
+    Turn turn;
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
+        const ExpertTile rows = next;
+        next = shares.rows(w + shares.stride);
+        quantised_tokens(s, turn, p.plane + static_cast<size_t>(rows.first / PLANE_ROWS) * PLANE_BLOCK, scales + static_cast<size_t>(rows.first) * 4, chunk_bytes,
+                         ceil_div(rows.rows, PLANE_ROWS) * PLANE_ROWS, shares.steps, lane);
+    }
 }
 
 template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShared &s, int warp, int lane) {
@@ -245,20 +256,20 @@ template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
     // The same in all lanes, and said so.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
     if (warp < QUANTISED_CONSUMERS) {
-        quantised_take_registers();
+        take_registers();
         wait_for_inputs();
         allow_next_kernel();
         multiply<UP>(p, s, warp, lane);
-    } else if (warp < QUANTISED_SENDERS) {
-        quantised_give_registers();
-        wait_for_inputs();
-        allow_next_kernel();
-        bring<UP>(p, s, warp - QUANTISED_CONSUMERS, lane);
     } else {
-        quantised_give_most_registers();
+        give_registers();
         wait_for_inputs();
         allow_next_kernel();
-        if (!UP && warp < QUANTISED_SENDERS + 2) send(p, s, warp - QUANTISED_SENDERS, lane);
+        if (warp == QUANTISED_WEIGHTS_WARP)
+            bring_weights<UP>(p, s, lane);
+        else if (warp == QUANTISED_TOKENS_WARP)
+            bring_rows<UP>(p, s, lane);
+        else if (!UP)
+            send(p, s, warp - QUANTISED_SENDERS, lane);
     }
     // Nobody leaves while the other block may still write to it.
     cluster_sync();

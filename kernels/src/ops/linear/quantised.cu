@@ -78,21 +78,28 @@ template <class As> DEVICE void multiply(const GemmParams &p, const QuantisedSha
     }
 }
 
-DEVICE void bring(const GemmParams &p, const QuantisedShared &s, int warp, int lane) {
+DEVICE void bring_weights(const GemmParams &p, const QuantisedShared &s, int lane) {
+    const Shares shares(p);
+    Turn turn;
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
+        // Lanes behind the tiles': scales of four tiles.
+        int at = shares.first_tile(w) + (lane < QUANTISED_TILES ? lane : lane % QUANTISED_TILES * 4);
+        const bool has = lane < QUANTISED_TILES + 2 && at < p.tiles;
+        const Weight &weight = segment_of(p, at);
+        quantised_weights<FP8>(s, turn, weight.stream + at * tile_bytes<FP8>(weight.stages), has, p.steps, lane);
+    }
+}
+
+DEVICE void bring_tokens(const GemmParams &p, const QuantisedShared &s, int lane) {
     const Shares shares(p);
     const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    const auto stream = [&](int w, int tile) -> const uint8_t * {
-        int at = shares.first_tile(w) + tile;
-        const bool there = at < p.tiles;
-        const Weight &weight = segment_of(p, at);
-        return there ? weight.stream + static_cast<size_t>(at) * weight.stages * Layout<FP8>::BYTES : nullptr;
-    };
-    const auto tokens = [&](int w) {
+    const uint8_t *const scales = p.plane + p.steps * chunk_bytes;
+    Turn turn;
+    for (int w = shares.begin; w < shares.work; w += shares.stride) {
         const int first = shares.first_token(w), columns = min(QUANTISED_TOKENS, ceil_div(p.tokens - first, PLANE_ROWS) * PLANE_ROWS);
-        const uint8_t *plane = p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK;
-        return QuantisedTokens{plane, p.plane + p.steps * chunk_bytes + static_cast<size_t>(first) * 4, chunk_bytes, columns};
-    };
-    quantised_bring<FP8>(s, shares.begin, shares.work, shares.stride, p.steps, warp, lane, stream, tokens);
+        quantised_tokens(s, turn, p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK, scales + static_cast<size_t>(first) * 4, chunk_bytes, columns,
+                         p.steps, lane);
+    }
 }
 
 template <class As> DEVICE void send(const GemmParams &p, const QuantisedShared &s, int group, int lane) {
@@ -123,20 +130,18 @@ template <class As> DEVICE void linear_quantised(const GemmParams &p) {
     // The same in all lanes, and said so.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
     if (warp < QUANTISED_CONSUMERS) {
-        quantised_take_registers();
+        take_registers();
         wait_for_inputs();
         allow_next_kernel();
         multiply<As>(p, s, warp, lane);
-    } else if (warp < QUANTISED_SENDERS) {
-        quantised_give_registers();
-        wait_for_inputs();
-        allow_next_kernel();
-        bring(p, s, warp - QUANTISED_CONSUMERS, lane);
     } else {
-        quantised_give_most_registers();
+        give_registers();
+        // Weights do not wait for the kernel before.
+        if (warp == QUANTISED_WEIGHTS_WARP) bring_weights(p, s, lane);
         wait_for_inputs();
         allow_next_kernel();
-        if (warp < QUANTISED_SENDERS + 2) send<As>(p, s, warp - QUANTISED_SENDERS, lane);
+        if (warp == QUANTISED_TOKENS_WARP) bring_tokens(p, s, lane);
+        if (warp >= QUANTISED_SENDERS) send<As>(p, s, warp - QUANTISED_SENDERS, lane);
     }
     // Nobody leaves while the other block may still write to it.
     cluster_sync();

@@ -41,10 +41,11 @@ extern "C" __global__ void __launch_bounds__(QUANTISE_THREADS) quantise_plane(co
 #pragma unroll
         for (int offset = 1; offset < 8; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, offset));
         const QuantisedScale scale(largest);
+        // Of four inputs 0, 2, 1 and 3.
         uint32_t out[4];
 #pragma unroll
         for (int t = 0; t < 4; t++)
-            out[t] = scale.quantise(bf16_low(low[t]), bf16_high(low[t]), bf16_low(high[t]), bf16_high(high[t]));
+            out[t] = scale.quantise(bf16_low(low[t]), bf16_low(high[t]), bf16_high(low[t]), bf16_high(high[t]));
         uint8_t *to = p.quantised + (static_cast<size_t>(chunk) * p.blocks + row / PLANE_ROWS) * PLANE_BLOCK + r * 128;
         *reinterpret_cast<uint4 *>(to + ((s ^ r) * 16)) = make_uint4(out[0], out[1], out[2], out[3]);
         if (s == 0) *reinterpret_cast<float *>(p.quantised + quantised_scale(row, chunk, p.chunks, p.blocks)) = scale.scale;

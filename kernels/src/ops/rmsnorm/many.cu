@@ -63,7 +63,7 @@ template <int PASSES> DEVICE void norm_many(const NormMany &p) {
             const uint32_t high = scale.quantise(v[i][2].x, v[i][2].y, v[i][3].x, v[i][3].y);
             const uint32_t got = __shfl_xor_sync(lanes, odd ? low : high, 1);
             const uint32_t first = odd ? got : low, second = odd ? high : got;
-            const uint2 out = make_uint2(__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632));
+            const uint2 out = make_uint2(__byte_perm(first, second, 0x5140), __byte_perm(first, second, 0x7362));
             *reinterpret_cast<uint2 *>(p.quantised + quantised_offset(row, group * 32 + c / 4 * 4 + 16 * odd, p.plane_blocks)) = out;
             if (threadIdx.x % 16 == 0)
                 *reinterpret_cast<float *>(p.quantised + quantised_scale(row, group / 4, p.padded / 128, p.plane_blocks)) = scale.scale;

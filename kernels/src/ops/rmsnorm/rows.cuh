@@ -30,8 +30,9 @@ template <int PAIRS> DEVICE void quantise_row(const NormRows &p, int row, const 
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
         if (k >= p.padded) break;
         const QuantisedScale scale(fmaxf(largest[i][warp], largest[i][warp ^ 1]));
-        *reinterpret_cast<uint16_t *>(p.quantised + quantised_offset(row, k, p.plane_blocks)) =
-            static_cast<uint16_t>(scale.quantise(y[i].x, y[i].y, 0.f, 0.f));
+        // The neighbour has the other two of four inputs.
+        const uint32_t own = scale.quantise(y[i].x, y[i].y, 0.f, 0.f), next = __shfl_down_sync(ALL_LANES, own, 1);
+        if (k % 4 == 0) *reinterpret_cast<uint32_t *>(p.quantised + quantised_offset(row, k, p.plane_blocks)) = __byte_perm(own, next, 0x5140);
         if (k % 128 == 0) *reinterpret_cast<float *>(p.quantised + quantised_scale(row, k / 128, p.padded / 128, p.plane_blocks)) = scale.scale;
     }
 }

@@ -4,6 +4,7 @@
 // attention leaves, w the norm's weights. With F = G diag(w) W_o made here they are G (w * h) + F a, so that `one.cu` need not
 // wait for the output projection before it multiplies. Sums are in F32, in the order of the projection's rows.
 // Bytes: both weights once for each 128 experts or 64 inputs, which the second-level cache mostly serves.
+#include "../../cuda/plane.cuh"
 #include "../../cuda/stream.cuh"
 
 constexpr int FOLD_THREADS = 256, FOLD_INPUTS = 64, FOLD_EXPERTS = 128;
@@ -36,7 +37,7 @@ template <int F> DEVICE float weight_at(const uint8_t *stream, int stages, int r
         const int q = word >> (4 * (at.upper + 2 * at.half) + 16 * at.element) & 15, zero = stage[1024 + 32 + r];
         return static_cast<float>(q - zero) * scale_value(*reinterpret_cast<const uint16_t *>(stage + 1024 + 2 * r), bf16_scales);
     } else if constexpr (F == FP8) {
-        const uint32_t byte = stage[chunk * 1024 + at.product / 2 * 512 + at.lane * 16 + at.product % 2 * 8 + at.half * 4 + at.upper + 2 * at.element];
+        const uint32_t byte = stage[r * 128 + (quantised_place(input % 128) ^ (r % PLANE_ROWS * 16))];
         const float v = __uint_as_float((byte & 0x80) << 24 | (byte & 0x7f) << 20) * 1.329227995784916e36f;
         return v * *reinterpret_cast<const float *>(stage + 2048);
     } else {

@@ -18,7 +18,7 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
         uint4 words[4];
         float step;
 #pragma unroll
-        for (int i = 0; i < 4; i++) words[i] = load_shared16(stage + i * 512 + lane * 16);
+        for (int i = 0; i < 4; i++) words[i] = load_fp8(stage, i, lane);
         if constexpr (!TRIOS<F>) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(step) : "r"(tail));
         Operands<1> ops[2];
@@ -29,8 +29,8 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
             for (int c = 0; c < 2; c++) {
                 const uint4 w = words[c * 2 + s / 2];
                 uint32_t a[4];
-                e4m3_to_f16(s % 2 ? w.z : w.x, a[0], a[1]);
-                e4m3_to_f16(s % 2 ? w.w : w.y, a[2], a[3]);
+                e4m3_to_f16(s % 2 ? w.z : w.x, a[0], a[2]);
+                e4m3_to_f16(s % 2 ? w.w : w.y, a[1], a[3]);
                 mma_f16(part[c], a, ops[c].b[0][2 * s], ops[c].b[0][2 * s + 1]);
             }
         scale *= step;
