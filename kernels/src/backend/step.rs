@@ -86,8 +86,32 @@ pub struct Sampled {
     pub logprob: f32,
     pub rank: u32,
     pub top: Vec<(u32, f32)>,
-    /// The logits held a NaN or allowed no token: why.
-    pub error: Option<String>,
+    /// Why the row has no token.
+    pub error: Option<SampleError>,
+}
+
+/// Why a row has no token. It says so in the same words on every backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SampleError {
+    /// Its logits or parameters are no numbers to sample from, or name no token: which.
+    Failed(String),
+    /// The row's own mask, forbidden tokens and biases forbid every token.
+    Unsatisfiable,
+}
+
+impl std::fmt::Display for SampleError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SampleError::Failed(reason) => f.write_str(reason),
+            SampleError::Unsatisfiable => f.write_str("no token is allowed"),
+        }
+    }
+}
+
+impl<S: Into<String>> From<S> for SampleError {
+    fn from(reason: S) -> SampleError {
+        SampleError::Failed(reason.into())
+    }
 }
 
 /// Which of a row's top-k slots this rank computes: `expert` is local.

@@ -1,7 +1,7 @@
 //! A step ready to run, and its results turned back into messages.
 
 use bytes::Bytes;
-use conclave_kernels::backend::{Batch, SampleParams, SampleRow, Sampled};
+use conclave_kernels::backend::{Batch, SampleError, SampleParams, SampleRow, Sampled};
 use conclave_proto::cluster::v1 as wire;
 
 use super::slot::LastSampled;
@@ -175,8 +175,8 @@ impl Prepared {
                 slot: want.slot,
                 token: sampled.token,
                 logprobs: (want.logprobs && sampled.error.is_none()).then(|| logprobs(&sampled)),
-                unsatisfiable: sampled.is_unsatisfiable(),
-                error: sampled.error.unwrap_or_default(),
+                unsatisfiable: sampled.error == Some(SampleError::Unsatisfiable),
+                error: sampled.error.map(|error| error.to_string()).unwrap_or_default(),
             });
         let samples = samples.collect();
         let mut forced = forced.into_iter();

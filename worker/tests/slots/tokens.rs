@@ -1,6 +1,6 @@
 //! Tokens and pages of a slot from step to step, known here or on the device only.
 
-use conclave_kernels::backend::{SAMPLED, Sampled};
+use conclave_kernels::backend::{SAMPLED, SampleError, Sampled};
 use conclave_proto::cluster::v1 as wire;
 use conclave_worker::slots::{Prepared, Slots};
 use conclave_worker::verify::{greedy, run, start};
@@ -40,9 +40,21 @@ fn a_sampled_token_is_the_input_of_the_next_run() {
     };
     failed.token = 0;
     let (samples, _) = prepared.finish(&mut slots, vec![vec![failed], Vec::new()]);
-    assert_eq!(samples[0].error, "NaN");
+    assert_eq!(
+        (samples[0].error.as_str(), samples[0].unsatisfiable),
+        ("NaN", false)
+    );
     // A step that was on its way runs all the same; its result will not be used.
-    slots.apply(next(3)).unwrap();
+    let prepared = slots.apply(next(3)).unwrap();
+    let forbidding = Sampled {
+        error: Some(SampleError::Unsatisfiable),
+        ..Sampled::default()
+    };
+    let (samples, _) = prepared.finish(&mut slots, vec![vec![forbidding], Vec::new()]);
+    assert_eq!(
+        (samples[0].error.as_str(), samples[0].unsatisfiable),
+        ("no token is allowed", true)
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use super::Exp;
 use super::philox::uniform;
-use crate::backend::SampleRow;
+use crate::backend::{SampleError, SampleRow};
 use crate::simd::{Isa, Kernel, LANES, Simd, run};
 
 /// So many candidates are sorted first for top-p; eight times more whenever they do not reach it.
@@ -15,7 +15,6 @@ const FEW: usize = 256;
 
 /// Why a row has no token; the device's sampler says the same.
 pub(super) const SPOILT: &str = "a penalty or bias made a logit infinite or NaN";
-pub(super) const NONE_ALLOWED: &str = "no token is allowed";
 pub(super) const NONE_LIKELY: &str = "min_p leaves no token";
 
 /// A value and its token.
@@ -127,17 +126,14 @@ pub(super) fn choose(
     values: &mut [f32],
     row: &SampleRow<'_>,
     candidates: &mut Vec<Candidate>,
-) -> Result<u32, String> {
+) -> Result<u32, SampleError> {
     let params = row.params;
     let best = survey(isa, values).ok_or(SPOILT)?;
     if best == f32::NEG_INFINITY {
-        return Err(NONE_ALLOWED.into());
+        return Err(SampleError::Unsatisfiable);
     }
     if params.temperature.is_nan() || params.temperature < 0.0 {
-        return Err(format!(
-            "temperature is {}, must be 0 or more",
-            params.temperature
-        ));
+        return Err(format!("temperature is {}, must be 0 or more", params.temperature).into());
     }
     if params.temperature == 0.0 {
         let first = values.iter().position(|x| *x == best);

@@ -3,7 +3,7 @@
 pub(crate) mod histories;
 pub(crate) mod lists;
 
-use crate::backend::{Result, SampleRow, Sampled};
+use crate::backend::{Result, SampleError, SampleRow, Sampled};
 use crate::cuda::workspace::{Slot, Workspace};
 use crate::cuda::{Gpu, Launch};
 
@@ -182,12 +182,12 @@ pub(crate) fn result(token: u32, logprobs: Option<SampleLogprobs>) -> Sampled {
     let index = token & 0x0fff_ffff;
     let error = match token >> 28 {
         0 => None,
-        1 => Some(format!("the logit of token {index} is NaN")),
-        2 => Some(format!("the logit of token {index} is inf")),
-        3 => Some(super::choose::SPOILT.to_owned()),
-        4 => Some(super::choose::NONE_ALLOWED.to_owned()),
-        5 => Some(super::choose::NONE_LIKELY.to_owned()),
-        _ => Some(format!("the device gave {token:#x} for a token")),
+        1 => Some(format!("the logit of token {index} is NaN").into()),
+        2 => Some(format!("the logit of token {index} is inf").into()),
+        3 => Some(super::choose::SPOILT.into()),
+        4 => Some(SampleError::Unsatisfiable),
+        5 => Some(super::choose::NONE_LIKELY.into()),
+        _ => Some(format!("the device gave {token:#x} for a token").into()),
     };
     if error.is_some() {
         return Sampled {

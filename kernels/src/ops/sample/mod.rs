@@ -22,15 +22,8 @@ mod philox;
 #[cfg(test)]
 mod tests;
 
-use crate::backend::{SampleRow, Sampled};
+use crate::backend::{SampleError, SampleRow, Sampled};
 use crate::simd::{Isa, Kernel, LANES, Simd, math, run};
-
-impl Sampled {
-    /// Whether the row forbids every token: the error is its own, and not the logits'.
-    pub fn is_unsatisfiable(&self) -> bool {
-        self.error.as_deref() == Some(choose::NONE_ALLOWED)
-    }
-}
 
 /// Scratch of one thread for a vocabulary.
 pub(crate) struct Scratch {
@@ -65,11 +58,11 @@ fn try_sample(
     logits: &[f32],
     row: &SampleRow<'_>,
     scratch: &mut Scratch,
-) -> Result<Sampled, String> {
+) -> Result<Sampled, SampleError> {
     if choose::survey(isa, logits).is_none() {
         let bad = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
         let token = bad.unwrap_or(0);
-        return Err(format!("the logit of token {token} is {}", logits[token]));
+        return Err(format!("the logit of token {token} is {}", logits[token]).into());
     }
     let Scratch {
         values,

@@ -3,7 +3,7 @@
 mod filters;
 
 use super::{Scratch, sample};
-use crate::backend::{SampleParams, SampleRow, Sampled};
+use crate::backend::{SampleError, SampleParams, SampleRow, Sampled};
 use crate::cpu::Isa;
 use crate::testing::*;
 
@@ -170,20 +170,12 @@ fn logprobs_are_those_of_the_model() {
 #[test]
 fn rows_that_cannot_be_sampled_say_why() {
     let greedy = greedy();
-    let error = |logits: &[f32], row: &SampleRow<'_>| sampled(logits, row).error.unwrap();
+    let error = |logits: &[f32], row: &SampleRow<'_>| match sampled(logits, row).error.unwrap() {
+        SampleError::Failed(reason) => reason,
+        SampleError::Unsatisfiable => panic!("the row forbids every token"),
+    };
     assert!(error(&[0.0, f32::NAN], &row(&greedy, 0)).contains("the logit of token 1 is NaN"));
     assert!(error(&[f32::INFINITY], &row(&greedy, 0)).contains("the logit of token 0 is inf"));
-    assert!(error(&[f32::NEG_INFINITY; 2], &row(&greedy, 0)).contains("no token is allowed"));
-    assert!(
-        error(
-            &[0.0; 3],
-            &SampleRow {
-                mask: Some(&[0]),
-                ..row(&greedy, 0)
-            }
-        )
-        .contains("no token is allowed")
-    );
     assert!(
         error(
             &[0.0; 9],
@@ -240,6 +232,28 @@ fn rows_that_cannot_be_sampled_say_why() {
         ..params()
     };
     assert!(error(&[0.0; 3], &row(&min_p, 0)).contains("min_p leaves no token"));
+}
+
+#[test]
+fn rows_that_forbid_every_token_say_so_by_kind() {
+    let greedy = greedy();
+    let masked = SampleRow {
+        mask: Some(&[0]),
+        ..row(&greedy, 0)
+    };
+    let forbidden = SampleRow {
+        mask: Some(&[0b011]),
+        forbidden: &[0, 1],
+        ..row(&greedy, 0)
+    };
+    for row in [masked, forbidden] {
+        assert_eq!(sampled(&[0.0; 3], &row).error, Some(SampleError::Unsatisfiable));
+    }
+    let nowhere = [f32::NEG_INFINITY; 2];
+    assert_eq!(
+        sampled(&nowhere, &row(&greedy, 0)).error,
+        Some(SampleError::Unsatisfiable)
+    );
 }
 
 #[test]
