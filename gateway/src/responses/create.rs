@@ -42,7 +42,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
         Some(id) => Some(earlier(&app, id, context.caller)?),
     };
     if let Some(input) = &mut request.input {
-        references::resolve(input, &app, context.caller)?;
+        references::resolve(input, &app.responses, context.caller, limits.body_bytes)?;
     }
     let (input, call) = prepare(&mut request, &context, earlier.as_deref())?;
     let place = request

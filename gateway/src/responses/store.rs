@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use conclave_proto::v1::ChatMessage;
 use prost::Message as _;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::config::Limits;
 use crate::http::auth::Caller;
@@ -38,7 +40,27 @@ struct Entry {
     caller: Caller,
     turn: Arc<Turn>,
     json: Bytes,
+    /// Each item of its `output`, a part of `json`.
+    items: Vec<Bytes>,
     used: u64,
+}
+
+/// The items of a response object's `output`, found once, so that those who name one read no more than it.
+fn items(json: &Bytes) -> Vec<Bytes> {
+    #[derive(Deserialize)]
+    struct Stored<'a> {
+        #[serde(borrow)]
+        output: Vec<&'a RawValue>,
+    }
+
+    match serde_json::from_slice::<Stored<'_>>(json) {
+        Ok(stored) => stored
+            .output
+            .into_iter()
+            .map(|item| json.slice_ref(item.get().as_bytes()))
+            .collect(),
+        Err(_) => Vec::new(),
+    }
 }
 
 /// One request's input and its answer, after an earlier turn.
@@ -98,11 +120,13 @@ impl Store {
         messages: Vec<ChatMessage>,
         json: Bytes,
     ) {
+        let items = items(&json);
         let bytes = messages
             .iter()
             .map(|message| message.encoded_len())
             .sum::<usize>()
             + json.len()
+            + items.len() * size_of::<Bytes>()
             + id.len();
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let turns = earlier.as_ref().map_or(0, |turn| turn.turns) + 1;
@@ -122,6 +146,7 @@ impl Store {
                 caller,
                 turn,
                 json,
+                items,
                 used,
             },
         ) {
@@ -141,6 +166,13 @@ impl Store {
 
     pub(super) fn json(&self, id: &str, caller: Caller) -> Option<Bytes> {
         self.lock().touch(id, caller).map(|entry| entry.json.clone())
+    }
+
+    /// The JSON of the item at this place of a response's output.
+    pub(super) fn item(&self, id: &str, at: usize, caller: Caller) -> Option<Bytes> {
+        self.lock()
+            .touch(id, caller)
+            .and_then(|entry| entry.items.get(at).cloned())
     }
 
     /// Whether there was one.
@@ -238,6 +270,26 @@ mod tests {
         (inner.entries, inner.order) = Default::default();
         drop(inner);
         assert_eq!(store.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    /// However many references a request has, none reads the response they name: its items are parts of it, found
+    /// when it was stored.
+    #[test]
+    fn items_are_parts_of_the_response_that_was_stored() {
+        let store = store(9, 9999);
+        let json =
+            Bytes::from_static(br#"{"tools":[{"output":[1]}],"output":[{"id":"a"}, {"id":"b"}],"x":2}"#);
+        store.put("r".into(), OPEN, None, Vec::new(), json.clone());
+        for (at, expected) in [(0, r#"{"id":"a"}"#), (1, r#"{"id":"b"}"#)] {
+            let item = store.item("r", at, OPEN).unwrap();
+            assert_eq!(item, expected);
+            let place = json.as_ptr_range();
+            assert!(place.contains(&item.as_ptr()) && place.contains(&item.as_ptr_range().end));
+        }
+        assert_eq!(store.item("r", 2, OPEN), None);
+        assert_eq!(store.item("r", 0, Caller::Key([1; 32])), None);
+        store.put("s".into(), OPEN, None, Vec::new(), Bytes::from_static(b"{}"));
+        assert_eq!(store.item("s", 0, OPEN), None);
     }
 
     #[test]
