@@ -5,16 +5,15 @@
 //! held to their parameters' names. Where a format writes arguments as bare text, a
 //! string cannot contain the closing tag, so what a model means as text is never cut silently.
 
+mod schema;
+
 use serde_json::{Map, Value, json};
 
-use super::{
-    constraint::{Constraint, with_style},
-    schema_bounds,
-};
+use self::schema::{held_to, may_be_string, styled};
+use super::constraint::Constraint;
 use crate::{
     chat::{ToolChoice, ToolSpec},
     error::{Result, TextError},
-    json::Json,
     parse::Format,
     text::ChatOutput,
 };
@@ -242,27 +241,9 @@ impl Lark<'_> {
 
     /// The arguments as JSON.
     fn schema(&self, tool: &ToolSpec) -> Result<String> {
-        let schema = self.held_to(tool)?;
+        let schema = held_to(tool, self.only)?;
         let schema = schema.unwrap_or_else(|| json!({"type": "object"}));
         Ok(format!("%json {}", styled(schema, tool)))
-    }
-
-    /// The schema that a tool's arguments follow, if any.
-    fn held_to(&self, tool: &ToolSpec) -> Result<Option<Value>> {
-        let Some(parameters) = tool.parameters() else {
-            return Ok(None);
-        };
-        if tool.strict {
-            return strict_schema(tool, parameters).map(Some);
-        }
-        let names = |schema: &Value| {
-            schema["properties"]
-                .as_object()
-                .is_some_and(|names| !names.is_empty())
-        };
-        // A schema that cannot be followed was not promised to be.
-        let schema = strict_schema(tool, parameters).ok();
-        Ok(schema.filter(|schema| self.only && names(schema)))
     }
 
     /// The arguments as tags with bare values.
@@ -288,7 +269,7 @@ impl Lark<'_> {
         let suffix = format!("{line}{parameter_end}");
         let text = format!("{rule}_text");
         self.rule(&format!("{text}[suffix={}]", quote(&suffix)), "/(.|\\n)*/");
-        let Some(schema) = self.held_to(tool)? else {
+        let Some(schema) = held_to(tool, self.only)? else {
             let names = tool.parameters().and_then(|p| p.get("properties")?.as_object());
             let names: Vec<String> = names.into_iter().flatten().map(|(name, _)| quote(name)).collect();
             let names = if names.is_empty() {
@@ -346,64 +327,5 @@ impl Lark<'_> {
             }
         }
         format!("%json {} {suffix}", styled(schema, tool))
-    }
-}
-
-/// What the grammar library does not know of a schema is an error with strict tools only.
-fn styled(schema: Value, tool: &ToolSpec) -> Value {
-    let mut schema = with_style(schema);
-    if !tool.strict
-        && let Some(style) = schema.get_mut("x-guidance")
-    {
-        style["lenient"] = true.into();
-    }
-    schema
-}
-
-/// A strict tool's schema as the grammar library takes it: an object that allows nothing unnamed.
-fn strict_schema(tool: &ToolSpec, parameters: &Json) -> Result<Value> {
-    let wrong = |reason: String| {
-        Err(TextError::request(
-            format!("tools: {:?}.parameters", tool.name),
-            reason,
-        ))
-    };
-    let mut schema: Value = match serde_json::from_str(&parameters.to_python()) {
-        Ok(schema) => schema,
-        Err(error) => return wrong(error.to_string()),
-    };
-    if let Err(reason) = schema_bounds::check_schema(&schema) {
-        return wrong(reason);
-    }
-    match &mut schema {
-        Value::Object(map) => {
-            map.entry("type").or_insert("object".into());
-            map.entry("additionalProperties").or_insert(false.into());
-            Ok(schema)
-        }
-        _ => wrong("a strict tool needs a schema".to_owned()),
-    }
-}
-
-/// Whether a bare text can be a value of this schema: then any text is allowed, as the parser will take it.
-fn may_be_string(root: &Value, schema: &Value, depth: usize) -> bool {
-    const MAX_DEPTH: usize = 16;
-    if depth > MAX_DEPTH {
-        return true;
-    }
-    if let Some(path) = schema["$ref"].as_str() {
-        let target = path.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
-        return target.is_none_or(|target| may_be_string(root, target, depth + 1));
-    }
-    let parts: Vec<&Value> = ["anyOf", "oneOf", "allOf"]
-        .iter()
-        .filter_map(|key| schema[*key].as_array())
-        .flatten()
-        .collect();
-    match &schema["type"] {
-        Value::String(name) => name == "string",
-        Value::Array(names) => names.iter().any(|name| name == "string"),
-        _ if parts.is_empty() => true,
-        _ => parts.iter().any(|part| may_be_string(root, part, depth + 1)),
     }
 }

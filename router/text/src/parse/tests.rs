@@ -1,7 +1,9 @@
-//! The MiniMax-M2 cases, whole and cut in every way; malformed calls.
+//! The MiniMax-M2 cases, whole and cut in every way; what all of the parsers' tests share.
 
 mod cuts;
 mod formats;
+mod malformed;
+mod partial;
 
 use std::sync::Arc;
 
@@ -249,50 +251,6 @@ fn line_breaks_of_the_template_are_taken_off() {
 }
 
 #[test]
-fn malformed_minimax_calls_spoil_nothing() {
-    let format = format("minimax_m2", "minimax_m2");
-    let good = "<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"n\">1</parameter>\n</invoke>\n</minimax:tool_call>";
-    for (bad, first) in [
-        (
-            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x</minimax:tool_call>",
-            Some(r#"{"s": "x"}"#),
-        ),
-        (
-            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x",
-            Some(r#"{"s": "x"}"#),
-        ),
-        (
-            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"n\">7</invoke></minimax:tool_call>",
-            Some(r#"{"n": 7}"#),
-        ),
-        (
-            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\"</minimax:tool_call>",
-            Some("{}"),
-        ),
-        ("<minimax:tool_call><invoke name=\"f\"", None),
-        ("<minimax:tool_call><invoke name=", None),
-        ("<minimax:tool_call><invoke", None),
-        ("<minimax:tool_call></parameter></invoke>", None),
-        (
-            "<minimax:tool_call><parameter name=\"s\">x</parameter></minimax:tool_call>",
-            None,
-        ),
-        ("<minimax:tool_call><minimax:tool_call>", None),
-    ] {
-        let parsed = run(&format, &format!("a{bad}{good}z"));
-        let mut expect: Vec<_> = first.into_iter().map(|arguments| ("f", arguments)).collect();
-        expect.push(("f", r#"{"n": 1}"#));
-        assert_eq!(calls(&parsed), expect, "{bad}");
-        assert_eq!(parsed.content, "az", "{bad}");
-    }
-    let next = "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">x\n<invoke name=\"g\">\n<parameter name=\"y\">2</parameter></invoke></minimax:tool_call>";
-    assert_eq!(
-        calls(&run(&format, next)),
-        [("f", r#"{"s": "x\n"}"#), ("g", r#"{"y": "2"}"#)]
-    );
-}
-
-#[test]
 fn a_value_may_hold_the_formats_own_tags() {
     let format = format("minimax_m2", "minimax_m2");
     let value = "{{ '<minimax:tool_call>' }}<invoke name=\"x\"></invoke></minimax:tool_call></think>";
@@ -306,20 +264,6 @@ fn a_value_may_hold_the_formats_own_tags() {
 }
 
 #[test]
-fn a_name_without_end_is_no_name() {
-    let long = "é".repeat(700);
-    let minimax = format("minimax_m2", "minimax_m2");
-    let text =
-        format!("<minimax:tool_call><invoke name=\"{long}<invoke name=\"g\"></invoke></minimax:tool_call>");
-    assert_eq!(calls(&run(&minimax, &text)), [("g", "{}")]);
-    let deepseek = format("deepseek_v31", "none");
-    let text = format!(
-        "<｜tool▁call▁begin｜>{long}<｜tool▁sep｜>{{}}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>{{}}"
-    );
-    assert_eq!(calls(&run(&deepseek, &text)), [("g", "{}")]);
-}
-
-#[test]
 fn repeated_parameters_and_self_closing_calls() {
     let format = format("minimax_m2", "minimax_m2");
     let parsed = run(
@@ -327,92 +271,6 @@ fn repeated_parameters_and_self_closing_calls() {
         "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">1</parameter><parameter name=\"s\">2</parameter><parameter name=\"o\">\nnull </parameter></invoke><invoke name=\"g\"/></minimax:tool_call>",
     );
     assert_eq!(calls(&parsed), [("f", r#"{"s": "1", "o": null}"#), ("g", "{}")]);
-}
-
-#[test]
-fn strings_stream_as_they_arrive() {
-    let format = format("minimax_m2", "minimax_m2");
-    let mut parser = format.parser(Some(rules(weather())), false).unwrap();
-    let mut push = |text: &str| {
-        let mut pieces = Pieces::default();
-        parser.push(None, text, &mut pieces);
-        pieces
-            .tool_calls
-            .iter()
-            .map(|call| call.arguments.as_str())
-            .collect::<String>()
-    };
-    assert_eq!(
-        push("<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">"),
-        "{\"s\": \""
-    );
-    assert_eq!(push("line\n"), "line\\n");
-    assert_eq!(push("a < b <"), "a < b ");
-    assert_eq!(push("/div>"), "</div>");
-    assert_eq!(push("</parameter><parameter name=\"o\">nu"), "\"");
-    assert_eq!(push("mber"), ", \"o\": \"number");
-    assert_eq!(push("</parameter><parameter name=\"n\">4"), "\"");
-    assert_eq!(push("2</parameter>"), ", \"n\": 42");
-    assert_eq!(push("</invoke>"), "}");
-}
-
-#[test]
-fn a_cut_call_is_a_prefix_and_never_closed() {
-    let format = format("minimax_m2", "minimax_m2");
-    let cut = |text: &str| {
-        let parsed = run_end(
-            &format,
-            &weather(),
-            false,
-            &format!("<minimax:tool_call><invoke name=\"f\">{text}"),
-            End::Cut,
-        );
-        parsed.calls[0].1.clone()
-    };
-    assert_eq!(cut(""), "");
-    assert_eq!(cut("<parameter name=\"s\">ab"), "{\"s\": \"ab");
-    assert_eq!(cut("<parameter name=\"s\">ab</parameter>"), "{\"s\": \"ab\"");
-    assert_eq!(
-        cut("<parameter name=\"s\">ab</parameter><parameter name=\"n\">1"),
-        "{\"s\": \"ab\""
-    );
-    assert_eq!(
-        cut("<parameter name=\"s\">ab</parameter></invoke>"),
-        "{\"s\": \"ab\"}"
-    );
-}
-
-#[test]
-fn wherever_an_output_is_cut_its_arguments_are_a_prefix() {
-    for (name, text) in [
-        (
-            "minimax_m2",
-            "a<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"s\">x </p> é</parameter>\n<parameter name=\"n\">12</parameter>\n<parameter name=\"o\">nullx</parameter>\n</invoke>\n<invoke name=\"g\"></invoke></minimax:tool_call>",
-        ),
-        (
-            "qwen3_coder",
-            "a<tool_call>\n<function=f>\n<parameter=s>\nx </p> é\n</parameter>\n<parameter=n>\n12\n</parameter>\n</function>\n</tool_call>",
-        ),
-        (
-            "hermes",
-            "a<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"x </t> é\", \"n\": 12}}\n</tool_call>",
-        ),
-        (
-            "deepseek_v31",
-            "a<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"s\": \"x <｜ é\", \"n\": 12}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-        ),
-    ] {
-        let format = format(name, "none");
-        let whole = run_end(&format, &weather(), false, text, End::Stop);
-        assert!(!whole.calls.is_empty(), "{name}");
-        for (at, _) in text.char_indices() {
-            let cut = run_end(&format, &weather(), false, &text[..at], End::Cut);
-            assert!(cut.calls.len() <= whole.calls.len(), "{name}: {}", &text[..at]);
-            for ((_, part), (_, all)) in cut.calls.iter().zip(&whole.calls) {
-                assert!(all.starts_with(part.as_str()), "{name}: {part} of {all}");
-            }
-        }
-    }
 }
 
 #[test]
