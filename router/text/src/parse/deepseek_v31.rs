@@ -91,19 +91,7 @@ impl ToolSyntax for DeepseekV31 {
             }
             State::Arguments(stream) => {
                 let mut json = String::new();
-                let mut status = Status::More;
-                for c in text.chars() {
-                    // Arguments are an object, whatever else is valid JSON.
-                    let begins = !stream.begun() && !c.is_whitespace();
-                    status = if begins && c != '{' {
-                        Status::Invalid
-                    } else {
-                        stream.push(c, &mut json)
-                    };
-                    if status != Status::More {
-                        break;
-                    }
-                }
+                let status = stream.push_object(text, &mut json);
                 calls.json(&json, out);
                 match status {
                     Status::More => {}

@@ -92,18 +92,7 @@ impl Harmony {
             return;
         };
         let mut json = String::new();
-        let mut status = Status::More;
-        for c in text.chars() {
-            let begins = !stream.begun() && !c.is_whitespace();
-            status = if begins && c != '{' {
-                Status::Invalid
-            } else {
-                stream.push(c, &mut json)
-            };
-            if status != Status::More {
-                break;
-            }
-        }
+        let status = stream.push_object(text, &mut json);
         self.calls.json(&json, out);
         match status {
             Status::More => {}

@@ -89,6 +89,23 @@ impl JsonStream {
         self.state != State::Value { or_end: false } || !self.stack.is_empty()
     }
 
+    /// Takes text of what must be an object; appends to `out` what can be given out. The rest of the text behind its
+    /// end is nobody's.
+    pub fn push_object(&mut self, text: &str, out: &mut String) -> Status {
+        for c in text.chars() {
+            let begins = !self.begun() && !c.is_whitespace();
+            let status = if begins && c != '{' {
+                Status::Invalid
+            } else {
+                self.push(c, out)
+            };
+            if status != Status::More {
+                return status;
+            }
+        }
+        Status::More
+    }
+
     /// Takes a character; appends to `out` what can be given out.
     pub fn push(&mut self, c: char, out: &mut String) -> Status {
         match self.state {
