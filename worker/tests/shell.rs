@@ -164,6 +164,24 @@ async fn a_rank_that_does_not_take_part_is_suspected_at_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_asks_for_more_time_than_the_epoch_has_it() {
+    let mut router = Router::start().await;
+    let _workers = [spawn(config(&router)), spawn(config(&router))];
+    let (mut one, mut two) = (router.attached().await, router.attached().await);
+    form(1, &mut [&mut one, &mut two], 100).await;
+    let patient = |step: wire::Step| wire::Step {
+        collective_deadline_ms: 60_000,
+        ..step
+    };
+    let Expected { prompt, greedy } = expected();
+    one.step(patient(generation(1, &prompt, 1).remove(0))).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    two.step(patient(empty(1, 0))).await;
+    assert_eq!(one.result().await.samples[0].token, greedy[0]);
+    two.result().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn survivors_of_a_lost_worker_generate_the_same() {
     let mut router = Router::start().await;
     let first = spawn(config(&router));

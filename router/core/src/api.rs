@@ -273,6 +273,8 @@ pub struct StepPlan {
     pub step: StepId,
     /// The most tokens that any worker has in this step.
     pub group_tokens: u32,
+    /// Of this step, where it is longer than the epoch's; else 0.
+    pub collective_deadline: Micros,
     pub end: Vec<Slot>,
     pub start: Vec<SlotStart>,
     pub pages: Vec<(Slot, Vec<PageId>)>,

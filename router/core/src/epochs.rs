@@ -153,7 +153,11 @@ impl Core {
                 let Some(oldest) = self.in_flight.front() else {
                     return;
                 };
-                let limit = self.deadline.0.saturating_mul(STALL_DEADLINES).max(STALL_US_MIN);
+                let limit = oldest
+                    .deadline
+                    .0
+                    .saturating_mul(STALL_DEADLINES)
+                    .max(STALL_US_MIN);
                 if self.now.0 - oldest.since.0 > limit {
                     let done = oldest.serial - self.first_serial;
                     let silent = self.members.iter().filter(|member| member.done <= done);

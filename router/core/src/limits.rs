@@ -54,7 +54,13 @@ pub const STEP_TIMES_KEPT: usize = 256;
 /// Collective deadline over the 99th percentile of step times.
 pub const DEADLINE_OVER_P99: u64 = 20;
 
-/// The deadline that step times and suspicions may lead to: a few steps that hung must not make the next epoch wait for minutes.
+/// Steps of fewer tokens say little about the time of one, and have the epoch's deadline.
+pub const MEASURED_TOKENS_MIN: u32 = 16;
+
+/// A token's time until a step was measured: a layer of a small model takes about that on two busy cores.
+pub const FIRST_NS_PER_TOKEN: u64 = 1_000_000;
+
+/// The deadline that step times, tokens and suspicions may lead to: a few steps that hung must not make the next epoch wait for minutes.
 pub const DEADLINE_US_MAX: u64 = 30_000_000;
 
 /// Range of the retry hint.

@@ -1,12 +1,12 @@
-//! Two running estimates: how fast sequences end (for the retry hint of a full queue) and how long steps take (for
-//! the collective deadline of the next epoch).
+//! Running estimates: how fast sequences end (for the retry hint of a full queue), how long steps take (for the
+//! collective deadline of the next epoch) and how long their tokens do (for that of a step of many tokens).
 
 use std::collections::VecDeque;
 
 use crate::api::Micros;
 use crate::limits::{
-    DEADLINE_OVER_P99, DEADLINE_US_MAX, RETRY_AFTER_MS_MAX, RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR,
-    STEP_TIMES_KEPT,
+    DEADLINE_OVER_P99, DEADLINE_US_MAX, FIRST_NS_PER_TOKEN, MEASURED_TOKENS_MIN, RETRY_AFTER_MS_MAX,
+    RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR, STEP_TIMES_KEPT,
 };
 
 /// Time between the ends of sequences, smoothed over about eight of them.
@@ -36,25 +36,58 @@ impl ServiceRate {
     }
 }
 
-/// The latest step times.
+/// The latest step times, and the latest times per token of steps that had some.
 #[derive(Debug, Default)]
 pub(crate) struct StepTimes {
-    latest: VecDeque<u64>,
+    us: Latest,
+    ns_per_token: Latest,
 }
 
 impl StepTimes {
-    pub(crate) fn add(&mut self, us: u64) {
-        if self.latest.len() == STEP_TIMES_KEPT {
-            self.latest.pop_front();
+    /// `tokens`: the most that a rank had.
+    pub(crate) fn add(&mut self, us: u64, tokens: u32) {
+        self.us.add(us);
+        if tokens >= MEASURED_TOKENS_MIN {
+            self.ns_per_token
+                .add(us.saturating_mul(1_000) / u64::from(tokens));
         }
-        self.latest.push_back(us);
     }
 
+    /// Of the next epoch.
     pub(crate) fn deadline(&self, floor: Micros) -> Micros {
-        let mut sorted: Vec<u64> = self.latest.iter().copied().collect();
+        floor.max(over(self.us.p99().unwrap_or(0)))
+    }
+
+    /// Of a step in which a rank has so many tokens: whatever the steps before were like, it may compute a layer of them
+    /// while the others wait.
+    pub(crate) fn deadline_of(&self, tokens: u32) -> Micros {
+        if tokens < MEASURED_TOKENS_MIN {
+            return Micros(0);
+        }
+        let ns_per_token = self.ns_per_token.p99().unwrap_or(FIRST_NS_PER_TOKEN);
+        over(ns_per_token.saturating_mul(u64::from(tokens)) / 1_000)
+    }
+}
+
+fn over(us: u64) -> Micros {
+    Micros(us.saturating_mul(DEADLINE_OVER_P99).min(DEADLINE_US_MAX))
+}
+
+#[derive(Debug, Default)]
+struct Latest(VecDeque<u64>);
+
+impl Latest {
+    fn add(&mut self, value: u64) {
+        if self.0.len() == STEP_TIMES_KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(value);
+    }
+
+    fn p99(&self) -> Option<u64> {
+        let mut sorted: Vec<u64> = self.0.iter().copied().collect();
         sorted.sort_unstable();
-        let p99 = sorted.get(sorted.len() * 99 / 100).copied().unwrap_or(0);
-        floor.max(Micros(p99.saturating_mul(DEADLINE_OVER_P99).min(DEADLINE_US_MAX)))
+        sorted.get(sorted.len() * 99 / 100).copied()
     }
 }
 
@@ -79,15 +112,36 @@ mod tests {
         let mut times = StepTimes::default();
         assert_eq!(times.deadline(floor), floor);
         for _ in 0..STEP_TIMES_KEPT {
-            times.add(900_000);
+            times.add(900_000, 1);
         }
         for _ in 0..STEP_TIMES_KEPT {
-            times.add(100_000);
+            times.add(100_000, 1);
         }
         assert_eq!(times.deadline(floor), Micros(2_000_000));
         for _ in 0..STEP_TIMES_KEPT {
-            times.add(60_000_000);
+            times.add(60_000_000, 1);
         }
         assert_eq!(times.deadline(floor), Micros(DEADLINE_US_MAX));
+    }
+
+    #[test]
+    fn a_step_of_many_tokens_has_a_deadline_by_their_measured_time() {
+        let mut times = StepTimes::default();
+        assert_eq!(times.deadline_of(MEASURED_TOKENS_MIN - 1), Micros(0));
+        // Not measured yet: a millisecond each.
+        assert_eq!(times.deadline_of(100), Micros(2_000_000));
+        assert_eq!(times.deadline_of(u32::MAX), Micros(DEADLINE_US_MAX));
+        // However many single tokens come between.
+        times.add(50_000, 500);
+        for _ in 0..2 * STEP_TIMES_KEPT {
+            times.add(90_000, 1);
+        }
+        assert_eq!(times.deadline_of(100), Micros(200_000));
+        times.add(u64::MAX, 500);
+        assert_eq!(times.deadline_of(500), Micros(DEADLINE_US_MAX));
+        for _ in 0..STEP_TIMES_KEPT {
+            times.add(5_000, 500);
+        }
+        assert_eq!(times.deadline_of(100), Micros(20_000));
     }
 }

@@ -74,7 +74,7 @@ impl Core {
             let Some(done) = self.in_flight.pop_front() else {
                 return;
             };
-            self.step_times.add(self.now.0 - done.since.0);
+            self.step_times.add(self.now.0 - done.since.0, done.tokens);
             if let Some(next) = self.in_flight.front_mut() {
                 next.since = self.now;
             }

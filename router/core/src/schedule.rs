@@ -10,7 +10,7 @@
 //!
 //! Keeps invariant S1 of ARCHITECTURE.md.
 
-use crate::api::{Command, PageId, Run, RunInput, StepId, StepPlan};
+use crate::api::{Command, Micros, PageId, Run, RunInput, StepId, StepPlan};
 use crate::limits::PROMPT_LOGPROBS_PER_STEP_MAX;
 use crate::pages::Page;
 use crate::planted::{Bug, planted};
@@ -55,11 +55,14 @@ impl Core {
         let step = StepId(serial - self.first_serial);
         let tokens = self.members.iter().map(|member| member.pending.tokens());
         let group_tokens = tokens.max().unwrap_or(0);
+        let deadline = self.step_times.deadline_of(group_tokens);
+        let is_longer = deadline > self.deadline;
         for member in &mut self.members {
             let plan = StepPlan {
                 epoch: self.epoch,
                 step,
                 group_tokens,
+                collective_deadline: if is_longer { deadline } else { Micros(0) },
                 ..std::mem::take(&mut member.pending)
             };
             self.out.push(Command::Step {
@@ -70,6 +73,8 @@ impl Core {
         self.in_flight.push_back(StepInFlight {
             serial,
             since: self.now,
+            tokens: group_tokens,
+            deadline: deadline.max(self.deadline),
             runs: ran,
             reported: 0,
         });

@@ -65,6 +65,10 @@ pub(crate) struct StepInFlight {
     pub(crate) serial: u64,
     /// When it was sent, or became the oldest in flight if that was later.
     pub(crate) since: Micros,
+    /// The most tokens that a rank has in it.
+    pub(crate) tokens: u32,
+    /// How long its ranks wait for each other.
+    pub(crate) deadline: Micros,
     /// By rank; taken when the rank reports.
     pub(crate) runs: Vec<Vec<RunInFlight>>,
     pub(crate) reported: usize,

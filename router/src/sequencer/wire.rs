@@ -26,6 +26,7 @@ pub fn step(plan: StepPlan, layers: u32, trace_parents: Vec<String>) -> wire::To
         runs: plan.runs.into_iter().map(run).collect(),
         trace_parents,
         group_tokens: plan.group_tokens,
+        collective_deadline_ms: plan.collective_deadline.0.div_ceil(1000),
     }))
 }
 

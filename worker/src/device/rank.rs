@@ -4,6 +4,7 @@
 //! host. The second takes the tokens of the first from the device's memory.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use conclave_proto::cluster::v1 as wire;
 
@@ -167,11 +168,13 @@ impl Rank {
             return Err(RankError::NoEpoch);
         };
         let (epoch, number) = (step.epoch, step.step);
+        let patience = Duration::from_millis(step.collective_deadline_ms);
         self.executor.set_group_tokens(step.group_tokens as usize)?;
         let mut prepared = self
             .slots
             .apply(step)
             .map_err(|error| RankError::Step { step: number, error })?;
+        transport.set_patience(patience);
         let every_row = prepared.samples_every_row();
         let (batch, sampling) = prepared.sampling(&self.slots);
         let input = StepInput {

@@ -7,11 +7,9 @@ use conclave_plan::model::ModelSpec;
 use conclave_plan::placement::{LayerPlacement, Placement};
 use conclave_proto::cluster::v1 as wire;
 
-use crate::transport::TransportKind;
 use crate::transport::tcp::{Group, PeerAddress};
+use crate::transport::{MAX_COLLECTIVE_DEADLINE_MS, TransportKind};
 
-/// Longest wait for peers that a router may ask for.
-const MAX_COLLECTIVE_DEADLINE_MS: u64 = 600_000;
 const MAX_SECRET_BYTES: usize = 1024;
 const MAX_ADDRESS_BYTES: usize = 512;
 

@@ -10,6 +10,7 @@ use conclave_proto::cluster::v1 as wire;
 use super::prepared::{Prepared, PromptWant, SampleWant};
 use super::slot::LastSampled;
 use super::{Result, Slot, SlotLimits, StepError, sampling};
+use crate::transport::MAX_COLLECTIVE_DEADLINE_MS;
 
 /// All slots of this rank.
 #[derive(Debug)]
@@ -68,6 +69,11 @@ impl Slots {
                 step.layer_begin, step.layer_end
             );
             return Err(StepError::new("layer_begin..layer_end", problem));
+        }
+        if step.collective_deadline_ms > MAX_COLLECTIVE_DEADLINE_MS {
+            let value = step.collective_deadline_ms;
+            let problem = format!("{value}, at most {MAX_COLLECTIVE_DEADLINE_MS} is allowed");
+            return Err(StepError::new("collective_deadline_ms", problem));
         }
         for (index, &slot) in step.end_slots.iter().enumerate() {
             let field = || format!("end_slots[{index}]");

@@ -23,11 +23,16 @@ pub mod nccl;
 pub mod routing;
 pub mod tcp;
 
+use std::time::Duration;
+
 use conclave_kernels::backend::{Backend, Buffer, ExpertRow};
 
 pub use abort::Abort;
 pub use error::{Result, TransportError, suspect_of};
 pub use local::LocalTransport;
+
+/// Longest wait for peers that a router may ask for.
+pub const MAX_COLLECTIVE_DEADLINE_MS: u64 = 600_000;
 
 /// What ranks exchange over; the router chooses for an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +118,10 @@ impl Capacity {
 pub trait Transport: Send {
     /// `local`, `tcp (2 of 3 ranks connected)`, …
     fn describe(&self) -> String;
+
+    /// From the next step on no wait ends before `least`, nor before the epoch's deadline. Does nothing where a device
+    /// waits, by the epoch's.
+    fn set_patience(&mut self, _least: Duration) {}
 
     fn begin_step(&mut self, step: u64) -> Result<()>;
 

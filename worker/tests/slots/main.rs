@@ -70,6 +70,9 @@ fn every_field_of_a_step_is_checked() {
             (s.layer_begin, s.layer_end) = (1, 3)
         }),
         ("layer_begin..layer_end: 0..2", |s| s.layer_end = 2),
+        ("collective_deadline_ms: 600001", |s| {
+            s.collective_deadline_ms = 600_001
+        }),
         ("end_slots[0]: slot 2 is not below 2", |s| s.end_slots = vec![2]),
         ("end_slots[0]: slot 1 is not in use", |s| s.end_slots = vec![1]),
         ("start_slots[0].slot: slot 9 is not below 2", |s| {

@@ -202,6 +202,51 @@ fn a_rank_that_stands_still_is_suspected(fabric: &dyn Fabric, ranks: u32) {
     }
 }
 
+/// A step may say that a rank needs longer, and the steps behind it may be as impatient as those before.
+fn a_step_may_take_longer_than_the_epochs_deadline(fabric: &dyn Fabric, ranks: u32) {
+    let placement = Placement::even(8, ranks);
+    let deadline = Duration::from_millis(100);
+    let done = std::sync::Barrier::new(ranks as usize);
+    for (epoch, phase) in (1..).zip(PHASES) {
+        on_ranks(ranks, |rank| {
+            let routes = Routes::new(&placement, rank, LAYERS);
+            let transport = fabric.connect(epoch, routes, deadline, Abort::new());
+            let mut member = Rank::new(transport, &placement, rank);
+            member.transport.set_patience(LONG);
+            let load = Load::random(&mut Random(u64::from(rank) + 5), 4, 8);
+            let pause = |at: Phase, layer: usize| {
+                if rank == 0 && at == phase && layer == 1 {
+                    std::thread::sleep(deadline * 5);
+                }
+            };
+            for step in 0..3 {
+                member.transport.begin_step(step).unwrap();
+                for layer in 0..LAYERS {
+                    pause(Phase::Dispatch, layer);
+                    member.dispatch(layer, &load).unwrap();
+                    pause(Phase::Work, layer);
+                    member.work(layer).unwrap();
+                    pause(Phase::Combine, layer);
+                    member.combine(&load).unwrap();
+                }
+            }
+            if rank == 0 {
+                // Nobody comes any more.
+                let begin = Instant::now();
+                member.transport.set_patience(Duration::ZERO);
+                member.transport.begin_step(3).unwrap();
+                let result = member.dispatch(0, &load).and_then(|()| member.work(0));
+                assert!(
+                    matches!(result, Err(TransportError::Deadline { .. })),
+                    "{result:?}"
+                );
+                assert!(begin.elapsed() < LONG / 2);
+            }
+            done.wait();
+        });
+    }
+}
+
 /// Rank 0 stands still at `phase`. Who ended with an error, and whom it suspects.
 fn suspects(
     fabric: &dyn Fabric,
@@ -298,6 +343,7 @@ contract!(
         empty_steps_pass,
         a_rank_that_dies_ends_the_epoch_for_all,
         a_rank_that_stands_still_is_suspected,
+        a_step_may_take_longer_than_the_epochs_deadline,
         an_abort_ends_every_wait,
     ]
 );

@@ -129,8 +129,11 @@ impl World {
                 self.at(self.now + takes, Action::Collective(epoch, *step));
             }
             _ => {
-                let deadline = self.now + group.deadline_us;
+                let of_epoch = group.deadline_us;
                 for worker in waiting {
+                    let step = self.nodes[&worker].inbox.front();
+                    let of_step = step.map_or(0, |plan| plan.collective_deadline.0);
+                    let deadline = self.now + of_epoch.max(of_step);
                     self.at(deadline, Action::TimeOut(worker, epoch));
                 }
             }

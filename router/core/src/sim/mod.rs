@@ -5,6 +5,7 @@
 mod alarm;
 mod clients;
 mod crashes;
+mod deadlines;
 mod group;
 mod model;
 mod random;

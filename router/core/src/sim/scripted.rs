@@ -2,7 +2,7 @@
 
 use crate::Core;
 use crate::api::{
-    Command, CoreConfig, Epoch, Event, FinishReason, Micros, Rank, SequenceId, StepPlan, WorkerId, WorkerInfo,
+    Command, CoreConfig, Epoch, Event, FinishReason, Micros, SequenceId, StepPlan, WorkerId, WorkerInfo,
 };
 use crate::sim::clients::Outcome;
 use crate::sim::model::request;
@@ -144,42 +144,4 @@ fn a_sequence_that_makes_no_sense_to_a_worker_ends_alone() {
     let step = step_of(&say(ready(2)));
     let goes_on: Vec<SequenceId> = step.start.iter().map(|start| start.id).collect();
     assert_eq!(goes_on, [SequenceId(1)]);
-}
-
-/// Who waits for a rank that computes for longer than the deadline fails its step; the same step must not fail again.
-#[test]
-fn a_step_that_failed_at_the_deadline_gets_more_time_in_the_next_epoch() {
-    let mut core = Core::new(config(2));
-    let deadline_of = |commands: &[Command]| {
-        let plan = commands.iter().find_map(|command| match command {
-            Command::StartEpoch { plan, .. } => Some(plan.collective_deadline),
-            _ => None,
-        });
-        plan.expect("an epoch")
-    };
-    let workers = [WorkerId(1), WorkerId(2)];
-    let mut commands = Vec::new();
-    for id in workers {
-        let info = worker(32);
-        commands = core.handle(Micros(0), Event::WorkerAttached { worker: id, info });
-    }
-    assert_eq!(deadline_of(&commands), Micros(500_000));
-    core.handle(Micros(0), Event::Submit(request(1, &[1, 2, 3], 5)));
-    for worker in workers {
-        let epoch = Epoch(1);
-        commands = core.handle(Micros(0), Event::WorkerReady { worker, epoch });
-    }
-    let step = commands.iter().find_map(|command| match command {
-        Command::Step { plan, .. } => Some(plan.step),
-        _ => None,
-    });
-    let failed = Event::StepFailed {
-        worker: workers[1],
-        epoch: Epoch(1),
-        step: step.expect("a step"),
-        suspect: Some(Rank(0)),
-        slot: None,
-    };
-    let commands = core.handle(Micros(600_000), failed);
-    assert_eq!(deadline_of(&commands), Micros(2_000_000));
 }

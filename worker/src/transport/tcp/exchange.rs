@@ -1,5 +1,7 @@
 //! Dispatch and combine over TCP.
 
+use std::time::Duration;
+
 use conclave_kernels::backend::{Backend, Buffer, KernelError};
 
 use super::frame::{HEADER_BYTES, Header, Kind};
@@ -11,6 +13,10 @@ use crate::transport::{Capacity, Input, Result, Tokens, Transport, TransportErro
 impl Transport for TcpTransport {
     fn describe(&self) -> String {
         format!("tcp ({} ranks)", self.peers.len())
+    }
+
+    fn set_patience(&mut self, least: Duration) {
+        self.deadline = self.least_deadline.max(least);
     }
 
     fn begin_step(&mut self, step: u64) -> Result<()> {

@@ -28,6 +28,8 @@ use work::Intake;
 pub struct TcpTransport {
     routes: Routes,
     capacity: Capacity,
+    /// Of the epoch, and of the present step.
+    least_deadline: Duration,
     deadline: Duration,
     abort: Abort,
     poll: Poll,
@@ -50,7 +52,8 @@ pub struct TcpTransport {
 }
 
 impl TcpTransport {
-    /// Takes over the connections that [`connect`] gave, by rank. `deadline` bounds every wait.
+    /// Takes over the connections that [`connect`] gave, by rank. `deadline` bounds every wait
+    /// of a step that asks for no longer one.
     pub fn new(
         routes: Routes,
         capacity: Capacity,
@@ -77,6 +80,7 @@ impl TcpTransport {
             events: Events::with_capacity(peers.len() + 1),
             routes,
             capacity,
+            least_deadline: deadline,
             deadline,
             abort,
             poll,
