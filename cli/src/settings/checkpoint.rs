@@ -10,7 +10,7 @@ pub struct CheckpointSettings {
     /// Directory of a Hugging Face checkpoint; without it, the bundled demo model.
     #[arg(value_name = "MODEL")]
     model_position: Option<PathBuf>,
-    /// The same, as a flag.
+    /// MODEL as a flag, for those whose scripts have one.
     #[arg(
         long,
         value_name = "MODEL",

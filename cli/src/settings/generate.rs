@@ -28,8 +28,10 @@ pub struct GenerateSettings {
     /// 0 is greedy; without it, the checkpoint's default.
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
+    /// Only the likeliest tokens that together have this probability; without it, the checkpoint's default.
     #[arg(long, value_name = "P")]
     pub top_p: Option<f32>,
+    /// Only so many of the likeliest tokens, 0 for all; without it, the checkpoint's default.
     #[arg(long, value_name = "K")]
     pub top_k: Option<i32>,
     /// Same seed, same answer.
