@@ -7,6 +7,7 @@
 
 mod conversation;
 mod create;
+mod custom_input;
 mod echo;
 mod input;
 mod items;

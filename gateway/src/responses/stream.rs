@@ -8,6 +8,7 @@ use bytes::Bytes;
 use conclave_proto::v1;
 use serde::Serialize;
 
+use super::custom_input::CustomInput;
 use super::items::{self, ItemOut, Part, Progress};
 use super::keep::Keep;
 use super::object::{Frame, ResponseOut};
@@ -97,6 +98,7 @@ pub(super) fn respond(limits: &Limits, events: CallEvents, frame: Frame, keep: K
         blocks: Blocks::default(),
         tokens: Tokens::default(),
         finished: None,
+        input: CustomInput::default(),
     })
 }
 
@@ -109,6 +111,8 @@ struct Writer {
     blocks: Blocks,
     tokens: Tokens,
     finished: Option<v1::Finished>,
+    /// Of the custom tool's call that is open.
+    input: CustomInput,
 }
 
 impl generate::Writer for Writer {
@@ -202,6 +206,7 @@ impl Writer {
     }
 
     async fn open(&mut self, at: usize) -> Result<(), Gone> {
+        self.input = CustomInput::default();
         let block = &self.blocks.list[at];
         let item = items::item(&self.frame, at, block, Progress::Begun);
         let added = Body::Item {
@@ -227,8 +232,10 @@ impl Writer {
         let item_id = items::id(&self.frame, at, kind);
         let (output_index, content_index) = (at, 0);
         let (name, body) = match kind {
-            // Its input is a string in JSON, read in `close`, when that is whole.
-            Kind::Call { name, .. } if self.frame.offered.is_custom(name) => return Ok(()),
+            Kind::Call { name, .. } if self.frame.offered.is_custom(name) => {
+                let text = self.input.push(delta);
+                return send_input(&self.out, &mut self.number, at, &item_id, &text).await;
+            }
             Kind::Text => (
                 "response.output_text.delta",
                 Body::TextDelta {
@@ -286,13 +293,8 @@ impl Writer {
             ),
             Kind::Call { name, .. } if self.frame.offered.is_custom(name) => {
                 let input = tools::as_input(text);
-                let delta = Body::ArgumentsDelta {
-                    item_id: item_id.clone(),
-                    output_index,
-                    delta: &input,
-                };
-                let name = "response.custom_tool_call_input.delta";
-                send(&self.out, &mut self.number, name, delta).await?;
+                let rest = self.input.rest(&input);
+                send_input(&self.out, &mut self.number, at, &item_id, rest).await?;
                 (
                     "response.custom_tool_call_input.done",
                     Body::InputDone {
@@ -326,6 +328,26 @@ impl Writer {
         let done = Body::Item { output_index, item };
         send(&self.out, &mut self.number, "response.output_item.done", done).await
     }
+}
+
+/// A piece of a custom tool's input, unless it is empty.
+async fn send_input(
+    out: &Events,
+    number: &mut u64,
+    output_index: usize,
+    item_id: &str,
+    delta: &str,
+) -> Result<(), Gone> {
+    if delta.is_empty() {
+        return Ok(());
+    }
+    let item_id = item_id.to_owned();
+    let body = Body::ArgumentsDelta {
+        item_id,
+        output_index,
+        delta,
+    };
+    send(out, number, "response.custom_tool_call_input.delta", body).await
 }
 
 async fn send(out: &Events, number: &mut u64, kind: &'static str, body: Body<'_>) -> Result<(), Gone> {

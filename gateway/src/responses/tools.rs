@@ -17,7 +17,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::json;
 
 /// A custom tool's one parameter.
-const INPUT: &str = "input";
+pub(super) const INPUT: &str = "input";
 
 /// Agents offer what OpenAI's servers run, unasked, beside their own tools. No answer depends on these: with other tools
 /// they are left out, also of the response's `tools`; alone they are refused.
