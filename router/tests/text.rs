@@ -233,7 +233,7 @@ fn recorded(case: &Value) -> pb::Chat {
     };
     let tool = |tool: &Value| pb::Tool {
         function_json: tool["function"].to_string(),
-        strict: false,
+        ..Default::default()
     };
     pb::Chat {
         messages: case["messages"].as_array().unwrap().iter().map(message).collect(),

@@ -241,6 +241,7 @@ fn one_tool(at: usize, tool: ToolIn) -> ApiResult<v1::Tool> {
     Ok(v1::Tool {
         function_json,
         strict: tool.strict.unwrap_or(false),
+        ..Default::default()
     })
 }
 

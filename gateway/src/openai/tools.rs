@@ -57,6 +57,7 @@ fn one_tool(at: usize, tool: ToolIn) -> ApiResult<v1::Tool> {
     Ok(v1::Tool {
         function_json: String::from(Box::<str>::from(function)),
         strict: head.strict.unwrap_or(false),
+        ..Default::default()
     })
 }
 

@@ -71,12 +71,12 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     if is_stream {
         let events = generate::opened(events, limits.keep_alive_interval)
             .await
-            .map_err(speak)?;
+            .map_err(|error| speak(error, &frame.offered))?;
         return Ok(stream::respond(&limits, events, frame, keep));
     }
     let done = generate::single(events, limits.response_bytes)
         .await
-        .map_err(speak)?;
+        .map_err(|error| speak(error, &frame.offered))?;
     let response = frame.ended(&done.model, &done.blocks, &done.finished, &done.tokens);
     let body = Bytes::from(serde_json::to_vec(&response).map_err(|error| {
         ApiError::new(
@@ -220,7 +220,7 @@ fn refuse(request: &Request) -> ApiResult<()> {
 }
 
 /// The router's field names in this API's words.
-fn speak(mut error: ApiError) -> ApiError {
+fn speak(mut error: ApiError, offered: &Offered) -> ApiError {
     let Some(proto) = error.param.take() else {
         return error;
     };
@@ -229,12 +229,12 @@ fn speak(mut error: ApiError) -> ApiError {
         .find_map(|prefix| proto.strip_prefix(prefix))
         .unwrap_or(&proto);
     let field = match bare {
-        "max_tokens" => "max_output_tokens",
-        _ if bare.starts_with("messages") => "input",
-        _ if bare.starts_with("structured") => "text.format",
-        other => other,
+        "max_tokens" => "max_output_tokens".to_owned(),
+        _ if bare.starts_with("messages") => "input".to_owned(),
+        _ if bare.starts_with("structured") => "text.format".to_owned(),
+        other => offered.grammar_field(other).unwrap_or(other.to_owned()),
     };
-    error.message = error.message.replace(proto.as_str(), field);
-    error.param = Some(field.to_owned());
+    error.message = error.message.replace(proto.as_str(), &field);
+    error.param = Some(field);
     error
 }

@@ -84,7 +84,13 @@ impl CustomInput {
     fn escape(&mut self, out: &mut String) -> State {
         let digits_to_come = match self.held.as_bytes() {
             [b'\\', b'u', digits @ ..] if digits.len() < 4 => true,
-            [b'\\', b'u', b'd' | b'D', b'8'..=b'b' | b'A' | b'B', ..] => self.held.len() < 12,
+            [
+                b'\\',
+                b'u',
+                b'd' | b'D',
+                b'8' | b'9' | b'a' | b'b' | b'A' | b'B',
+                ..,
+            ] => self.held.len() < 12,
             _ => false,
         };
         if digits_to_come {

@@ -2,7 +2,8 @@
 //!
 //! A namespace's tools become tools whose names begin with the namespace's and a dot, which OpenAI allows in no name; in
 //! the calls that come back the two are apart again. A custom tool becomes a function of one string, `input`, whose
-//! calls are again plain text for the client. Its grammar is told to the model, which is not held to it.
+//! calls are again plain text for the client. Its grammar is told to the model, whose calls are held to it as they are to
+//! a function's schema: where it is the one tool that must be called, or strict.
 
 use std::borrow::Cow;
 
@@ -40,21 +41,24 @@ pub(super) fn qualified(namespace: &str, name: &str) -> String {
 #[derive(Debug, Default)]
 pub(super) struct Offered {
     namespaces: Vec<String>,
-    /// Custom tools, by the names that the model knows.
-    custom: Vec<String>,
+    /// Custom tools: the names that the model knows, and where they are in the request.
+    custom: Vec<(String, String)>,
 }
 
 impl Offered {
     pub(super) fn of(tools: &[ToolIn]) -> Self {
         let mut offered = Self::default();
-        for tool in tools {
+        for (at, tool) in tools.iter().enumerate() {
             let Some(name) = &tool.name else { continue };
+            let path = format!("tools[{at}]");
             match tool.kind.as_str() {
-                "custom" => offered.custom.push(name.clone()),
+                "custom" => offered.custom.push((name.clone(), path)),
                 "namespace" => {
-                    let inner = tool.tools.iter().flatten().filter(|tool| tool.kind == "custom");
-                    let own = inner.filter_map(|tool| tool.name.as_deref());
-                    offered.custom.extend(own.map(|own| qualified(name, own)));
+                    let inner = tool.tools.iter().flatten().enumerate();
+                    let inner = inner.filter(|(_, tool)| tool.kind == "custom");
+                    let named = inner.filter_map(|(at, tool)| Some((at, tool.name.as_deref()?)));
+                    let own = named.map(|(at, own)| (qualified(name, own), format!("{path}.tools[{at}]")));
+                    offered.custom.extend(own);
                     offered.namespaces.push(name.clone());
                 }
                 _ => {}
@@ -75,7 +79,14 @@ impl Offered {
 
     /// Whether the tool that the model knows by this name is a custom one.
     pub(super) fn is_custom(&self, name: &str) -> bool {
-        self.custom.iter().any(|known| known == name)
+        self.custom.iter().any(|(known, _)| known == name)
+    }
+
+    /// The request's field that the router knows as a tool's grammar.
+    pub(super) fn grammar_field(&self, proto: &str) -> Option<String> {
+        let named = |(name, _): &&(String, String)| proto.ends_with(&format!("{name:?}.grammar"));
+        let (_, path) = self.custom.iter().find(named)?;
+        Some(format!("{path}.format.definition"))
     }
 }
 
@@ -126,8 +137,13 @@ fn one(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> ApiRe
             None => None,
             Some(format) => form(format, &format!("{path}.format"))?,
         };
-        let described: Vec<&str> = described.chain(form.as_deref()).collect();
-        return Ok(custom(&name, &described.join("\n\n")));
+        let (told, grammar) = form.unzip();
+        let described: Vec<&str> = described.chain(told.as_deref()).collect();
+        return Ok(v1::Tool {
+            function_json: custom(&name, &described.join("\n\n")),
+            strict: tool.strict.unwrap_or(false),
+            grammar: grammar.unwrap_or_default(),
+        });
     }
     let quote = |text: &str| serde_json::to_string(text).unwrap_or_default();
     let mut function_json = format!("{{\"name\":{}", quote(&name));
@@ -145,10 +161,11 @@ fn one(tool: &ToolIn, path: &str, within: Option<(&str, Option<&str>)>) -> ApiRe
     Ok(v1::Tool {
         function_json,
         strict: tool.strict.unwrap_or(false),
+        ..Default::default()
     })
 }
 
-fn custom(name: &str, description: &str) -> v1::Tool {
+fn custom(name: &str, description: &str) -> String {
     let function = json!({
         "name": name,
         "description": description,
@@ -158,14 +175,11 @@ fn custom(name: &str, description: &str) -> v1::Tool {
             "required": [INPUT],
         },
     });
-    v1::Tool {
-        function_json: function.to_string(),
-        strict: false,
-    }
+    function.to_string()
 }
 
-/// What the model is told of the form of a custom tool's input.
-fn form(format: &ToolFormatIn, path: &str) -> ApiResult<Option<String>> {
+/// What the model is told of the form of a custom tool's input, and its Lark grammar.
+fn form(format: &ToolFormatIn, path: &str) -> ApiResult<Option<(String, String)>> {
     let what = match (format.kind.as_str(), format.syntax.as_deref()) {
         ("text", _) => return Ok(None),
         ("grammar", Some("lark")) => "Lark grammar",
@@ -181,7 +195,32 @@ fn form(format: &ToolFormatIn, path: &str) -> ApiResult<Option<String>> {
     };
     let definition = format.definition.as_deref();
     let definition = definition.ok_or_else(|| wrong(format!("{path}.definition"), "missing"))?;
-    Ok(Some(format!("Its input matches this {what}:\n{definition}")))
+    let told = format!("Its input matches this {what}:\n{definition}");
+    let grammar = match format.syntax.as_deref() {
+        Some("regex") => as_lark(definition),
+        _ => definition.to_owned(),
+    };
+    Ok(Some((told, grammar)))
+}
+
+/// A regular expression that the whole text matches, with anchors or without, as a Lark grammar.
+fn as_lark(regex: &str) -> String {
+    let mut lark = String::from("start: /");
+    let inner = regex
+        .strip_prefix('^')
+        .and_then(|rest| rest.strip_suffix('$'))
+        .filter(|inner| !inner.contains('|') && !inner.ends_with('\\'))
+        .unwrap_or(regex);
+    let mut escaped = false;
+    for c in inner.chars() {
+        match c {
+            '/' if !escaped => lark.push_str("\\/"),
+            '\n' => lark.push_str(if escaped { "n" } else { "\\n" }),
+            c => lark.push(c),
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    lark + "/"
 }
 
 /// A custom tool's input as the arguments of the function that the model calls.
@@ -233,6 +272,20 @@ pub(super) fn choice(given: &ToolChoiceIn, no_tools: bool) -> ApiResult<v1::Tool
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_regex_is_a_grammar_of_one_rule() {
+        for (regex, lark) in [
+            ("[0-9]+", "start: /[0-9]+/"),
+            ("^a/b$", r"start: /a\/b/"),
+            (r"a\/b\\/", r"start: /a\/b\\\//"),
+            ("^a|b$", "start: /^a|b$/"),
+            (r"^a\$", r"start: /^a\$/"),
+            ("a\nb\\\n", r"start: /a\nb\n/"),
+        ] {
+            assert_eq!(as_lark(regex), lark, "{regex}");
+        }
+    }
 
     #[test]
     fn inputs_go_through_arguments_and_back_and_odd_ones_stay_readable() {

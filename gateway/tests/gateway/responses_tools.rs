@@ -98,6 +98,8 @@ async fn a_custom_tool_is_a_function_to_the_model_alone() {
         "{description}"
     );
     assert_eq!(shown[1]["parameters"]["required"], json!(["input"]));
+    let grammars: Vec<&str> = chat.tools.iter().map(|tool| tool.grammar.as_str()).collect();
+    assert_eq!(grammars, ["", "start: \"x\"+", ""]);
     let choice = chat.tool_choice.unwrap();
     assert_eq!(
         (choice.mode(), choice.name.as_str()),

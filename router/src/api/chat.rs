@@ -16,6 +16,7 @@ pub fn from_wire(chat: pb::Chat) -> Result<Chat, Status> {
             .map(|tool| Tool {
                 function_json: tool.function_json,
                 strict: tool.strict,
+                grammar: tool.grammar,
             })
             .collect(),
         tool_choice: tool_choice(chat.tool_choice)?,

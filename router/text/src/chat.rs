@@ -90,6 +90,8 @@ pub struct Tool {
     pub function_json: String,
     /// Arguments are constrained to the schema.
     pub strict: bool,
+    /// A Lark grammar for the one parameter, a string; empty is none.
+    pub grammar: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +109,8 @@ pub enum ToolChoice {
 pub struct ToolSpec {
     pub name: String,
     pub strict: bool,
+    /// A Lark grammar for the one parameter.
+    pub grammar: Option<String>,
     pub function: Json,
 }
 

@@ -168,7 +168,7 @@ fn outputs() -> Vec<String> {
 fn tools() -> Vec<ToolSpec> {
     let tool = |json: &str| Tool {
         function_json: json.to_owned(),
-        strict: false,
+        ..Tool::default()
     };
     read_tools(&[
         tool(r#"{"name": "f", "parameters": {"properties": {"s": {"type": "string"}, "n": {"type": "integer"}, "l": {"type": "array"}}}}"#),

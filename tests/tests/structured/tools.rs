@@ -86,3 +86,51 @@ fn tool_choice_forces_calls_and_strict_tools_type_them() {
         both.body
     );
 }
+
+/// What a custom tool of the Responses API is given has the form that its grammar says.
+#[test]
+fn a_custom_tools_input_follows_its_grammar() {
+    let server = Server::serve(&["--workers", "1"]);
+    let client = Client::new(&server.http);
+    let ask = |syntax: &str, definition: &str, strict: bool| {
+        let format = json!({"type": "grammar", "syntax": syntax, "definition": definition});
+        let body = json!({
+            "input": "hi", "temperature": 0,
+            "tools": [{"type": "custom", "name": "order", "format": format, "strict": strict}],
+            "tool_choice": {"type": "custom", "name": "order"}, "parallel_tool_calls": false,
+        });
+        client.post("/v1/responses", &body)
+    };
+    let input = |syntax: &str, definition: &str| -> String {
+        let answer = ask(syntax, definition, false);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let call = answer.body["output"].as_array().and_then(|items| items.last());
+        let call = call.filter(|item| item["type"] == "custom_tool_call");
+        let input = call.and_then(|call| call["input"].as_str());
+        input
+            .unwrap_or_else(|| panic!("no call: {}", answer.body))
+            .to_owned()
+    };
+    let number = input("regex", "^[1-9][0-9]{3}/[ab]$");
+    let (digits, letter) = number.split_once('/').expect("a slash");
+    assert!(
+        digits.len() == 4 && digits.parse::<u32>().is_ok() && ["a", "b"].contains(&letter),
+        "{number:?}"
+    );
+    let lark =
+        "start: line line+ \"end\"\nline: (\"add\" | \"drop\") \" \" /[a-z]{1,8}/ LF\n%import common.LF";
+    let lines = input("lark", lark);
+    let (body, end) = lines.rsplit_once('\n').expect("lines");
+    assert_eq!(end, "end", "{lines:?}");
+    for line in body.lines() {
+        let (word, name) = line.split_once(' ').expect("two words");
+        assert!(["add", "drop"].contains(&word) && !name.is_empty(), "{lines:?}");
+    }
+    let answer = ask("lark", "start: \"(\" start? \")\"", true);
+    let error = &answer.body["error"];
+    assert_eq!(
+        (answer.status, error["param"].as_str()),
+        (400, Some("tools[0].format.definition")),
+        "{error}"
+    );
+}

@@ -68,6 +68,7 @@ fn chat(conversation: &Conversation) -> Chat {
             .map(|tool| Tool {
                 function_json: tool["function"].to_string(),
                 strict: tool["function"]["strict"].as_bool().unwrap_or(false),
+                ..Default::default()
             })
             .collect(),
         ..Chat::default()

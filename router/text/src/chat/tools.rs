@@ -43,6 +43,7 @@ pub fn read_tools(tools: &[Tool]) -> Result<Vec<ToolSpec>> {
         specs.push(ToolSpec {
             name: name.to_owned(),
             strict: tool.strict,
+            grammar: Some(tool.grammar.clone()).filter(|grammar| !grammar.is_empty()),
             function: Json::Object(function),
         });
     }
@@ -83,7 +84,7 @@ mod tests {
     fn tools_are_checked() {
         let tool = |json: &str| Tool {
             function_json: json.to_owned(),
-            strict: false,
+            ..Tool::default()
         };
         let bad = |tools: &[Tool]| read_tools(tools).unwrap_err().to_string();
         assert!(bad(&[tool("{}")]).starts_with("tools[0].function.name"));

@@ -143,7 +143,7 @@ fn outside_literals(text: &str) -> std::result::Result<String, String> {
 }
 
 /// The byte of the closing quote.
-fn end_of_literal(text: &str, quote: char) -> Option<usize> {
+pub(super) fn end_of_literal(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     text.char_indices().find_map(|(at, c)| {
         let ends = !escaped && c == quote;

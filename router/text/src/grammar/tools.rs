@@ -5,6 +5,7 @@
 //! held to their parameters' names. Where a format writes arguments as bare text, a
 //! string cannot contain the closing tag, so what a model means as text is never cut silently.
 
+mod form;
 mod schema;
 
 use serde_json::{Map, Value, json};
@@ -241,6 +242,11 @@ impl Lark<'_> {
 
     /// The arguments as JSON.
     fn schema(&self, tool: &ToolSpec) -> Result<String> {
+        if tool.strict && tool.grammar.is_some() {
+            let reason =
+                "this model writes arguments as JSON, where no text is held to a grammar: leave out strict";
+            return Err(schema::wrong_grammar(tool, reason));
+        }
         let schema = held_to(tool, self.only)?;
         let schema = schema.unwrap_or_else(|| json!({"type": "object"}));
         Ok(format!("%json {}", styled(schema, tool)))
@@ -289,7 +295,10 @@ impl Lark<'_> {
             .collect();
         let mut body = String::new();
         for (index, (name, property)) in properties.iter().enumerate() {
-            let value = self.value((tool, &schema), property, &text, &quote(&suffix));
+            let value = match tool.grammar.as_deref().filter(|_| property["type"] == "string") {
+                Some(grammar) => self.form((tool, grammar), rule, &text, &suffix)?,
+                None => self.value((tool, &schema), property, &text, &quote(&suffix)),
+            };
             let begin = quote(&format!("{parameter}{mark}{name}{mark}>{line}"));
             let own = format!("{rule}_p{index}");
             self.rule(&own, &format!("{begin} {value} \"\\n\""));
@@ -301,6 +310,32 @@ impl Lark<'_> {
             });
         }
         Ok(body)
+    }
+
+    /// A text of the tool's own grammar, up to and with its closing tag.
+    fn form(
+        &mut self,
+        (tool, grammar): (&ToolSpec, &str),
+        rule: &str,
+        text: &str,
+        suffix: &str,
+    ) -> Result<String> {
+        match form::terminals(grammar, &format!("{}_", rule.to_uppercase())) {
+            Ok((terminals, start)) => {
+                self.rules.push_str(&terminals);
+                self.rules.push('\n');
+                let form = format!("{rule}_form");
+                let tag = suffix.replace('/', "\\/").replace('\n', "\\n");
+                self.rule(
+                    &format!("{form}[suffix={}]", quote(suffix)),
+                    &format!("{start} & ~/(.|\\n)*{tag}(.|\\n)*/"),
+                );
+                Ok(form)
+            }
+            Err(reason) if tool.strict => Err(schema::wrong_grammar(tool, reason)),
+            // It was not promised that this is followed.
+            Err(_) => Ok(text.to_owned()),
+        }
     }
 
     /// One value up to and with its closing tag.

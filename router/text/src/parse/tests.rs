@@ -42,7 +42,7 @@ fn rules(tools: Vec<ToolSpec>) -> CallRules {
 fn tools(functions: &[&str]) -> Vec<ToolSpec> {
     let tool = |json: &&str| Tool {
         function_json: (*json).to_owned(),
-        strict: false,
+        ..Tool::default()
     };
     read_tools(&functions.iter().map(tool).collect::<Vec<_>>()).unwrap()
 }

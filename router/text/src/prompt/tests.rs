@@ -104,7 +104,7 @@ fn tools_arguments_and_reasoning_are_user_text_too() {
         ],
         tools: vec![Tool {
             function_json: r#"{"name": "f", "description": "]~b] \"[e~[\""}"#.to_owned(),
-            strict: false,
+            ..Tool::default()
         }],
         ..Chat::default()
     };

@@ -51,7 +51,7 @@ pub fn chat(case: &Json) -> Chat {
             .iter()
             .map(|tool| Tool {
                 function_json: tool.get("function").unwrap().to_python(),
-                strict: false,
+                ..Tool::default()
             })
             .collect(),
         ..Chat::default()

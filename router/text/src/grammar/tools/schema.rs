@@ -27,6 +27,10 @@ pub(super) fn held_to(tool: &ToolSpec, only: bool) -> Result<Option<Value>> {
     Ok(schema.filter(|schema| only && names(schema)))
 }
 
+pub(super) fn wrong_grammar(tool: &ToolSpec, reason: impl Into<String>) -> TextError {
+    TextError::request(format!("tools: {:?}.grammar", tool.name), reason)
+}
+
 /// What the grammar library does not know of a schema is an error with strict tools only.
 pub(super) fn styled(schema: Value, tool: &ToolSpec) -> Value {
     let mut schema = with_style(schema);
