@@ -113,7 +113,7 @@ def staged_shared(kind):
 
 
 def quantised_shared(rest):
-    return 1024 + 3 * (256 * 132 + 128 * 128 + 32) + 64 + rest
+    return 1024 + 3 * (256 * 132 + 128 * 128 + 32) + 48 + rest
 
 
 def gemm_shared(kind, rest):

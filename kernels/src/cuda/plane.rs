@@ -93,7 +93,7 @@ pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -
 /// The same of `quantised_wide.cuh`: a ring of three steps of 256 quantised rows and 128 of weights with their scales.
 pub(crate) fn quantised_launch(gpu: &Gpu, work: usize, rest: usize) -> Launch {
     let step = WIDE_COLUMNS * (128 + 4) + WIDE_TILES * 16 * 128 + 32;
-    pairs_launch(gpu, work, 1024 + 3 * step + (2 * 3 + 2) * 8 + rest)
+    pairs_launch(gpu, work, 1024 + 3 * step + 2 * 3 * 8 + rest)
 }
 
 fn pairs_launch(gpu: &Gpu, work: usize, shared: usize) -> Launch {

@@ -73,23 +73,6 @@ DEVICE void bulk_copy_once(void *to, const void *from, uint32_t bytes, uint64_t 
         : "memory");
 }
 
-// From shared memory to global memory, or added to the F32 there; part of the lane's bulk group.
-// By one lane, always the same, of a warp whose lanes all come here with the same values.
-DEVICE void bulk_store(void *to, uint32_t from, uint32_t bytes) {
-    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n}\n" ::"l"(to),
-                 "r"(from), "r"(bytes)
-                 : "memory");
-}
-DEVICE void bulk_add(float *to, uint32_t from, uint32_t bytes) {
-    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n}\n" ::"l"(to),
-                 "r"(from), "r"(bytes)
-                 : "memory");
-}
-DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// What the thread sent has left shared memory, or has arrived.
-DEVICE void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
 DEVICE uint64_t evict_first_policy() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -131,13 +114,6 @@ DEVICE void store_matrix4_transposed(uint32_t address, uint32_t m0, uint32_t m1,
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(m0), "r"(m1), "r"(m2), "r"(m3) : "memory");
 }
 
-DEVICE float load_shared_float(uint32_t address) {
-    float v;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
-    return v;
-}
-
-DEVICE void store_shared4(uint32_t address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 DEVICE void store_shared8(uint32_t address, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory"); }
 
 // ---- tensor cores: D[16,8] += A[16,16] B[16,8] ---------------------------------------------------------------------

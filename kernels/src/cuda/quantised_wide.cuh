@@ -36,10 +36,8 @@ struct QuantisedShared {
     DEVICE uint32_t weight_scales(int slot) const { return scales(slot) + QUANTISED_TOKENS * 4; }
     DEVICE uint32_t full(int slot) const { return scales(QUANTISED_DEPTH) + slot * 8; }
     DEVICE uint32_t empty(int slot) const { return full(QUANTISED_DEPTH) + slot * 8; }
-    // A warpgroup may issue its next products.
-    DEVICE uint32_t turn(int group) const { return empty(QUANTISED_DEPTH) + group * 8; }
     // Behind all this.
-    DEVICE uint32_t rest() const { return turn(2); }
+    DEVICE uint32_t rest() const { return empty(QUANTISED_DEPTH); }
 
     __device__ __forceinline__ explicit QuantisedShared(uint8_t *shared) {
         // Said to be more than an expression, or the compiler makes it again in every step.
@@ -54,7 +52,6 @@ struct QuantisedShared {
             barrier_init(full(i), 2);
             barrier_init(empty(i), QUANTISED_BLOCKS * QUANTISED_CONSUMERS);
         }
-        for (int group = 0; group < 2; group++) barrier_init(turn(group), QUANTISED_CONSUMERS / 2);
         barrier_init_fence();
     }
 };
@@ -104,15 +101,9 @@ DEVICE void quantised_tokens(const QuantisedShared &s, Turn &turn, const uint8_t
     }
 }
 
-// Before the warpgroups' first products: group 0 begins.
-DEVICE void quantised_first_turn(const QuantisedShared &s, int group, int lane) {
-    if (group == 1 && lane == 0) barrier_arrive(s.turn(0));
-}
-
-// A consumer warp: the sums of all steps, of SETS sets of 64 tokens from `first` on by the block's 128 rows. TURNS: the other warpgroup has as
-// many sets, and their products are issued in turn: then the one's sums are added while the other one's products run. `turns`: taken so far.
-template <int SETS, bool TURNS>
-DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &turns, int steps, int first, int warp, int lane, float (&acc)[2][QUANTISED_SUMS]) {
+// A consumer warp: the sums of all steps, of SETS sets of 64 tokens from `first` on by the block's 128 rows.
+template <int SETS>
+DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, int steps, int first, int warp, int lane, float (&acc)[2][QUANTISED_SUMS]) {
 #pragma unroll
     for (int h = 0; h < SETS; h++)
 #pragma unroll
@@ -124,22 +115,19 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &t
     // Lane 0 gives a place back to this block, lane 1 to the other one.
     const uint32_t free = in_block(s.empty(0), cluster_rank() ^ (lane & 1));
     float part[QUANTISED_SUMS];
-    const int group = warp / 4;
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
         const uint32_t slot = turn.slot;
         const uint32_t plane = __shfl_sync(ALL_LANES, planes + slot * (s.PLANE / 16), 0), weight = __shfl_sync(ALL_LANES, weights + slot * (s.WEIGHTS / 16), 0);
         barrier_wait(s.full(slot), turn.parity);
-        const float of_rows[2] = {load_shared_float(s.weight_scales(slot)), load_shared_float(s.weight_scales(slot) + SCALE_BLOCK)};
+        const float of_rows[2] = {load_shared_f32(s.weight_scales(slot)), load_shared_f32(s.weight_scales(slot) + SCALE_BLOCK)};
 #pragma unroll
         for (int h = 0; h < SETS; h++) {
-            if constexpr (TURNS) barrier_wait(s.turn(group), turns++ & 1);
             products_begin();
 #pragma unroll
             for (int p = 0; p < 4; p++) product8(part, operand8(plane + (h * (s.PLANE / 4) + p * 32) / 16), operand8(weight + p * 2), p > 0);
             products_end();
-            if (TURNS && lane == 0) barrier_arrive(s.turn(group ^ 1));
-            const float upper = load_shared_float(s.scales(slot) + rows + h * 256), lower = load_shared_float(s.scales(slot) + rows + h * 256 + 32);
+            const float upper = load_shared_f32(s.scales(slot) + rows + h * 256), lower = load_shared_f32(s.scales(slot) + rows + h * 256 + 32);
             products_wait<0>();
             hold(part);
             if (h == SETS - 1 && lane < 2) barrier_arrive_in(free + slot * 8);
@@ -155,3 +143,7 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, uint32_t &t
         turn.advance<QUANTISED_DEPTH>();
     }
 }
+
+// Registers: two times 64 sums and 64 of one step; the other warps.
+DEVICE void quantised_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 224;"); }
+DEVICE void quantised_give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }

@@ -12,11 +12,9 @@
 // A tile's rows lie in sets of 64: the first warpgroup has half of them, rounded up.
 struct RowsOf {
     int first, sets;  // a warpgroup's first row, and its sets
-    bool alike;       // the other one has as many
     __device__ __forceinline__ RowsOf(int rows, int group) {
         const int all = ceil_div(rows, 64), of_first = (all + 1) / 2;
         first = group ? of_first * 64 : 0, sets = group ? all - of_first : of_first;
-        alike = all == 2 * of_first;
     }
 };
 
@@ -52,7 +50,7 @@ struct Largest {
 #pragma unroll
         for (int h = 0; h < SETS; h++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) most[h][half] = fmaxf(most[h][half], load_shared_float(values + place + h * 64 + half * 32));
+            for (int half = 0; half < 2; half++) most[h][half] = fmaxf(most[h][half], load_shared_f32(values + place + h * 64 + half * 32));
         turn.advance<PLACES>();
     }
 };
@@ -177,8 +175,6 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShar
     const ExpertShares<UP> shares(p);
     const int group = warp / 4;
     Turn turn;
-    uint32_t turns = 0;
-    quantised_first_turn(s, group, lane);
     Leaving leaving(s.rest(), group, false);
     Largest largest(s.rest(), warp);
     const uint32_t room = s.rest() + Leaving::BARRIERS + group * DOWN_ROOM + warp % 4 * 16 * DOWN_STRIDE;
@@ -188,9 +184,9 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShar
         next = shares.rows(w + shares.stride);
         const RowsOf mine(rows.rows, group);
         float acc[2][QUANTISED_SUMS];
-        const auto run = [&](auto count, auto in_turn) {
+        const auto run = [&](auto count) {
             constexpr int SETS = decltype(count)::value;
-            quantised_products<SETS, decltype(in_turn)::value == 1>(s, turn, turns, shares.steps, mine.first, warp, lane, acc);
+            quantised_products<SETS>(s, turn, shares.steps, mine.first, warp, lane, acc);
             if constexpr (UP) {
                 if constexpr (SETS > 0) write_acted<SETS>(p, rows, w % shares.pairs, acc, largest, mine.first, warp, lane);
             } else {
@@ -208,13 +204,9 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShar
             }
         };
         switch (mine.sets) {
-            case 0: run(Columns<0>(), Columns<0>()); break;
-            case 1: run(Columns<1>(), Columns<0>()); break;
-            default:
-                if (mine.alike)
-                    run(Columns<2>(), Columns<1>());
-                else
-                    run(Columns<2>(), Columns<0>());
+            case 0: run(Columns<0>()); break;
+            case 1: run(Columns<1>()); break;
+            default: run(Columns<2>()); break;
         }
     }
 }
@@ -228,17 +220,20 @@ DEVICE void send(const ManyParams &p, const QuantisedShared &s, int group, int l
         const ExpertTile rows = shares.rows(w);
         const RowsOf mine(rows.rows, group);
         const int column = shares.first_tile(w) * TILE_ROWS, columns = min(QUANTISED_ROWS, hidden - column);
-        uint32_t from = s.rest() + Leaving::BARRIERS + group * DOWN_ROOM;
-        __nv_bfloat16 *to = p.y + static_cast<size_t>(rows.first + mine.first) * hidden + column;
-        leaving.send(columns > 0 ? min(mine.sets * 64, rows.rows - mine.first) : 0, lane, [&] {
+        const uint32_t room = s.rest() + Leaving::BARRIERS + group * DOWN_ROOM;
+        const int tokens = min(mine.sets * 64, rows.rows - mine.first);
+        uint8_t *const to = reinterpret_cast<uint8_t *>(p.y + static_cast<size_t>(rows.first + mine.first) * hidden + column);
+        leaving.send(lane, [&] {
             if (hidden % 8 == 0)
-                bulk_store(to, from, columns * 2);
+                send_tokens<QUANTISED_ROWS * 2, DOWN_STRIDE>(room, tokens, columns * 2, lane, [&](int token, int byte, uint4 v) {
+                    *reinterpret_cast<uint4 *>(to + static_cast<size_t>(token) * hidden * 2 + byte) = v;
+                });
             else
-                for (int i = lane; i < columns; i += WARP) reinterpret_cast<uint16_t *>(to)[i] = load_shared_u16(from + i * 2);
-            to += hidden, from += DOWN_STRIDE;
+                for (int token = 0; token < tokens; token++)
+                    for (int i = lane; i < columns; i += WARP)
+                        reinterpret_cast<uint16_t *>(to)[static_cast<size_t>(token) * hidden + i] = load_shared_u16(room + token * DOWN_STRIDE + i * 2);
         });
     }
-    bulk_wait();
 }
 
 template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
@@ -256,12 +251,12 @@ template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
     // The same in all lanes, and said so.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
     if (warp < QUANTISED_CONSUMERS) {
-        take_registers();
+        quantised_take_registers();
         wait_for_inputs();
         allow_next_kernel();
         multiply<UP>(p, s, warp, lane);
     } else {
-        give_registers();
+        quantised_give_registers();
         wait_for_inputs();
         allow_next_kernel();
         if (warp == QUANTISED_WEIGHTS_WARP)

@@ -19,9 +19,11 @@ struct AsBf16 {
             store_matrix4(to + j * 16, pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(a[4], a[5]), pack_bf16(a[6], a[7]));
         }
     }
-    // Widths are multiples of 8.
-    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from, int) {
-        bulk_store(reinterpret_cast<__nv_bfloat16 *>(p.y) + at, from, rows * 2);
+    // A piece's tokens, of `rows` outputs each, to `at`, counted in outputs. Widths are multiples of 8.
+    DEVICE static void send(const GemmParams &p, size_t at, int tokens, int rows, uint32_t room, int lane) {
+        send_tokens<QUANTISED_ROWS * 2, STRIDE>(room, tokens, rows * 2, lane, [&](int token, int byte, uint4 v) {
+            *reinterpret_cast<uint4 *>(reinterpret_cast<uint8_t *>(p.y) + (at + static_cast<size_t>(token) * p.width) * 2 + byte) = v;
+        });
     }
 };
 
@@ -36,13 +38,22 @@ struct AsF32 {
             store_shared8(to + 8 * STRIDE + j * 32, acc[4 * j + 2], acc[4 * j + 3]);
         }
     }
-    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from, int lane) {
-        if (p.width % 4)
-            for (int i = lane; i < rows; i += WARP) p.y[at + i] = load_shared_float(from + i * 4) + (p.residual ? p.y[at + i] : 0.f);
-        else if (p.residual)
-            bulk_add(p.y + at, from, rows * 4);
+    DEVICE static void send(const GemmParams &p, size_t at, int tokens, int rows, uint32_t room, int lane) {
+        if (p.width % 4) {
+            for (int token = 0; token < tokens; token++, at += p.width)
+                for (int i = lane; i < rows; i += WARP) p.y[at + i] = load_shared_f32(room + token * STRIDE + i * 4) + (p.residual ? p.y[at + i] : 0.f);
+            return;
+        }
+        const auto place = [&](int token, int byte) { return reinterpret_cast<uint8_t *>(p.y + at + static_cast<size_t>(token) * p.width) + byte; };
+        if (p.residual)
+            send_tokens<QUANTISED_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane, [&](int token, int byte, uint4 v) {
+                asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place(token, byte)), "f"(__uint_as_float(v.x)),
+                             "f"(__uint_as_float(v.y)), "f"(__uint_as_float(v.z)), "f"(__uint_as_float(v.w))
+                             : "memory");
+            });
         else
-            bulk_store(p.y + at, from, rows * 4);
+            send_tokens<QUANTISED_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane,
+                                                    [&](int token, int byte, uint4 v) { *reinterpret_cast<uint4 *>(place(token, byte)) = v; });
     }
 };
 
@@ -64,11 +75,9 @@ template <class As> DEVICE void multiply(const GemmParams &p, const QuantisedSha
     const uint32_t room = room_of<As>(s, group) + warp % 4 * 16 * As::STRIDE;
     Leaving leaving(s.rest(), group, false);
     Turn turn;
-    uint32_t turns = 0;
-    quantised_first_turn(s, group, lane);
     for (int w = shares.begin; w < shares.work; w += shares.stride) {
         float acc[2][QUANTISED_SUMS];
-        quantised_products<2, true>(s, turn, turns, p.steps, group * (QUANTISED_TOKENS / 2), warp, lane, acc);
+        quantised_products<2>(s, turn, p.steps, group * (QUANTISED_TOKENS / 2), warp, lane, acc);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             if (h % As::SETS == 0) leaving.begin();
@@ -110,15 +119,11 @@ template <class As> DEVICE void send(const GemmParams &p, const QuantisedShared 
         const int row = shares.first_tile(w) * TILE_ROWS, rows = min(QUANTISED_ROWS, p.width - row);
         for (int h = 0; h < 2; h += As::SETS) {
             const int first = shares.first_token(w) + group * (QUANTISED_TOKENS / 2) + h * 64;
-            uint32_t from = room;
-            size_t at = static_cast<size_t>(first) * p.width + row;
-            leaving.send(rows > 0 ? min(As::SETS * 64, p.tokens - first) : 0, lane, [&] {
-                As::send(p, at, rows, from, lane);
-                at += p.width, from += As::STRIDE;
+            leaving.send(lane, [&] {
+                if (rows > 0) As::send(p, static_cast<size_t>(first) * p.width + row, min(As::SETS * 64, p.tokens - first), rows, room, lane);
             });
         }
     }
-    bulk_wait();
 }
 
 template <class As> DEVICE void linear_quantised(const GemmParams &p) {
@@ -130,12 +135,12 @@ template <class As> DEVICE void linear_quantised(const GemmParams &p) {
     // The same in all lanes, and said so.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
     if (warp < QUANTISED_CONSUMERS) {
-        take_registers();
+        quantised_take_registers();
         wait_for_inputs();
         allow_next_kernel();
         multiply<As>(p, s, warp, lane);
     } else {
-        give_registers();
+        quantised_give_registers();
         // Weights do not wait for the kernel before.
         if (warp == QUANTISED_WEIGHTS_WARP) bring_weights(p, s, lane);
         wait_for_inputs();

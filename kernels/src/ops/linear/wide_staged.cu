@@ -18,8 +18,11 @@ template <int T> struct AsBf16 {
         }
     }
     static constexpr int OUTPUT_BYTES = 2;
-    DEVICE static void send(const GemmParams &p, size_t at, int rows, uint32_t from) {
-        bulk_store(reinterpret_cast<__nv_bfloat16 *>(p.y) + at, from, rows * 2);
+    // `tokens` of `rows` outputs each to `at`, counted in outputs.
+    DEVICE static void send(const GemmParams &p, size_t at, int tokens, int rows, uint32_t room, int lane) {
+        send_tokens<WIDE_TILES / 2 * TILE_ROWS * 2, STRIDE>(room, tokens, rows * 2, lane, [&](int token, int byte, uint4 v) {
+            *reinterpret_cast<uint4 *>(reinterpret_cast<uint8_t *>(p.y) + (at + static_cast<size_t>(token) * p.width) * 2 + byte) = v;
+        });
     }
 };
 
@@ -48,11 +51,8 @@ template <class As> struct LeaveStaged {
     DEVICE void send(const GemmParams &p, int row, int first) {
         const int rows = min(WIDE_TILES / 2 * TILE_ROWS, p.width - row), end = min(WIDE_COLUMNS, p.tokens - first);
         for (int begin = 0; begin < end; begin += As::TOKENS) {
-            size_t at = static_cast<size_t>(first + begin) * p.width + row;
-            uint32_t from = room;
-            leaving.send(rows > 0 ? min(As::TOKENS, end - begin) : 0, lane, [&] {
-                As::send(p, at, rows, from);
-                at += p.width, from += As::STRIDE;
+            leaving.send(lane, [&] {
+                if (rows > 0) As::send(p, static_cast<size_t>(first + begin) * p.width + row, min(As::TOKENS, end - begin), rows, room, lane);
             });
         }
     }

@@ -44,7 +44,6 @@ template <int F, class Leave> DEVICE void linear_wide(const GemmParams &p) {
                 Leave leave(shared_address(s.rest), group, 0, lane, true);
                 for (int w = begin; w < work; w += stride)
                     leave.send(p, first_tile(w) * TILE_ROWS + group * (WIDE_TILES / 2 * TILE_ROWS), w / pairs * WIDE_COLUMNS);
-                bulk_wait();
             }
         }
     } else {
