@@ -36,9 +36,7 @@ use conclave_plan::placement::Placement;
 use crate::api::{
     Command, Epoch, EpochPlan, FinishReason, Micros, Rank, Slot, StepId, StepPlan, WorkerId, WorkerInfo,
 };
-use crate::limits::{
-    DEADLINE_US_MAX, FORMING_LIMIT_US, PATIENCE_PER_SUSPICION, STALL_DEADLINES, STALL_US_MIN, SUSPICIONS_MAX,
-};
+use crate::limits::{DEADLINE_US_MAX, FORMING_LIMIT_US, PATIENCE_PER_SUSPICION, SUSPICIONS_MAX};
 use crate::member::{Attached, Member, Slots};
 use crate::ranks::assign_ranks;
 use crate::sequence::Key;
@@ -153,12 +151,7 @@ impl Core {
                 let Some(oldest) = self.in_flight.front() else {
                     return;
                 };
-                let limit = oldest
-                    .deadline
-                    .0
-                    .saturating_mul(STALL_DEADLINES)
-                    .max(STALL_US_MIN);
-                if self.now.0 - oldest.since.0 > limit {
+                if self.now.0 - oldest.since.0 > oldest.stall.0 {
                     let done = oldest.serial - self.first_serial;
                     let silent = self.members.iter().filter(|member| member.done <= done);
                     let silent: Vec<WorkerId> = silent.map(|member| member.worker).collect();

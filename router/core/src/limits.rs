@@ -45,6 +45,9 @@ pub const FORMING_LIMIT_US: u64 = 900_000_000;
 pub const STALL_DEADLINES: u64 = 4;
 pub const STALL_US_MIN: u64 = 60_000_000;
 
+/// The longest that a step's tokens may make it, all layers together.
+pub const STALL_US_MAX: u64 = 600_000_000;
+
 /// An epoch serves at least so long before a newcomer changes it, so that a flapping worker cannot stop the others.
 pub const JOIN_SPACING_US: u64 = 500_000;
 

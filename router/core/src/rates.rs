@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use crate::api::Micros;
 use crate::limits::{
     DEADLINE_OVER_P99, DEADLINE_US_MAX, FIRST_NS_PER_TOKEN, MEASURED_TOKENS_MIN, RETRY_AFTER_MS_MAX,
-    RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR, STEP_TIMES_KEPT,
+    RETRY_AFTER_MS_MIN, RETRY_QUEUE_DIVISOR, STALL_DEADLINES, STALL_US_MAX, STALL_US_MIN, STEP_TIMES_KEPT,
 };
 
 /// Time between the ends of sequences, smoothed over about eight of them.
@@ -61,11 +61,24 @@ impl StepTimes {
     /// Of a step in which a rank has so many tokens: whatever the steps before were like, it may compute a layer of them
     /// while the others wait.
     pub(crate) fn deadline_of(&self, tokens: u32) -> Micros {
+        over(self.expected_us(tokens))
+    }
+
+    /// How long a step of so many tokens may be away, where its ranks wait for each other for `deadline`.
+    pub(crate) fn stall_of(&self, tokens: u32, deadline: Micros) -> Micros {
+        let stall = |us: u64| us.saturating_mul(STALL_DEADLINES);
+        let by_tokens = stall(self.expected_us(tokens).saturating_mul(DEADLINE_OVER_P99));
+        let least = stall(deadline.0).max(STALL_US_MIN);
+        Micros(least.max(by_tokens.min(STALL_US_MAX)))
+    }
+
+    /// By its tokens, if they are some.
+    fn expected_us(&self, tokens: u32) -> u64 {
         if tokens < MEASURED_TOKENS_MIN {
-            return Micros(0);
+            return 0;
         }
         let ns_per_token = self.ns_per_token.p99().unwrap_or(FIRST_NS_PER_TOKEN);
-        over(ns_per_token.saturating_mul(u64::from(tokens)) / 1_000)
+        ns_per_token.saturating_mul(u64::from(tokens)) / 1_000
     }
 }
 
@@ -137,6 +150,11 @@ mod tests {
             times.add(90_000, 1);
         }
         assert_eq!(times.deadline_of(100), Micros(200_000));
+        // All of the step's layers together may take longer than a wait for one of them.
+        assert_eq!(times.stall_of(1, Micros(0)), Micros(STALL_US_MIN));
+        assert_eq!(times.stall_of(1, Micros(20_000_000)), Micros(80_000_000));
+        assert_eq!(times.stall_of(8192, Micros(0)), Micros(65_536_000));
+        assert_eq!(times.stall_of(1 << 20, Micros(0)), Micros(STALL_US_MAX));
         times.add(u64::MAX, 500);
         assert_eq!(times.deadline_of(500), Micros(DEADLINE_US_MAX));
         for _ in 0..STEP_TIMES_KEPT {

@@ -74,7 +74,9 @@ impl Core {
             serial,
             since: self.now,
             tokens: group_tokens,
-            deadline: deadline.max(self.deadline),
+            stall: self
+                .step_times
+                .stall_of(group_tokens, deadline.max(self.deadline)),
             runs: ran,
             reported: 0,
         });

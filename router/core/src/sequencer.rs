@@ -67,8 +67,8 @@ pub(crate) struct StepInFlight {
     pub(crate) since: Micros,
     /// The most tokens that a rank has in it.
     pub(crate) tokens: u32,
-    /// How long its ranks wait for each other.
-    pub(crate) deadline: Micros,
+    /// How long it may be the oldest in flight.
+    pub(crate) stall: Micros,
     /// By rank; taken when the rank reports.
     pub(crate) runs: Vec<Vec<RunInFlight>>,
     pub(crate) reported: usize,
