@@ -132,10 +132,23 @@ impl Format {
     pub(crate) fn ring_bytes(self) -> usize {
         16 * self.depth() * (self.line_bytes() + self.span() * self.stage_bytes())
     }
+
+    /// Of one slot of each of the 16 rings in the experts' kernels of groups: INT4's hold three stages that begin anywhere in a line.
+    pub(crate) fn group_slot_bytes(self) -> usize {
+        if self.is_int4() {
+            16 * (INT4_TOGETHER * self.stage_bytes() + LINE - 16).next_multiple_of(LINE)
+        } else {
+            self.ring_bytes() / self.depth()
+        }
+    }
 }
 
 /// Stages behind one line of scales.
 const TRIO: usize = 3;
+
+/// Stages of one copy of INT4 in the kernels of groups, and bytes of a line of the cache, as `gemv.cuh` has them.
+const INT4_TOGETHER: usize = 3;
+const LINE: usize = 128;
 
 /// Inputs padded to whole steps.
 pub(crate) fn padded(inputs: usize) -> usize {
@@ -160,6 +173,13 @@ mod tests {
         assert_eq!(format.tile_bytes(128), 128 + 3 * 2048);
         assert_eq!(format.tile_bytes(512), 2 * format.tile_bytes(384));
         assert_eq!(format.ring_bytes(), 16 * 2 * (128 + 2048));
+    }
+
+    #[test]
+    fn places_of_groups_hold_a_copy_wherever_it_begins() {
+        assert_eq!(Format::Int4G128.group_slot_bytes(), 16 * 26 * 128);
+        assert_eq!(Format::Int4G32.group_slot_bytes(), 16 * 30 * 128);
+        assert_eq!(Format::Fp8Experts.group_slot_bytes(), 16 * (128 + 2048));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 // by the bulk copy engine: no block-wide barrier but one a unit, where the S partial sums meet (always in the order
 // of the splits, so results do not depend on timing).
 #pragma once
-#include "stream.cuh"
+#include "int4.cuh"
 
 constexpr int GEMV_WARPS = 16, GEMV_THREADS = GEMV_WARPS * WARP;
 
@@ -16,23 +16,28 @@ struct Run {
 };
 
 // Bytes of a ring's slot. FP8 of experts: its stage lies as in memory, on a line of its own behind one whose end has the scale block.
-template <int F> constexpr int SLOT_BYTES = Layout<F>::LINE + Layout<F>::BYTES * Layout<F>::SPAN;
+// INT4_TOGETHER stages of INT4 lie in theirs as in memory, modulo a line: a copy then moves whole lines, wherever it begins.
+constexpr int COPY_LINE = 128;
+template <int F, int SPAN> constexpr bool AS_IN_MEMORY = INT4<F> && SPAN == INT4_TOGETHER;
+template <int F, int SPAN = Layout<F>::SPAN>
+constexpr int SLOT_BYTES = AS_IN_MEMORY<F, SPAN> ? (Layout<F>::BYTES * SPAN + COPY_LINE - 16 + COPY_LINE - 1) / COPY_LINE * COPY_LINE : Layout<F>::LINE + Layout<F>::BYTES * SPAN;
 
-// The warp's private ring: up to DEPTH slots of up to SPAN stages. `Next` yields the warp's runs in order: bool next(Run &).
-template <int F, int DEPTH, class Next> struct StageQueue {
-    static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = Layout<F>::SPAN, SLOT = SLOT_BYTES<F>;
+// The warp's private ring: up to DEPTH slots of up to STAGES stages. `Next` yields the warp's runs in order: bool next(Run &).
+template <int F, int DEPTH, class Next, int STAGES = Layout<F>::SPAN> struct StageQueue {
+    static constexpr uint32_t BYTES = Layout<F>::BYTES, SPAN = STAGES, SLOT = SLOT_BYTES<F, STAGES>;
     Next next;
     Run ahead;
     uint32_t slots, full;  // addresses in shared memory
     uint64_t policy;
     uint32_t slot, parity, depth;
     int of;  // FP8 of experts: the next stage in its trio
+    uint32_t places;  // AS_IN_MEMORY: where in its slot's first line each copy begins, a byte each
     bool leader;
 
     // `memory`: `held` slots for this warp; `barriers`: as many.
     __device__ __forceinline__ StageQueue(Next n, uint8_t *memory, uint64_t *barriers, int lane, uint32_t held = DEPTH)
         : next(n), ahead{nullptr, 0}, slots(shared_address(memory) + Layout<F>::LINE), full(shared_address(barriers)),
-          policy(evict_first_policy()), slot(0), parity(0), depth(held), of(0), leader(lane == 0) {
+          policy(evict_first_policy()), slot(0), parity(0), depth(held), of(0), places(0), leader(lane == 0) {
         if (leader) {
 #pragma unroll 1
             for (uint32_t i = 0; i < depth; i++) barrier_init(&barriers[i], 1);
@@ -69,9 +74,14 @@ template <int F, int DEPTH, class Next> struct StageQueue {
         while (ahead.stages == 0)
             if (!next(ahead)) return;
         const uint32_t stages = min(static_cast<uint32_t>(ahead.stages), SPAN), bytes = stages * BYTES;
+        uint32_t place = 0;
+        if constexpr (AS_IN_MEMORY<F, STAGES>) {
+            place = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(ahead.from)) % COPY_LINE;
+            places = (places & ~(0xffu << into * 8)) | place << into * 8;
+        }
         if (leader) {
             asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + into * 8), "r"(bytes) : "memory");
-            copy(slots + into * SLOT, ahead.from, bytes, full + into * 8);
+            copy(slots + into * SLOT + place, ahead.from, bytes, full + into * 8);
         }
         ahead.from += bytes;
         ahead.stages -= stages;
@@ -93,7 +103,7 @@ template <int F, int DEPTH, class Next> struct StageQueue {
             "}\n" ::"r"(full + slot * 8),
             "r"(parity)
             : "memory");
-        return slots + slot * SLOT;
+        return slots + slot * SLOT + (AS_IN_MEMORY<F, STAGES> ? places >> slot * 8 & 0xff : 0);
     }
 
     // The oldest slot has been read by every lane: its place takes the next request.
@@ -180,18 +190,22 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
     uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
+    if constexpr (F == INT4_G128 && Queue::SPAN == INT4_TOGETHER) {
+        multiply_bytes_run<NT>(queue, x, tail, token_bytes, count, lane, bf16_scales, acc);
+        return;
+    }
     RunScales<F> scales;
 #pragma unroll 1
     while (count > 0) {
         uint32_t stage = queue.front();
 #pragma unroll
-        for (int i = 0; i < Layout<F>::SPAN; i++) {
+        for (int i = 0; i < Queue::SPAN; i++) {
             if (i > 0 && i == count) break;
             multiply_stage_releasing<F, NT, STEPS>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc, [&] { queue.pop(); });
             stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
         }
         if constexpr (!STEPS) queue.pop();
-        count -= Layout<F>::SPAN;
+        count -= Queue::SPAN;
     }
 }
 

@@ -207,6 +207,14 @@ DEVICE uint4 load_fp8(uint32_t stage, uint32_t lower, int i, int lane) {
 }
 DEVICE uint4 load_fp8(uint32_t stage, int i, int lane) { return load_fp8(stage, 1024, i, lane); }
 
+// Adds a group's products of bytes: part[0], part[1] are the high and low parts of the upper row, part[2], part[3] those of the lower row, multiplied
+// with the upper one's nibble still below it.
+DEVICE void add_bytes(const int (&part)[4], int sum, float step, float scale0, float scale1, int zero0, int zero1, float (&acc)[4]) {
+    const int upper = part[0] * 256 + part[1], lower = (part[2] * 256 + part[3] - upper) >> 4;
+    acc[0] += static_cast<float>(upper - zero0 * sum) * (scale0 * step);
+    acc[2] += static_cast<float>(lower - zero1 * sum) * (scale1 * step);
+}
+
 // A stage of FP8 in registers: its place in shared memory is free.
 struct StageWords {
     uint4 of[4];
@@ -243,9 +251,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
 #pragma unroll
                 for (int n = 0; n < NT; n++) part[n][0] = part[n][1] = part[n][2] = part[n][3] = 0;
             }
-            uint32_t a[4];
-            a[0] = word[2 * s] & 0x0f0f0f0fu, a[1] = (word[2 * s] >> 4) & 0x0f0f0f0fu;
-            a[2] = word[2 * s + 1] & 0x0f0f0f0fu, a[3] = (word[2 * s + 1] >> 4) & 0x0f0f0f0fu;
+            const uint32_t a[4] = {word[2 * s] & 0x0f0f0f0fu, word[2 * s], word[2 * s + 1] & 0x0f0f0f0fu, word[2 * s + 1]};
 #pragma unroll
             for (int n = 0; n < NT; n++) mma_bytes(part[n], a, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
             if (s % PER_GROUP == PER_GROUP - 1) {
@@ -258,10 +264,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
                     int total = sum[n];
                     if constexpr (GROUPS > 1)
                         asm volatile("ld.shared.u32 %0, [%1];" : "=r"(total) : "r"(tail + (n * 4 + t) * token_bytes + 16 + s * 4));
-                    const int v0 = part[n][0] * 256 + part[n][1] - zero0 * total;
-                    const int v1 = part[n][2] * 256 + part[n][3] - zero1 * total;
-                    acc[n][0] += static_cast<float>(v0) * (scale0 * step[n]);
-                    acc[n][2] += static_cast<float>(v1) * (scale1 * step[n]);
+                    add_bytes(part[n], total, step[n], scale0, scale1, zero0, zero1, acc[n]);
                 }
             }
         }

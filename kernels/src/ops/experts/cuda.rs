@@ -108,14 +108,14 @@ fn launch_groups(
     let listed = groups.div_ceil(gpu.blocks() as usize) + 2;
     let rest = partial_bytes(2) + steps + listed * size_of::<Group>();
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
-    let ahead = ahead && rest + format.ring_bytes() + 2 * images <= room;
+    let slot = format.group_slot_bytes();
+    let ahead = ahead && rest + format.depth() * slot + 2 * images <= room;
     let fixed = rest + if ahead { 2 * images } else { images };
     // A ring of three lets a warp's weights go on while it waits for others at a unit's end. INT4's are as fast with two.
     let most = match format {
         Format::Fp8Experts => GROUPS_DEPTH,
         _ => format.depth(),
     };
-    let slot = format.ring_bytes() / format.depth();
     let depth = (room.saturating_sub(fixed) / slot).clamp(format.depth(), most);
     let params = ExpertParams {
         most: groups as i32,

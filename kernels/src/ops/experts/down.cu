@@ -8,17 +8,18 @@ template <int F> struct DownRuns {
     const Experts *experts;
     const Group *groups;
     int group, c, left, units_per_group, r, first, count;
+    const uint8_t *at;  // where the next run begins, if it is of the same group as the one before
     __device__ __forceinline__ bool operator()(Run &run) {
         if (left == 0) return false;
         left--;
-        const int tile = c * (DOWN_ROWS / TILE_ROWS) + r, stages = experts->inter_padded / Layout<F>::K;
-        run.stages = 0;
-        if (tile * TILE_ROWS < experts->hidden) {
-            run.from = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset + tile * tile_bytes<F>(stages) +
-                       stage_offset<F>(first);
-            run.stages = count;
-        }
-        if (++c == units_per_group) c = 0, group++;
+        constexpr int TILES = DOWN_ROWS / TILE_ROWS;
+        const int tile = c * TILES + r;
+        const size_t bytes = tile_bytes<F>(experts->inter_padded / Layout<F>::K);
+        if (!at) at = experts->base + groups[group].expert * experts->expert_bytes + experts->down_offset + tile * bytes + stage_offset<F>(first);
+        run.from = at;
+        run.stages = tile * TILE_ROWS < experts->hidden ? count : 0;
+        at += TILES * bytes;
+        if (++c == units_per_group) c = 0, group++, at = nullptr;
         return true;
     }
 };
@@ -55,7 +56,7 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = image_bytes<BYTES>(padded);
-    const int slots = p.depth * SLOT_BYTES<F>;
+    const int slots = p.depth * SLOT_BYTES<F, GROUPS_SPAN<F>>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
     float *steps = partial + 2 * PARTIAL_FLOATS<NT_MAX>;  // of the images of two groups
@@ -73,8 +74,8 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
     listed -= g;
     __syncthreads();
     split_runs<F>(stages, RUNS, s, first, run);
-    DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
-    StageQueue<F, GROUPS_DEPTH, DownRuns<F>> queue(runs, ring, ring_barriers + warp * GROUPS_DEPTH, lane, p.depth);
+    DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run, nullptr};
+    StageQueue<F, GROUPS_DEPTH, DownRuns<F>, GROUPS_SPAN<F>> queue(runs, ring, ring_barriers + warp * GROUPS_DEPTH, lane, p.depth);
     queue.fill();
     wait_for_inputs();
     allow_next_kernel();

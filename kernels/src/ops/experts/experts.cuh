@@ -21,6 +21,9 @@ template <int F> constexpr bool STEPS = F == FP8_EXPERTS;
 template <int F> constexpr int STEP_FLOATS_PER_BLOCK = STEPS<F> ? GROUP_ROWS : 0;
 static_assert(GROUP_ROWS * sizeof(float) == IMAGE_TAIL_BYTES, "runs go through steps as through tails");
 
+// Stages of one copy in the kernels of groups.
+template <int F> constexpr int GROUPS_SPAN = INT4<F> ? INT4_TOGETHER : Layout<F>::SPAN;
+
 // Slots of a warp's ring at most, in the kernels of groups.
 constexpr int GROUPS_DEPTH = 3;
 

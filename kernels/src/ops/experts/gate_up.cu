@@ -9,14 +9,16 @@ template <int F> struct GateUpRuns {
     const Experts *experts;
     const Group *groups;  // in shared memory
     int group, c, left, units_per_group, r, first, count;
+    const uint8_t *at;  // where the next run begins, if it is of the same group as the one before
     __device__ __forceinline__ bool operator()(Run &run) {
         if (left == 0) return false;
         left--;
-        const int stages = experts->hidden_padded / Layout<F>::K;
-        const uint8_t *stream = experts->base + groups[group].expert * experts->expert_bytes + (r < 2 ? 0 : experts->up_offset);
-        run.from = stream + (c * 2 + (r & 1)) * tile_bytes<F>(stages) + stage_offset<F>(first);
+        const size_t tile = tile_bytes<F>(experts->hidden_padded / Layout<F>::K);
+        if (!at) at = experts->base + groups[group].expert * experts->expert_bytes + (r < 2 ? 0 : experts->up_offset) + (c * 2 + (r & 1)) * tile + stage_offset<F>(first);
+        run.from = at;
         run.stages = count;
-        if (++c == units_per_group) c = 0, group++;
+        at += 2 * tile;
+        if (++c == units_per_group) c = 0, group++, at = nullptr;
         return true;
     }
 };
@@ -72,7 +74,8 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     const int r = warp / RUNS, s = warp % RUNS;
     const uint32_t bytes = ROWS ? row_image_bytes(padded) : image_bytes<BYTES>(padded);
 
-    const int depth = INLINE ? DEPTH : p.depth, slots = depth * SLOT_BYTES<F>;
+    constexpr int SPAN = INLINE ? Layout<F>::SPAN : GROUPS_SPAN<F>;
+    const int depth = INLINE ? DEPTH : p.depth, slots = depth * SLOT_BYTES<F, SPAN>;
     uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
     float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
     constexpr bool STEPPED = !INLINE && STEPS<F>;
@@ -122,8 +125,8 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     }
 
     split_runs<F>(stages, RUNS, s, first, run);
-    GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run};
-    StageQueue<F, DEPTH, GateUpRuns<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane, depth);
+    GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run, nullptr};
+    StageQueue<F, DEPTH, GateUpRuns<F>, SPAN> queue(runs, ring, ring_barriers + warp * DEPTH, lane, depth);
     queue.fill();
     const int g0 = g;
     if constexpr (!INLINE) {
