@@ -398,11 +398,3 @@ DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint3
         for (int i = 0; i < 4; i++) acc[i] += (i % 2 ? second : first) * part[i];
     }
 }
-
-// Where the weight of (row, input) of a 16-bit stream lies, in bytes (the embedding's gather).
-DEVICE size_t element_offset_16bit(int row, int input, int stages) {
-    const int k = input & 63, r = row & 15;
-    const int lane = (r & 7) * 4 + k % 32 / 8, operand = r / 8 + 2 * (k % 4 / 2);
-    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * 2048 + (2 * (k / 32) + k % 8 / 4) * 512 +
-           lane * 16 + operand * 4 + (k & 1) * 2;
-}

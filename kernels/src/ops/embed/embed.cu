@@ -14,6 +14,14 @@ struct EmbedParams {
 
 constexpr int EMBED_THREADS = 512;
 
+// Where the weight of (row, input) of a 16-bit stream lies, in bytes.
+DEVICE size_t element_offset_16bit(int row, int input, int stages) {
+    const int k = input & 63, r = row & 15;
+    const int lane = (r & 7) * 4 + k % 32 / 8, operand = r / 8 + 2 * (k % 4 / 2);
+    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * 2048 + (2 * (k / 32) + k % 8 / 4) * 512 +
+           lane * 16 + operand * 4 + (k & 1) * 2;
+}
+
 // A pair of neighbouring inputs is one word of the stream.
 extern "C" __global__ void __launch_bounds__(EMBED_THREADS) embed(const __grid_constant__ EmbedParams p) {
     wait_for_inputs();
