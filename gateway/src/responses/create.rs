@@ -44,6 +44,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     if let Some(input) = &mut request.input {
         references::resolve(input, &app.responses, context.caller, limits.body_bytes)?;
     }
+    let offered = Offered::of(request.tools.as_deref().unwrap_or_default());
     let (input, call) = prepare(&mut request, &context, earlier.as_deref())?;
     let place = request
         .store
@@ -64,7 +65,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
             .include
             .as_ref()
             .is_some_and(|asked| asked.iter().any(|word| word == SEALED_REASONING)),
-        offered: Offered::of(request.tools.as_deref().unwrap_or_default()),
+        offered,
         echo: Echo::of(request),
     };
     let events = generate::events(app, context, vec![call]);
@@ -131,10 +132,10 @@ fn translate(
     if messages.is_empty() {
         return Err(ApiError::field("input", "input: at least one item is needed").code("invalid_value"));
     }
+    let tools = tools::tools(request.tools.as_deref().unwrap_or_default())?;
     if let Some(offered) = &mut request.tools {
         tools::leave_out_hosted(offered);
     }
-    let tools = tools::tools(request.tools.as_deref().unwrap_or_default())?;
     let tool_choice = match &request.tool_choice {
         None => None,
         Some(choice) => Some(tools::choice(choice, tools.is_empty())?),

@@ -23,13 +23,13 @@ pub(super) const INPUT: &str = "input";
 /// Agents offer what OpenAI's servers run, unasked, beside their own tools. No answer depends on these: with other tools
 /// they are left out, also of the response's `tools`; alone they are refused.
 pub(super) fn leave_out_hosted(tools: &mut Vec<ToolIn>) {
-    let is_hosted = |tool: &ToolIn| {
-        tool.kind.starts_with("web_search")
-            || matches!(tool.kind.as_str(), "image_generation" | "tool_search")
-    };
     if !tools.iter().all(is_hosted) {
         tools.retain(|tool| !is_hosted(tool));
     }
+}
+
+fn is_hosted(tool: &ToolIn) -> bool {
+    tool.kind.starts_with("web_search") || matches!(tool.kind.as_str(), "image_generation" | "tool_search")
 }
 
 /// The name of a namespace's tool as the model knows it.
@@ -90,9 +90,12 @@ impl Offered {
     }
 }
 
+/// Those that are not left out; an error names its place among all that were sent.
 pub(super) fn tools(tools: &[ToolIn]) -> ApiResult<Vec<v1::Tool>> {
     let mut all = Vec::new();
-    for (at, tool) in tools.iter().enumerate() {
+    let refuses_hosted = tools.iter().all(is_hosted);
+    let taken = |(_, tool): &(usize, &ToolIn)| refuses_hosted || !is_hosted(tool);
+    for (at, tool) in tools.iter().enumerate().filter(taken) {
         let path = format!("tools[{at}]");
         if tool.kind != "namespace" {
             all.push(one(tool, &path, None)?);

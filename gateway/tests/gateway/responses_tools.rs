@@ -170,6 +170,10 @@ async fn what_a_client_would_have_to_run_in_another_way_is_refused_by_name() {
         (json!([{"type": "local_shell"}]), "tools[0].type"),
         (json!([{"type": "apply_patch"}]), "tools[0].type"),
         (json!([{"type": "custom"}]), "tools[0].name"),
+        (
+            json!([{"type": "web_search"}, {"type": "custom"}]),
+            "tools[1].name",
+        ),
         (grammar(json!({"type": "xml"})), "tools[0].format.type"),
         (
             grammar(json!({"type": "grammar", "syntax": "ebnf", "definition": "a"})),

@@ -96,7 +96,7 @@ fn a_custom_tools_input_follows_its_grammar() {
         let format = json!({"type": "grammar", "syntax": syntax, "definition": definition});
         let body = json!({
             "input": "hi", "temperature": 0,
-            "tools": [{"type": "custom", "name": "order", "format": format, "strict": strict}],
+            "tools": [{"type": "web_search"}, {"type": "custom", "name": "order", "format": format, "strict": strict}],
             "tool_choice": {"type": "custom", "name": "order"}, "parallel_tool_calls": false,
         });
         client.post("/v1/responses", &body)
@@ -130,7 +130,7 @@ fn a_custom_tools_input_follows_its_grammar() {
     let error = &answer.body["error"];
     assert_eq!(
         (answer.status, error["param"].as_str()),
-        (400, Some("tools[0].format.definition")),
+        (400, Some("tools[1].format.definition")),
         "{error}"
     );
 }
