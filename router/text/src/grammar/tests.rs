@@ -1,5 +1,6 @@
 //! Constraints of every kind, and reasoning before them.
 
+mod forms;
 mod limits;
 mod tools;
 

@@ -4,10 +4,10 @@ use super::*;
 use crate::testing::timed;
 
 /// The longest a mask may take, whatever the grammar: its fuel is worth a tenth of it.
-const MAX_MASK: Duration = Duration::from_millis(200);
+pub(super) const MAX_MASK: Duration = Duration::from_millis(200);
 
 /// Compiles; tells the processor time, that of the thread that compiled included.
-fn compile_timed(constraint: &Constraint) -> (Result<Grammar>, Duration) {
+pub(super) fn compile_timed(constraint: &Constraint) -> (Result<Grammar>, Duration) {
     let mut compiling = Duration::ZERO;
     let (result, rest) = timed(|| compiler().compile_timed(constraint, None, &mut compiling));
     (result, compiling + rest)

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn tool_chat(tool_choice: ToolChoice, strict: bool, parallel: bool) -> Chat {
+pub(super) fn tool_chat(tool_choice: ToolChoice, strict: bool, parallel: bool) -> Chat {
     let tool = |json: &str| Tool {
         function_json: json.to_owned(),
         strict,
@@ -27,7 +27,7 @@ fn tool_chat(tool_choice: ToolChoice, strict: bool, parallel: bool) -> Chat {
 }
 
 /// Feeds an output with control tokens; says how many tokens the grammar took, and whether it may end.
-fn follow(grammar: &Grammar, output: &str) -> (bool, bool) {
+pub(super) fn follow(grammar: &Grammar, output: &str) -> (bool, bool) {
     let mut matcher = grammar.matcher();
     for token in text().tokenizer().encode(output, false).unwrap() {
         if !allows(&matcher.mask().unwrap(), token) {
@@ -130,98 +130,6 @@ fn forced_calls_are_in_the_models_format() {
         r#"{"city": "Bonn\n</i>", "unit": "c", "days": 3}"#
     );
     assert_eq!((first.text + &last.text, output.tool_calls()), (String::new(), 1));
-}
-
-/// As a coding agent gives the form of its edits.
-const PATCH: &str = r#"start: begin hunk+ end
-begin: "*** Begin Patch" LF
-end: "*** End Patch" LF?
-hunk: "*** Update File: " /.+/ LF line+
-line: ("+" | "-" | " ") /.*/ LF -> line
-%import common.LF
-"#;
-
-/// A tool whose one parameter is a text of this grammar.
-fn edits(grammar: &str, tool_choice: ToolChoice, strict: bool) -> Chat {
-    Chat {
-        tools: vec![
-            Tool {
-                function_json: r#"{"name": "edit", "parameters": {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}}"#.to_owned(),
-                strict,
-                grammar: grammar.to_owned(),
-            },
-            tool_chat(ToolChoice::Auto, false, true).tools.remove(1),
-        ],
-        ..tool_chat(tool_choice, strict, true)
-    }
-}
-
-fn edit(input: &str) -> String {
-    format!(
-        "r\n</think>\n\n\n<minimax:tool_call>\n<invoke name=\"edit\">\n<parameter name=\"input\">{input}</parameter>\n</invoke>\n</minimax:tool_call>"
-    )
-}
-
-#[test]
-fn a_parameter_may_have_a_grammar_of_its_own() {
-    let compile = |grammar: &str, choice, strict| {
-        let prompt = text().render_chat(&edits(grammar, choice, strict)).unwrap();
-        let constraint = text().constraint(Some(&prompt.output), None).unwrap()?;
-        Some(compiler().compile(&constraint, Some(THINK_END)).unwrap())
-    };
-    let named = || ToolChoice::Named("edit".to_owned());
-    let patch = "*** Begin Patch\n*** Update File: a.html\n-<p></p\n+<b>é</i>\n*** End Patch";
-    for (choice, strict) in [
-        (named(), false),
-        (ToolChoice::Auto, true),
-        (ToolChoice::Required, true),
-    ] {
-        let held = compile(PATCH, choice, strict).unwrap();
-        assert_eq!(follow(&held, &edit(patch)), (true, true));
-        assert_eq!(follow(&held, &edit(&format!("{patch}\n"))), (true, true));
-        for wrong in [
-            "",
-            "Begin",
-            &patch.replace("-<p>", "<p>"),
-            &patch.replace("*** End Patch", ""),
-            // The tag ends the value wherever it is: within a line it would cut it.
-            &patch.replace("</p", "</parameter>"),
-        ] {
-            assert_eq!(follow(&held, &edit(wrong)), (false, false), "{wrong}");
-        }
-    }
-    // What takes any text takes all but the closing tag.
-    let any = compile("start: /(.|\\n)+/", named(), false).unwrap();
-    assert_eq!(follow(&any, &edit("a\n</b> <")), (true, true));
-    let digits = compile("start: /[0-9]{3}/", named(), false).unwrap();
-    assert_eq!(follow(&digits, &edit("123")), (true, true));
-    assert_eq!(follow(&digits, &edit("12")), (false, false));
-    // Where calls are not held to a schema, they are not to a grammar.
-    assert!(compile(PATCH, ToolChoice::Auto, false).is_none());
-    let required = compile(PATCH, ToolChoice::Required, false).unwrap();
-    assert_eq!(follow(&required, &edit("Begin")), (true, true));
-}
-
-#[test]
-fn a_grammar_that_cannot_be_followed_is_an_error_where_it_was_promised() {
-    let nested = "start: \"(\" start? \")\"";
-    let constraint = |grammar: &str, strict| {
-        let prompt = text()
-            .render_chat(&edits(grammar, ToolChoice::Named("edit".to_owned()), strict))
-            .unwrap();
-        text().constraint(Some(&prompt.output), None)
-    };
-    let error = constraint(nested, true).unwrap_err();
-    assert_eq!(error.field(), Some("tools: \"edit\".grammar"));
-    assert!(error.to_string().contains("start: refers to itself"), "{error}");
-    let free = compiler()
-        .compile(&constraint(nested, false).unwrap().unwrap(), Some(THINK_END))
-        .unwrap();
-    assert_eq!(follow(&free, &edit("((")), (true, true));
-    // What is no grammar at all is one wherever it is read.
-    let broken = constraint("start: /[/", false).unwrap().unwrap();
-    let error = compiler().compile(&broken, Some(THINK_END)).err().unwrap();
-    assert_eq!(error.field(), Some("tools"));
 }
 
 #[test]

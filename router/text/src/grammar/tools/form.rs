@@ -170,20 +170,24 @@ fn name_bytes(text: &str) -> usize {
 
 /// A name that is reached from itself.
 fn in_a_circle<'a>(uses: &'a HashMap<String, Vec<String>>, start: &'a str) -> Option<&'a str> {
-    let mut done: HashSet<&str> = HashSet::new();
+    let (mut on_the_way, mut done) = (HashSet::from([start]), HashSet::new());
     // The way from the start, each with what is still to be looked at.
     let mut way: Vec<(&str, usize)> = vec![(start, 0)];
     while let Some((name, at)) = way.last_mut() {
         let name = *name;
         let next = uses.get(name).and_then(|uses| uses.get(*at));
         *at += 1;
-        match next {
+        match next.map(String::as_str) {
             None => {
+                on_the_way.remove(name);
                 done.insert(name);
                 way.pop();
             }
-            Some(next) if way.iter().any(|(on_the_way, _)| on_the_way == next) => return Some(next),
-            Some(next) if !done.contains(next.as_str()) => way.push((next, 0)),
+            Some(next) if on_the_way.contains(next) => return Some(next),
+            Some(next) if !done.contains(next) => {
+                on_the_way.insert(next);
+                way.push((next, 0));
+            }
             Some(_) => {}
         }
     }
