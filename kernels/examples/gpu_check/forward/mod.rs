@@ -15,6 +15,9 @@ pub use pipeline::pipeline;
 pub use rows::rows;
 pub use small::{Shape, Small, TOKENS, backends, shapes};
 
+/// Most sequences of a step.
+const SEQUENCES: usize = 17;
+
 /// Steps of one conversation each: contexts grow from step to step.
 fn steps() -> Vec<Vec<(usize, usize)>> {
     vec![
@@ -34,15 +37,18 @@ fn steps() -> Vec<Vec<(usize, usize)>> {
         vec![(19, 1)], // one token again, short and long
         vec![(20, 1), (54, 1), (10, 1), (713, 1), (722, 3)],
         vec![(21, 1), (55, 1), (11, 1), (714, 1), (725, 1)],
-        twelve([22, 56, 12, 715, 726], 0), // so many that the dense products' parts meet in their kernel
-        twelve([23, 57, 13, 716, 727], 1),
+        many(12, [22, 56, 12, 715, 726], 0), // so many that attention makes its queries from whole sums of the products
+        many(12, [23, 57, 13, 716, 727], 1),
+        many(16, [24, 58, 14, 717, 728], 2),
+        many(9, [25, 59, 15, 718, 729], 3),
+        many(17, [26, 60, 16, 719, 730], 4), // and again more
     ]
 }
 
-/// One token of each of twelve sequences: five at these positions, the others at `rest`.
-fn twelve(five: [usize; 5], rest: usize) -> Vec<(usize, usize)> {
-    let positions = five.into_iter().chain([rest; 7]);
-    positions.map(|position| (position, 1)).collect()
+/// One token of each of `count` sequences: five at these positions, the others at `rest`.
+fn many(count: usize, five: [usize; 5], rest: usize) -> Vec<(usize, usize)> {
+    let positions = five.into_iter().chain([rest; SEQUENCES - 5]);
+    positions.take(count).map(|position| (position, 1)).collect()
 }
 
 pub fn forward(report: &mut Report) {
@@ -76,8 +82,8 @@ pub fn forward(report: &mut Report) {
             let tables = batch(
                 random,
                 &[
-                    &[(0, 64), (0, 64), (0, 16), (0, 730), (0, 740)][..],
-                    &[(0, 16); 7],
+                    &[(0, 64), (0, 64), (0, 32), (0, 730), (0, 740)][..],
+                    &[(0, 16); SEQUENCES - 5],
                 ]
                 .concat(),
                 128,

@@ -1,5 +1,5 @@
-//! A step of at most 128 tokens: six launches a layer for up to four decode tokens (`inline`), eleven for more
-//! (`grouped`); with experts on other ranks eight and eleven.
+//! A step of at most 128 tokens: six launches a layer for up to four decode tokens (`inline`), eight for 9 to 16 (`short`), ten for
+//! other steps (`grouped`); with experts on other ranks eight, eight and ten.
 //!
 //! Dense weights go through passes of eight tokens with activations of 16 bits of mantissa, or, for more tokens, through
 //! matrix products of BF16. Deterministic steps use the passes only: the order of every sum is then the same whatever
@@ -7,6 +7,7 @@
 
 mod grouped;
 mod inline;
+mod short;
 
 use super::{Forward, Way, cache};
 use crate::backend::Result;
@@ -18,11 +19,12 @@ use crate::cuda::{CudaBackend, Gpu};
 use crate::ops::attention::cuda::{head_blocks, small_blocks};
 use crate::ops::embed::cuda::embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
+use crate::ops::linear::tall::TALL_BLOCKS;
 use crate::ops::rmsnorm::cuda::{NormInput, NormRows, norm_few};
 use crate::ops::route::cuda::GATE_PARTS;
 
 /// From so many tokens on dense weights are worth a matrix product instead of passes of eight.
-const PRODUCT_TOKENS: usize = 9;
+pub(super) const PRODUCT_TOKENS: usize = 9;
 /// Tokens of one pass, and so many tokens whose gate takes passes all the same.
 const PASS_TOKENS: usize = 8;
 const GATE_PASS_TOKENS: usize = 64;
@@ -47,6 +49,8 @@ struct Piece<'a> {
     tokens: usize,
     /// Dense weights through matrix products.
     products: bool,
+    /// `Way::Short`.
+    short: bool,
 }
 
 /// Bytes of the dense results' parts for `tokens` tokens of `width` values.
@@ -81,6 +85,7 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, l
             first,
             tokens: count,
             products,
+            short: pieces.way == Way::Short,
         };
         if count == 0 {
             piece.serve_others()?;
@@ -206,7 +211,10 @@ impl Piece<'_> {
         }
         let kv_heads = sizes.kv_width / (sizes.q_width / sizes.heads);
         let blocks = head_blocks(sizes.heads, kv_heads);
-        let small = small_blocks(cache(backend, &forward.layers[0]), way == Way::Inline);
+        let small = small_blocks(
+            cache(backend, &forward.layers[0]),
+            matches!(way, Way::Inline | Way::Short),
+        );
         step.queue_plan(gpu, blocks, (self.first, self.tokens), small)?;
         let mut stream = Stream {
             x0: self.hidden(),
@@ -219,7 +227,7 @@ impl Piece<'_> {
             }
             return Ok(stream);
         }
-        if way != Way::Grouped {
+        if way == Way::Inline {
             for (index, layer) in forward.layers.iter().enumerate() {
                 stream = self.inline_layer(index, layer, stream)?;
             }
@@ -235,7 +243,10 @@ impl Piece<'_> {
             if index == 0 {
                 self.norm(stream, layer.norm, 0, false)?;
             }
-            self.grouped_layer(index, layer, next)?;
+            match way {
+                Way::Short => self.short_layer(index, layer, next)?,
+                _ => self.grouped_layer(index, layer, next)?,
+            }
         }
         Ok(Stream {
             x0: places.hidden,
@@ -246,6 +257,14 @@ impl Piece<'_> {
 
     fn hidden(&self) -> u64 {
         self.forward.places.hidden + (self.first * self.forward.sizes.hidden * 4) as u64
+    }
+
+    /// Blocks of the planes of tokens.
+    fn plane_blocks(&self) -> usize {
+        match self.short {
+            true => TALL_BLOCKS,
+            false => plane_blocks(FEW_TOKENS),
+        }
     }
 
     /// The norm as the dense weights want it, and as the experts do.
@@ -259,7 +278,7 @@ impl Piece<'_> {
                 0
             },
             plane: if self.products { places.plane } else { 0 },
-            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            plane_blocks: self.plane_blocks() as i32,
             padded: padded(self.forward.sizes.hidden) as i32,
             ..NormRows::default()
         };
@@ -303,12 +322,17 @@ impl Piece<'_> {
         if self.products && self.tokens > GATE_PASS_TOKENS {
             return self.dense(&[weight], from, GATE_PARTS, y, 0);
         }
+        self.passes(&[weight], from.0, self.gate_parts(weight), y, 0)
+    }
+
+    /// Into how many parts of its inputs passes cut the gate.
+    fn gate_parts(&self, weight: &Linear) -> usize {
         let passes = self.tokens.div_ceil(PASS_TOKENS).next_power_of_two();
         let parts = match self.products {
             true => GATE_PARTS / passes,
             false => GATE_PARTS,
         };
-        self.passes(&[weight], from.0, parts, y, 0)
+        parts.min(weight.padded() / 128)
     }
 
     /// A dense weight times the rows, eight tokens at a time.

@@ -21,6 +21,7 @@ use crate::backend::{Buffer, ForwardLayer, ForwardModel, KernelError, Result};
 use crate::ops::attention::cuda::{self as attention, AttentionParams, Pages};
 use crate::ops::experts::cuda::ExpertsParam;
 use crate::ops::linear::cuda::INLINE_TOKENS;
+use crate::ops::linear::tall::{self, TALL_TOKENS};
 use crate::ops::qkv::cuda::{RopeParams, norm_kind};
 use crate::ops::route::cuda::RouteParams;
 use crate::ops::whole::cuda::One;
@@ -51,6 +52,8 @@ enum Way {
     One,
     /// Up to four tokens: six kernels a layer that do norm, choice and sum themselves.
     Inline,
+    /// 9 to 16 tokens of different sequences: eight kernels, attention makes its queries and the gate its norm.
+    Short,
     Grouped,
 }
 
@@ -61,6 +64,8 @@ pub(super) struct Forward {
     layers: Vec<Layer>,
     sizes: Sizes,
     places: Places,
+    /// The weights are such that `Way::Short` serves them.
+    short: bool,
     /// One token as one kernel, where that serves the model, and whether it is wanted (`set_one`).
     one: Option<One>,
     use_one: bool,
@@ -123,10 +128,13 @@ impl CudaBackend {
                 },
             });
         }
+        let short =
+            sizes.makes_queries(first) && sizes.hidden.is_multiple_of(32) && self.tall_layers(&model)?;
         let one = self.prepare_one(&model, &layers, &sizes, &places, partial)?;
         self.forward = Some(Forward {
             model,
             partial,
+            short,
             layers,
             sizes,
             places,
@@ -154,6 +162,19 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Whether `linear_tall` takes the dense weights of all layers.
+    fn tall_layers(&self, model: &ForwardModel) -> Result<bool> {
+        for layer in &model.layers {
+            let weights = &layer.attention;
+            let [q, k, v, o] =
+                [weights.q, weights.k, weights.v, weights.o].map(|id| self.linear("forward", id));
+            if !tall::serves(&[q?, k?, v?]) || !tall::serves(&[o?]) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Allocates the workspace of whole steps before the weights are there.
     pub(super) fn reserve_forward(&mut self, spec: &ModelSpec) -> Result<()> {
         let Some(first) = spec.layers.first() else {
@@ -174,7 +195,7 @@ impl CudaBackend {
     pub(super) fn run_forward(&mut self, logits: &Buffer) -> Result<bool> {
         let way = self.queue_forward(logits)?;
         if let Some(forward) = &mut self.forward {
-            forward.left_states = way == Some(Way::Grouped);
+            forward.left_states = matches!(way, Some(Way::Grouped | Way::Short));
         }
         Ok(way.is_some())
     }
@@ -270,7 +291,7 @@ impl Forward {
         match self.inline(tokens) {
             true if self.one.as_ref().is_some_and(short) => Way::One,
             true => Way::Inline,
-            false => Way::Grouped,
+            false => self.many_rows(tokens),
         }
     }
 
@@ -278,6 +299,14 @@ impl Forward {
     fn exchanged_way(&self, tokens: usize, exchange: &dyn Exchange) -> Way {
         match tokens > 0 && exchange.chooses() && self.inline(tokens) {
             true => Way::Inline,
+            false => self.many_rows(tokens),
+        }
+    }
+
+    /// The way of decode tokens that are too many for `Way::Inline`.
+    fn many_rows(&self, tokens: usize) -> Way {
+        match self.short && (few::PRODUCT_TOKENS..=TALL_TOKENS).contains(&tokens) {
+            true => Way::Short,
             false => Way::Grouped,
         }
     }

@@ -78,14 +78,18 @@ impl Sizes {
         }
     }
 
+    /// Whether attention can make its queries and keys itself, from sums of squares of 32 values.
+    pub(super) fn makes_queries(&self, layer: &LayerSpec) -> bool {
+        layer.attention.qk_norm != QkNorm::PerHead
+            && self.q_width.is_multiple_of(32)
+            && self.kv_width.is_multiple_of(32)
+    }
+
     /// Whether the kernels that do norm, choice and sum themselves serve such a layer.
     pub(super) fn inline(&self, layer: &LayerSpec) -> bool {
-        let whole = layer.attention.qk_norm != QkNorm::PerHead
-            && self.q_width.is_multiple_of(32)
-            && self.kv_width.is_multiple_of(32);
         let narrow = self.hidden <= INLINE_WIDTH && self.hidden.is_multiple_of(2);
         let sigmoid = layer.moe.scoring == Scoring::Sigmoid;
-        sigmoid && whole && narrow && self.top_k <= 2 * HALF_SLOTS
+        sigmoid && self.makes_queries(layer) && narrow && self.top_k <= 2 * HALF_SLOTS
     }
 }
 
@@ -128,7 +132,7 @@ impl CudaBackend {
                 Slot::Projection,
                 few::parts_bytes(few, width).max(chunk * width * 4),
             )?,
-            squares: get(Slot::Squares, INLINE_TOKENS * width / 32 * 4)?,
+            squares: get(Slot::Squares, few * width.max(sizes.hidden) / 32 * 4)?,
             gate_logits: get(
                 Slot::GateLogits,
                 few::parts_bytes(few, sizes.experts)

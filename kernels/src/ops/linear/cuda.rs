@@ -26,6 +26,9 @@ pub(crate) enum Input {
     Splits(SplitInput),
     /// The norm of a residual stream of at most [`INLINE_TOKENS`] tokens.
     Norm(NormInput),
+    /// The norm of rows `x0` of more than [`INLINE_TOKENS`] tokens whose sums of squares of 32 values each lie at the address; it also goes to
+    /// `sum_out`.
+    Squared(NormInput, u64),
 }
 
 /// Mirrors `SplitInput`.
@@ -63,6 +66,7 @@ struct LinearParams {
     y: u64,
     residual: u64,
     squares: u64,
+    squared: u64,
     tokens: i32,
     inputs: i32,
     width: i32,
@@ -119,10 +123,22 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
     for (segment, weight) in segments.iter_mut().zip(call.weights) {
         *segment = weight.param();
     }
-    let (mut input, mut splits, mut x) = (NormInput::default(), SplitInput::default(), 0);
+    let (mut input, mut splits, mut x, mut squared) = (NormInput::default(), SplitInput::default(), 0, 0);
     match call.input {
         Input::Rows(address) => x = address,
         Input::Norm(norm) => input = norm,
+        Input::Squared(norm, sums) if held == 8 && first.inputs.is_multiple_of(32) => {
+            (input, squared) = (norm, sums)
+        }
+        Input::Squared(..) => {
+            let found = format!("{} tokens, {} inputs", call.tokens, first.inputs);
+            return Err(shape(
+                "linear",
+                "norm",
+                found,
+                "five tokens or more of a multiple of 32 values",
+            ));
+        }
         Input::Splits(left) => splits = left,
     }
     if first.inputs % 4 != 0 {
@@ -136,6 +152,7 @@ pub(crate) fn linear(gpu: &Gpu, call: &LinearCall<'_>) -> Result<()> {
         y: call.y,
         residual: call.residual,
         squares: call.squares,
+        squared,
         tokens: call.tokens as i32,
         inputs: first.inputs as i32,
         width: width as i32,

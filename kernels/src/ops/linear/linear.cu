@@ -2,8 +2,8 @@
 //
 // The inputs can be cut into `parts` over blocks: part p writes its own y, and the reader of y adds them in order.
 // A residual is added to part 0. Every block makes the images of its inputs itself, while its first weights are on their
-// way: from F32 rows, from the norm of a residual stream (up to four tokens of at most 3072 values), or from the splits
-// that a decode step's attention left.
+// way: from F32 rows, from the norm of a residual stream (up to four tokens of at most 3072 values; of more where the sums of its squares
+// are known), or from the splits that a decode step's attention left.
 // Bytes: the weight's stream; floor = bytes / bandwidth.
 #include "../../cuda/gemv.cuh"
 
@@ -25,6 +25,7 @@ struct LinearParams {
     float *y;                          // [parts][tokens, width]
     const float *residual;             // [tokens, width] or null
     float *squares;                    // [tokens][units]: sums of squares of each unit's outputs, or null
+    const float *squared;              // or, kernels of eight tokens: [tokens][inputs / 32]: sums of squares of input.x0, whose norm is the input
     int tokens, inputs, width;
     int tiles, tiles_log2, parts;  // tiles a unit: 1, 2 or 4
     int depth;                     // slots of a warp's ring, at most MOST_DEPTH
@@ -128,6 +129,54 @@ DEVICE void fill_from_splits(const SplitInput &in, const SplitPlan &plan, int to
     __syncthreads();
 }
 
+// The images of a slice from the norm of rows whose sums of squares are known; `writer`: the slice of the norm goes to sum_out as well. `scratch`: a float
+// a token.
+template <bool BYTES>
+DEVICE void fill_normed_images(const NormInput &in, const float *squared, int token0, int tokens, int begin, int end, uint8_t *image, uint32_t token_bytes,
+                               float *scratch, bool writer) {
+    constexpr int AHEAD = 4;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = (end - begin) / IMAGE_BLOCK, sums = in.k / WARP;
+    const auto place = [&](int task) { return begin + task % blocks * IMAGE_BLOCK + 4 * lane; };
+    const auto row = [&](int task) { return static_cast<size_t>(token0 + task / blocks) * in.k; };
+    float4 w[AHEAD], v[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        const int task = warp + i * GEMV_WARPS;
+        w[i] = load_quad(in.weight + place(task), task < tokens * blocks && place(task) < in.k);
+    }
+    wait_for_inputs();
+#pragma unroll 1
+    for (int first = warp, round = 0; round * AHEAD * GEMV_WARPS < tokens * blocks; first += AHEAD * GEMV_WARPS, round++) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int task = first + i * GEMV_WARPS;
+            const bool there = task < tokens * blocks && place(task) < in.k;
+            v[i] = load_quad(in.x0 + row(task) + place(task), there);
+            if (round) w[i] = load_quad(in.weight + place(task), there);
+        }
+        if (round == 0) {
+            if (warp < tokens) {
+                float sum = 0.f;
+#pragma unroll 4
+                for (int i = lane; i < sums; i += WARP) sum += squared[static_cast<size_t>(token0 + warp) * sums + i];
+                sum = warp_sum(sum);
+                if (lane == 0) scratch[warp] = rsqrtf(sum / in.k + in.eps);
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int task = first + i * GEMV_WARPS;
+            if (task >= tokens * blocks) continue;
+            const float inverse = scratch[task / blocks];
+            const float4 y = make_float4(v[i].x * inverse * w[i].x, v[i].y * inverse * w[i].y, v[i].z * inverse * w[i].z, v[i].w * inverse * w[i].w);
+            image_store_block<BYTES>(image + task / blocks * token_bytes, end - begin, task % blocks, y, lane);
+            if (writer && place(task) < in.k) *reinterpret_cast<float4 *>(in.sum_out + row(task) + place(task)) = y;
+        }
+    }
+    __syncthreads();
+}
+
 template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
     constexpr int NT = TOKENS > 4 ? 2 : 1, HELD = 4 * NT;
@@ -168,6 +217,13 @@ template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
             const SplitPlan plan = plan_splits(p.splits, tokens, p.inputs, begin, end);
             wait_for_inputs();
             fill_from_splits<BYTES>(p.splits, plan, tokens, p.inputs, begin, end, image, slice, reinterpret_cast<float2 *>(partial));
+            done = true;
+        }
+    }
+    if constexpr (TOKENS > INLINE_TOKENS) {
+        if (p.squared) {
+            const bool writer = p.input.sum_out && blockIdx.x < static_cast<unsigned>(p.parts);
+            fill_normed_images<BYTES>(p.input, p.squared, token0, tokens, begin, end, image, slice, scratch, writer);
             done = true;
         }
     }

@@ -28,6 +28,8 @@ mod integers;
 mod order;
 mod out;
 mod pack;
+#[cfg(feature = "cuda")]
+pub(crate) mod tall;
 #[cfg(test)]
 mod tests;
 mod tile;

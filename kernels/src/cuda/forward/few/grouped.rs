@@ -58,6 +58,19 @@ impl Piece<'_> {
             normed,
             places.gate_logits,
         )?;
+        self.chosen_experts(index, layer, parts, next_norm)
+    }
+
+    /// The rest of a layer whose gate has left its logits in `parts`, of the rows in `normed`.
+    pub(super) fn chosen_experts(
+        &self,
+        index: usize,
+        layer: &Layer,
+        parts: usize,
+        next_norm: Option<u64>,
+    ) -> Result<()> {
+        let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
+        let (sizes, places) = (&forward.sizes, &forward.places);
         backend.watch_gate(index, (tokens, sizes.experts), parts)?;
         let params = RouteTokens {
             route: RouteParams {
@@ -109,7 +122,7 @@ impl Piece<'_> {
             input: forward.norm_input(stream, tokens, weight, self.hidden()),
             normed: wanted(places.normed, !self.products),
             plane: wanted(places.plane, self.products),
-            plane_blocks: plane_blocks(FEW_TOKENS) as i32,
+            plane_blocks: self.plane_blocks() as i32,
             padded: padded(sizes.hidden) as i32,
             ..NormRows::default()
         };
