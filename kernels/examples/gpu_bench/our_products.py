@@ -139,8 +139,10 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
         # As in a step: q, k and v leave as BF16, the output projection's results are added to the residual.
         if kind == "fp8_act":
             kernel = Kernel(folder, "linear_quantised", f"linear_quantised_{'f32' if residual else 'bf16'}", quantised_shared(LEAVING))
-        elif residual:
+        elif residual and kind == "bf16":
             kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
+        elif residual:
+            kernel = Kernel(folder, "linear_wide_staged", f"linear_wide_add_{kind}", staged_shared(kind))
         else:
             kernel = Kernel(folder, "linear_wide_staged", f"linear_wide16_{kind}", staged_shared(kind))
         work = -(-tiles // 16) * -(-tokens // 256)

@@ -66,7 +66,7 @@ fn wide_shared_bytes(format: Format) -> usize {
 /// Barriers of `linear/leaving.cuh` and 256 tokens' 128 results as BF16, or half of them as F32, and 16 bytes each.
 pub(crate) const LEAVING_BYTES: usize = 32 + WIDE_COLUMNS * 272;
 
-/// Formats of `linear/wide_staged.cu`.
+/// Formats of `linear/wide_staged.cu` with BF16 results.
 fn leaves_staged(format: Format) -> bool {
     matches!(
         format,
@@ -283,6 +283,11 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         if bf16 {
             let launch = pairs_launch(gpu, work, staged_shared_bytes(first.format));
             return gpu.launch(&format!("linear_wide16_{name}"), launch, &params);
+        }
+        let packed = !matches!(first.format, Format::Bf16 | Format::F16);
+        if packed && residual != 0 && residual == y {
+            let launch = pairs_launch(gpu, work, staged_shared_bytes(first.format));
+            return gpu.launch(&format!("linear_wide_add_{name}"), launch, &params);
         }
         let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
         return gpu.launch(&format!("linear_wide_{name}"), launch, &params);

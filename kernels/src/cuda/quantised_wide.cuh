@@ -114,32 +114,47 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, int steps, 
     const uint32_t rows = (first + warp % 4 * 16 + lane / 4) * 4;
     // Lane 0 gives a place back to this block, lane 1 to the other one.
     const uint32_t free = in_block(s.empty(0), cluster_rank() ^ (lane & 1));
+    const auto same = [](uint32_t v) { return __shfl_sync(ALL_LANES, v, 0); };
+    uint32_t slot = turn.slot, plane = same(planes + slot * (s.PLANE / 16)), weight = same(weights + slot * (s.WEIGHTS / 16));
     float part[QUANTISED_SUMS];
+    barrier_wait(s.full(slot), turn.parity);
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
-        const uint32_t slot = turn.slot;
-        const uint32_t plane = __shfl_sync(ALL_LANES, planes + slot * (s.PLANE / 16), 0), weight = __shfl_sync(ALL_LANES, weights + slot * (s.WEIGHTS / 16), 0);
-        barrier_wait(s.full(slot), turn.parity);
-        const float of_rows[2] = {load_shared_f32(s.weight_scales(slot)), load_shared_f32(s.weight_scales(slot) + SCALE_BLOCK)};
+        const uint32_t used = slot;
+        float of_rows[2];
 #pragma unroll
         for (int h = 0; h < SETS; h++) {
             products_begin();
 #pragma unroll
             for (int p = 0; p < 4; p++) product8(part, operand8(plane + (h * (s.PLANE / 4) + p * 32) / 16), operand8(weight + p * 2), p > 0);
             products_end();
-            const float upper = load_shared_f32(s.scales(slot) + rows + h * 256), lower = load_shared_f32(s.scales(slot) + rows + h * 256 + 32);
+            const float upper = load_shared_f32(s.scales(used) + rows + h * 256), lower = load_shared_f32(s.scales(used) + rows + h * 256 + 32);
+            if (h == 0) of_rows[0] = load_shared_f32(s.weight_scales(used)), of_rows[1] = load_shared_f32(s.weight_scales(used) + SCALE_BLOCK);
+            if (h == SETS - 1) {
+                // The next step is waited for while the last products of this one run.
+                turn.advance<QUANTISED_DEPTH>();
+                slot = turn.slot, plane = same(planes + slot * (s.PLANE / 16)), weight = same(weights + slot * (s.WEIGHTS / 16));
+                if (step + 1 < steps) barrier_wait(s.full(slot), turn.parity);
+            }
             products_wait<0>();
             hold(part);
-            if (h == SETS - 1 && lane < 2) barrier_arrive_in(free + slot * 8);
+            if (h == SETS - 1 && lane < 2) barrier_arrive_in(free + used * 8);
             float scale[2][2];
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                scale[half][0] = of_rows[half] * upper, scale[half][1] = of_rows[half] * lower;
-            }
+            for (int half = 0; half < 2; half++) scale[half][0] = of_rows[half] * upper, scale[half][1] = of_rows[half] * lower;
 #pragma unroll
             for (int i = 0; i < QUANTISED_SUMS; i++) acc[h][i] = fmaf(part[i], scale[i / (QUANTISED_SUMS / 2)][i % 4 / 2], acc[h][i]);
         }
-        if (SETS == 0 && lane < 2) barrier_arrive_in(free + slot * 8);
+    }
+}
+
+// Without rows: it only gives the places back.
+DEVICE void quantised_nothing(const QuantisedShared &s, Turn &turn, int steps, int lane) {
+    const uint32_t free = in_block(s.empty(0), cluster_rank() ^ (lane & 1));
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        barrier_wait(s.full(turn.slot), turn.parity);
+        if (lane < 2) barrier_arrive_in(free + turn.slot * 8);
         turn.advance<QUANTISED_DEPTH>();
     }
 }

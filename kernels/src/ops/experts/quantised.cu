@@ -186,7 +186,10 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShar
         float acc[2][QUANTISED_SUMS];
         const auto run = [&](auto count) {
             constexpr int SETS = decltype(count)::value;
-            quantised_products<SETS>(s, turn, shares.steps, mine.first, warp, lane, acc);
+            if constexpr (SETS > 0)
+                quantised_products<SETS>(s, turn, shares.steps, mine.first, warp, lane, acc);
+            else
+                quantised_nothing(s, turn, shares.steps, lane);
             if constexpr (UP) {
                 if constexpr (SETS > 0) write_acted<SETS>(p, rows, w % shares.pairs, acc, largest, mine.first, warp, lane);
             } else {

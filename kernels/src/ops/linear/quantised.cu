@@ -44,13 +44,9 @@ struct AsF32 {
                 for (int i = lane; i < rows; i += WARP) p.y[at + i] = load_shared_f32(room + token * STRIDE + i * 4) + (p.residual ? p.y[at + i] : 0.f);
             return;
         }
-        const auto place = [&](int token, int byte) { return reinterpret_cast<uint8_t *>(p.y + at + static_cast<size_t>(token) * p.width) + byte; };
+        const auto place = [&](int token, int byte) { return p.y + at + static_cast<size_t>(token) * p.width + byte / 4; };
         if (p.residual)
-            send_tokens<QUANTISED_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane, [&](int token, int byte, uint4 v) {
-                asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place(token, byte)), "f"(__uint_as_float(v.x)),
-                             "f"(__uint_as_float(v.y)), "f"(__uint_as_float(v.z)), "f"(__uint_as_float(v.w))
-                             : "memory");
-            });
+            send_tokens<QUANTISED_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane, [&](int token, int byte, uint4 v) { add_results(place(token, byte), v); });
         else
             send_tokens<QUANTISED_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane,
                                                     [&](int token, int byte, uint4 v) { *reinterpret_cast<uint4 *>(place(token, byte)) = v; });
@@ -106,6 +102,8 @@ DEVICE void bring_tokens(const GemmParams &p, const QuantisedShared &s, int lane
     Turn turn;
     for (int w = shares.begin; w < shares.work; w += shares.stride) {
         const int first = shares.first_token(w), columns = min(QUANTISED_TOKENS, ceil_div(p.tokens - first, PLANE_ROWS) * PLANE_ROWS);
+        const int row = shares.first_tile(w) * TILE_ROWS;
+        fetch_added(p, first, min(QUANTISED_TOKENS, p.tokens - first), row, min(QUANTISED_ROWS, p.width - row), lane);
         quantised_tokens(s, turn, p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK, scales + static_cast<size_t>(first) * 4, chunk_bytes, columns,
                          p.steps, lane);
     }

@@ -1,5 +1,5 @@
-// The same as wide.cu with results as BF16 that leave beside the next products (leaving.cuh), a warpgroup's 64 outputs of a token together. The rings are
-// shorter for it. BF16 weights leave room for 128 tokens. Widths are multiples of 8.
+// The same as wide.cu with results that leave beside the next products (leaving.cuh), a warpgroup's 64 outputs of a token together: as BF16 (BF16 weights
+// leave room for 128 tokens), or as F32 that is added to the residual y, 128 tokens after the other 128. The rings are shorter for it. Widths are multiples of 8.
 #define WIDE_STAGED
 #include "wide_tiles.cuh"
 #include "leaving.cuh"
@@ -22,6 +22,25 @@ template <int T> struct AsBf16 {
     DEVICE static void send(const GemmParams &p, size_t at, int tokens, int rows, uint32_t room, int lane) {
         send_tokens<WIDE_TILES / 2 * TILE_ROWS * 2, STRIDE>(room, tokens, rows * 2, lane, [&](int token, int byte, uint4 v) {
             *reinterpret_cast<uint4 *>(reinterpret_cast<uint8_t *>(p.y) + (at + static_cast<size_t>(token) * p.width) * 2 + byte) = v;
+        });
+    }
+};
+
+struct AddF32 {
+    // The words of two tokens' eight outputs, and of those four tokens further, lie in all banks.
+    static constexpr int TOKENS = 128, STRIDE = 272, BETWEEN_GROUPS = TOKENS * STRIDE;
+    template <int N> DEVICE static void stage(uint32_t to, const float *acc, int lane) {
+        to += lane % 4 * 2 * STRIDE + lane / 4 * 4;
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (8 * j + e % 2) * STRIDE + e / 2 * 32), "f"(acc[4 * j + e]) : "memory");
+    }
+    static constexpr int OUTPUT_BYTES = 4;
+    DEVICE static void send(const GemmParams &p, size_t at, int tokens, int rows, uint32_t room, int lane) {
+        send_tokens<WIDE_TILES / 2 * TILE_ROWS * 4, STRIDE>(room, tokens, rows * 4, lane, [&](int token, int byte, uint4 v) {
+            add_results(p.y + at + static_cast<size_t>(token) * p.width + byte / 4, v);
         });
     }
 };
@@ -65,3 +84,6 @@ STAGED(wide16_int4_g128, INT4_G128, AsBf16<256>)
 STAGED(wide16_int4_g32, INT4_G32, AsBf16<256>)
 STAGED(wide16_fp8, FP8, AsBf16<256>)
 STAGED(wide16_bf16, BF16, AsBf16<128>)
+STAGED(wide_add_int4_g128, INT4_G128, AddF32)
+STAGED(wide_add_int4_g32, INT4_G32, AddF32)
+STAGED(wide_add_fp8, FP8, AddF32)
