@@ -112,8 +112,8 @@ def staged_shared(kind):
     return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + room
 
 
-def quantised_shared(rest):
-    return 1024 + 3 * (256 * 132 + 128 * 128 + 32) + 48 + rest
+def quantised_shared(rest, depth=3):
+    return 1024 + depth * (256 * 132 + 128 * 128 + 48) + rest
 
 
 def gemm_shared(kind, rest):
@@ -204,7 +204,7 @@ def experts(folder, kind, counts, hidden, inter, up):
     params.plane, params.acted, params.y, params.blocks = x.data_ptr(), acted.data_ptr(), y.data_ptr(), blocks
     name = "gate_up" if up else "down"
     if quantised:
-        kernel = Kernel(folder, "experts_quantised", f"quantised_{name}", quantised_shared(4 * 8 * 136 if up else LEAVING))
+        kernel = Kernel(folder, "experts_quantised", f"quantised_{name}", quantised_shared(5 * 8 * 136, 4) if up else quantised_shared(LEAVING))
     else:
         kernel = Kernel(folder, "experts_wide", f"wide_{name}_{kind}", wide_shared(kind, 32768 if up else 0, True))
     grid = MULTIPROCESSORS // 2 * 2

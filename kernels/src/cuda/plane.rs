@@ -90,10 +90,10 @@ pub(crate) fn wide_launch(gpu: &Gpu, format: Format, work: usize, rest: usize) -
     pairs_launch(gpu, work, wide_shared_bytes(format) + rest)
 }
 
-/// The same of `quantised_wide.cuh`: a ring of three steps of 256 quantised rows and 128 of weights with their scales.
-pub(crate) fn quantised_launch(gpu: &Gpu, work: usize, rest: usize) -> Launch {
+/// The same of `quantised_wide.cuh`: a ring of `depth` steps of 256 quantised rows and 128 of weights with their scales.
+pub(crate) fn quantised_launch(gpu: &Gpu, work: usize, depth: usize, rest: usize) -> Launch {
     let step = WIDE_COLUMNS * (128 + 4) + WIDE_TILES * 16 * 128 + 32;
-    pairs_launch(gpu, work, 1024 + 3 * step + 2 * 3 * 8 + rest)
+    pairs_launch(gpu, work, 1024 + depth * (step + 2 * 8) + rest)
 }
 
 fn pairs_launch(gpu: &Gpu, work: usize, shared: usize) -> Launch {
@@ -275,7 +275,7 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         } else {
             "linear_quantised_f32"
         };
-        return gpu.launch(name, quantised_launch(gpu, work, LEAVING_BYTES), &params);
+        return gpu.launch(name, quantised_launch(gpu, work, 3, LEAVING_BYTES), &params);
     }
     let whole_tiles = weights.iter().all(|weight| weight.rows % 16 == 0);
     if tokens > GEMM_COLUMNS && parts == 1 && first.format != Format::F32 && whole_tiles {

@@ -17,27 +17,27 @@
 #include "turn.cuh"
 #include "wgmma8.cuh"
 
-constexpr int QUANTISED_THREADS = 384, QUANTISED_BLOCKS = 2, QUANTISED_DEPTH = 3;
+constexpr int QUANTISED_THREADS = 384, QUANTISED_BLOCKS = 2;
 constexpr int QUANTISED_TOKENS = 256, QUANTISED_TILES = 8, QUANTISED_ROWS = QUANTISED_TILES * TILE_ROWS;
 // Warps: eight that multiply, then these two, then one for each warpgroup that multiplies, which sends its results off.
 constexpr int QUANTISED_CONSUMERS = 8, QUANTISED_WEIGHTS_WARP = 8, QUANTISED_TOKENS_WARP = 9, QUANTISED_SENDERS = 10;
 // Sums of a set for a thread: 64 tokens by the block's rows.
 constexpr int QUANTISED_SUMS = QUANTISED_ROWS / 2;
 
-// Addresses in shared memory.
-struct QuantisedShared {
+// Addresses in shared memory: a ring of DEPTH steps.
+template <int DEPTH> struct QuantisedShared {
     // Of one step: activations, weights, and the scales of 256 rows of the one and, 16 bytes each, of two sets of 64 rows of the other.
     static constexpr int PLANE = QUANTISED_TOKENS * 128, WEIGHTS = QUANTISED_ROWS * 128, SCALES = QUANTISED_TOKENS * 4 + 2 * 16;
     uint32_t planes;
 
     DEVICE uint32_t plane(int slot) const { return planes + slot * PLANE; }
-    DEVICE uint32_t weights(int slot) const { return planes + QUANTISED_DEPTH * PLANE + slot * WEIGHTS; }
-    DEVICE uint32_t scales(int slot) const { return planes + QUANTISED_DEPTH * (PLANE + WEIGHTS) + slot * SCALES; }
+    DEVICE uint32_t weights(int slot) const { return planes + DEPTH * PLANE + slot * WEIGHTS; }
+    DEVICE uint32_t scales(int slot) const { return planes + DEPTH * (PLANE + WEIGHTS) + slot * SCALES; }
     DEVICE uint32_t weight_scales(int slot) const { return scales(slot) + QUANTISED_TOKENS * 4; }
-    DEVICE uint32_t full(int slot) const { return scales(QUANTISED_DEPTH) + slot * 8; }
-    DEVICE uint32_t empty(int slot) const { return full(QUANTISED_DEPTH) + slot * 8; }
+    DEVICE uint32_t full(int slot) const { return scales(DEPTH) + slot * 8; }
+    DEVICE uint32_t empty(int slot) const { return full(DEPTH) + slot * 8; }
     // Behind all this.
-    DEVICE uint32_t rest() const { return empty(QUANTISED_DEPTH); }
+    DEVICE uint32_t rest() const { return empty(DEPTH); }
 
     __device__ __forceinline__ explicit QuantisedShared(uint8_t *shared) {
         // Said to be more than an expression, or the compiler makes it again in every step.
@@ -47,7 +47,7 @@ struct QuantisedShared {
 
     // By one thread, before the blocks of the cluster meet.
     DEVICE void init() const {
-        for (int i = 0; i < QUANTISED_DEPTH; i++) {
+        for (int i = 0; i < DEPTH; i++) {
             // The weights' and the activations' bytes; the consumers of both blocks.
             barrier_init(full(i), 2);
             barrier_init(empty(i), QUANTISED_BLOCKS * QUANTISED_CONSUMERS);
@@ -58,7 +58,7 @@ struct QuantisedShared {
 
 // One warp: all steps of this block's tiles, FP8 or FP8_EXPERTS. Lane i < 8: `tile`, tile i's stream, if it `has` one; lanes 8 and 9 likewise that of the
 // first four tiles and of the others, for their scales.
-template <int F> DEVICE void quantised_weights(const QuantisedShared &s, Turn &turn, const uint8_t *tile, bool has, int steps, int lane) {
+template <int F, int DEPTH> DEVICE void quantised_weights(const QuantisedShared<DEPTH> &s, Turn &turn, const uint8_t *tile, bool has, int steps, int lane) {
     constexpr int STAGE = QUANTISED_ROWS * 128 / QUANTISED_TILES;
     const unsigned holding = __ballot_sync(ALL_LANES, has), tiles = (1u << QUANTISED_TILES) - 1;
     const uint32_t held = __popc(holding & tiles) * STAGE + __popc(holding & ~tiles) * SCALE_BLOCK;
@@ -77,13 +77,14 @@ template <int F> DEVICE void quantised_weights(const QuantisedShared &s, Turn &t
         if (has) bulk_copy(to, from, bytes, s.full(turn.slot));
         from += next;
         if (TRIOS<F> && ++of == TRIO) of = 0, from += turned;
-        turn.advance<QUANTISED_DEPTH>();
+        turn.template advance<DEPTH>();
     }
 }
 
 // One warp: all steps of this block's half of `columns` (a multiple of 8) rows of the plane for both blocks, and all their scales. `plane`, `scales`: of the
 // first row's block, in the first step.
-DEVICE void quantised_tokens(const QuantisedShared &s, Turn &turn, const uint8_t *plane, const uint8_t *scales, size_t chunk_bytes, int columns, int steps, int lane) {
+template <int DEPTH>
+DEVICE void quantised_tokens(const QuantisedShared<DEPTH> &s, Turn &turn, const uint8_t *plane, const uint8_t *scales, size_t chunk_bytes, int columns, int steps, int lane) {
     const uint32_t all = columns * 128, near = columns / 16 * PLANE_BLOCK;
     const uint32_t begin = cluster_rank() ? near : 0, mine = cluster_rank() ? all - near : near;
     plane += begin;
@@ -97,13 +98,13 @@ DEVICE void quantised_tokens(const QuantisedShared &s, Turn &turn, const uint8_t
         }
         __syncwarp();
         plane += chunk_bytes, scales += chunk_bytes / 32;
-        turn.advance<QUANTISED_DEPTH>();
+        turn.template advance<DEPTH>();
     }
 }
 
 // A consumer warp: the sums of all steps, of SETS sets of 64 tokens from `first` on by the block's 128 rows.
-template <int SETS>
-DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, int steps, int first, int warp, int lane, float (&acc)[2][QUANTISED_SUMS]) {
+template <int SETS, int DEPTH>
+DEVICE void quantised_products(const QuantisedShared<DEPTH> &s, Turn &turn, int steps, int first, int warp, int lane, float (&acc)[2][QUANTISED_SUMS]) {
 #pragma unroll
     for (int h = 0; h < SETS; h++)
 #pragma unroll
@@ -132,7 +133,7 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, int steps, 
             if (h == 0) of_rows[0] = load_shared_f32(s.weight_scales(used)), of_rows[1] = load_shared_f32(s.weight_scales(used) + SCALE_BLOCK);
             if (h == SETS - 1) {
                 // The next step is waited for while the last products of this one run.
-                turn.advance<QUANTISED_DEPTH>();
+                turn.template advance<DEPTH>();
                 slot = turn.slot, plane = same(planes + slot * (s.PLANE / 16)), weight = same(weights + slot * (s.WEIGHTS / 16));
                 if (step + 1 < steps) barrier_wait(s.full(slot), turn.parity);
             }
@@ -149,13 +150,13 @@ DEVICE void quantised_products(const QuantisedShared &s, Turn &turn, int steps, 
 }
 
 // Without rows: it only gives the places back.
-DEVICE void quantised_nothing(const QuantisedShared &s, Turn &turn, int steps, int lane) {
+template <int DEPTH> DEVICE void quantised_nothing(const QuantisedShared<DEPTH> &s, Turn &turn, int steps, int lane) {
     const uint32_t free = in_block(s.empty(0), cluster_rank() ^ (lane & 1));
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
         barrier_wait(s.full(turn.slot), turn.parity);
         if (lane < 2) barrier_arrive_in(free + turn.slot * 8);
-        turn.advance<QUANTISED_DEPTH>();
+        turn.template advance<DEPTH>();
     }
 }
 

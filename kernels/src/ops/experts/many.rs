@@ -121,8 +121,8 @@ pub(crate) const TILE_ROWS: usize = WIDE_COLUMNS;
 /// Shared memory through which the activations of `wide.cu` go out.
 const ACTED_BYTES: usize = WIDE_COLUMNS * 128;
 
-/// Shared memory in which two blocks of `quantised.cu` tell each other largest values (`Largest`): of four tiles, 32 rows a warp.
-const LARGEST_BYTES: usize = 4 * 8 * (32 * 4 + 8);
+/// Shared memory in which two blocks of `quantised.cu` tell each other largest values (`Largest`): of five tiles, 32 rows a warp.
+const LARGEST_BYTES: usize = 5 * 8 * (32 * 4 + 8);
 
 /// Both products; `rows`: most sorted rows, to size the grid. `quantised`: FP8 weights see quantised activations.
 pub(crate) fn products(
@@ -140,12 +140,12 @@ pub(crate) fn products(
     if quantised {
         gpu.launch(
             "quantised_gate_up",
-            quantised_launch(gpu, up_work, LARGEST_BYTES),
+            quantised_launch(gpu, up_work, 4, LARGEST_BYTES),
             up,
         )?;
         return gpu.launch(
             "quantised_down",
-            quantised_launch(gpu, down_work, LEAVING_BYTES),
+            quantised_launch(gpu, down_work, 3, LEAVING_BYTES),
             down,
         );
     }

@@ -18,10 +18,14 @@ struct RowsOf {
     }
 };
 
+// Steps of the ring; beside that of down there are results.
+template <bool UP> constexpr int DEPTH = UP ? 4 : 3;
+template <bool UP> using Shared = QuantisedShared<DEPTH<UP>>;
+
 // What a warp's rows, sixteen of each set, have as largest values in the other block: a place for each of the last tiles that may be on their way.
 // The other block is ahead by no more tiles than the ring has steps.
 struct Largest {
-    static constexpr int PLACES = QUANTISED_DEPTH + 1, BYTES = PLACES * QUANTISED_CONSUMERS * (32 * 4 + 8);
+    static constexpr int PLACES = DEPTH<true> + 1, BYTES = PLACES * QUANTISED_CONSUMERS * (32 * 4 + 8);
     uint32_t values, there;  // of this warp: [place][32], a barrier of each place
     uint32_t their_values, their_there;
     Turn turn;
@@ -139,7 +143,7 @@ template <bool UP> struct ExpertShares {
 };
 
 // A share's rows are known before the one before is done.
-template <bool UP> DEVICE void bring_weights(const ManyParams &p, const QuantisedShared &s, int lane) {
+template <bool UP> DEVICE void bring_weights(const ManyParams &p, const Shared<UP> &s, int lane) {
     const ExpertShares<UP> shares(p);
     const Experts &experts = p.experts;
     constexpr int EACH = UP ? QUANTISED_TILES / 2 : QUANTISED_TILES;
@@ -157,7 +161,7 @@ template <bool UP> DEVICE void bring_weights(const ManyParams &p, const Quantise
     }
 }
 
-template <bool UP> DEVICE void bring_rows(const ManyParams &p, const QuantisedShared &s, int lane) {
+template <bool UP> DEVICE void bring_rows(const ManyParams &p, const Shared<UP> &s, int lane) {
     const ExpertShares<UP> shares(p);
     const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
     const uint8_t *const scales = p.plane + shares.steps * chunk_bytes;
@@ -171,7 +175,7 @@ template <bool UP> DEVICE void bring_rows(const ManyParams &p, const QuantisedSh
     }
 }
 
-template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShared &s, int warp, int lane) {
+template <bool UP> DEVICE void multiply(const ManyParams &p, const Shared<UP> &s, int warp, int lane) {
     const ExpertShares<UP> shares(p);
     const int group = warp / 4;
     Turn turn;
@@ -215,7 +219,7 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const QuantisedShar
 }
 
 // Down's results.
-DEVICE void send(const ManyParams &p, const QuantisedShared &s, int group, int lane) {
+DEVICE void send(const ManyParams &p, const Shared<false> &s, int group, int lane) {
     const ExpertShares<false> shares(p);
     Leaving leaving(s.rest(), group, true);
     const int hidden = p.experts.hidden;
@@ -241,7 +245,7 @@ DEVICE void send(const ManyParams &p, const QuantisedShared &s, int group, int l
 
 template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
     extern __shared__ uint8_t shared[];
-    const QuantisedShared s(shared);
+    const Shared<UP> s(shared);
     if (threadIdx.x == 0) {
         s.init();
         if (UP)
@@ -266,7 +270,7 @@ template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
             bring_weights<UP>(p, s, lane);
         else if (warp == QUANTISED_TOKENS_WARP)
             bring_rows<UP>(p, s, lane);
-        else if (!UP)
+        else if constexpr (!UP)
             send(p, s, warp - QUANTISED_SENDERS, lane);
     }
     // Nobody leaves while the other block may still write to it.

@@ -6,6 +6,8 @@
 #include "leaving.cuh"
 #include "products.cuh"
 
+using Shared = QuantisedShared<3>;
+
 // How results lie in a warpgroup's room, in pieces of SETS of 64 tokens.
 struct AsBf16 {
     // A token's outputs and 16 bytes, so that eight tokens' words lie in all banks.
@@ -53,7 +55,7 @@ struct AsF32 {
     }
 };
 
-template <class As> DEVICE uint32_t room_of(const QuantisedShared &s, int group) { return s.rest() + Leaving::BARRIERS + group * As::SETS * 64 * As::STRIDE; }
+template <class As> DEVICE uint32_t room_of(const Shared &s, int group) { return s.rest() + Leaving::BARRIERS + group * As::SETS * 64 * As::STRIDE; }
 
 // A share of work: the pair of 128 rows w % pairs, the tokens from w / pairs * 256 on.
 struct Shares {
@@ -65,7 +67,7 @@ struct Shares {
     DEVICE int first_token(int w) const { return w / pairs * QUANTISED_TOKENS; }
 };
 
-template <class As> DEVICE void multiply(const GemmParams &p, const QuantisedShared &s, int warp, int lane) {
+template <class As> DEVICE void multiply(const GemmParams &p, const Shared &s, int warp, int lane) {
     const Shares shares(p);
     const int group = warp / 4;
     const uint32_t room = room_of<As>(s, group) + warp % 4 * 16 * As::STRIDE;
@@ -83,7 +85,7 @@ template <class As> DEVICE void multiply(const GemmParams &p, const QuantisedSha
     }
 }
 
-DEVICE void bring_weights(const GemmParams &p, const QuantisedShared &s, int lane) {
+DEVICE void bring_weights(const GemmParams &p, const Shared &s, int lane) {
     const Shares shares(p);
     Turn turn;
     for (int w = shares.begin; w < shares.work; w += shares.stride) {
@@ -95,7 +97,7 @@ DEVICE void bring_weights(const GemmParams &p, const QuantisedShared &s, int lan
     }
 }
 
-DEVICE void bring_tokens(const GemmParams &p, const QuantisedShared &s, int lane) {
+DEVICE void bring_tokens(const GemmParams &p, const Shared &s, int lane) {
     const Shares shares(p);
     const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
     const uint8_t *const scales = p.plane + p.steps * chunk_bytes;
@@ -109,7 +111,7 @@ DEVICE void bring_tokens(const GemmParams &p, const QuantisedShared &s, int lane
     }
 }
 
-template <class As> DEVICE void send(const GemmParams &p, const QuantisedShared &s, int group, int lane) {
+template <class As> DEVICE void send(const GemmParams &p, const Shared &s, int group, int lane) {
     const Shares shares(p);
     Leaving leaving(s.rest(), group, true);
     const uint32_t room = room_of<As>(s, group);
@@ -126,7 +128,7 @@ template <class As> DEVICE void send(const GemmParams &p, const QuantisedShared 
 
 template <class As> DEVICE void linear_quantised(const GemmParams &p) {
     extern __shared__ uint8_t shared[];
-    const QuantisedShared s(shared);
+    const Shared s(shared);
     if (threadIdx.x == 0) s.init(), Leaving::init(s.rest());
     __syncthreads();
     cluster_sync();
