@@ -21,16 +21,6 @@ DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
     return p.segments[2];
 }
 
-// Asks the second-level cache for what a tile's results will be added to there, by a warp while the tile is multiplied: `rows` outputs from `row` on of so many
-// tokens from `first` on.
-DEVICE void fetch_added(const GemmParams &p, int first, int tokens, int row, int rows, int lane) {
-    constexpr int LINE = 32;  // values
-    if (!p.residual || rows <= 0) return;
-    const int lines = ceil_div(rows, LINE);
-    for (int i = lane; i < tokens * lines; i += WARP)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(first + i / lines) * p.width + row + i % lines * LINE));
-}
-
 // A warp's 16 outputs of 32 tokens on their way out: through shared memory, so that four lanes write 64 bytes of a token.
 constexpr int OUT_TOKENS = 32, OUT_STRIDE = TILE_ROWS + 4, OUT_FLOATS = OUT_TOKENS * OUT_STRIDE;
 

@@ -104,8 +104,6 @@ DEVICE void bring_tokens(const GemmParams &p, const Shared &s, int lane) {
     Turn turn;
     for (int w = shares.begin; w < shares.work; w += shares.stride) {
         const int first = shares.first_token(w), columns = min(QUANTISED_TOKENS, ceil_div(p.tokens - first, PLANE_ROWS) * PLANE_ROWS);
-        const int row = shares.first_tile(w) * TILE_ROWS;
-        fetch_added(p, first, min(QUANTISED_TOKENS, p.tokens - first), row, min(QUANTISED_ROWS, p.width - row), lane);
         quantised_tokens(s, turn, p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK, scales + static_cast<size_t>(first) * 4, chunk_bytes, columns,
                          p.steps, lane);
     }

@@ -34,8 +34,6 @@ template <int F, class Leave> DEVICE void linear_wide(const GemmParams &p) {
             for (int w = begin; w < work; w += stride) {
                 const int first = w / pairs * WIDE_COLUMNS, columns = min(WIDE_COLUMNS, ceil_div(p.tokens - first, PLANE_ROWS) * PLANE_ROWS);
                 const uint8_t *from = p.plane + static_cast<size_t>(first / PLANE_ROWS) * PLANE_BLOCK;
-                const int row = first_tile(w) * TILE_ROWS;
-                fetch_added(p, first, min(WIDE_COLUMNS, p.tokens - first), row, min(WIDE_TILES * TILE_ROWS, p.width - row), lane);
                 wide_planes<F>(s, turn, from, static_cast<size_t>(p.blocks) * PLANE_BLOCK, columns, p.steps, lane);
             }
         }
