@@ -59,6 +59,12 @@ pub fn forward(report: &mut Report) {
         Kind::Int4(32, false),
     ];
     let [narrow, wide] = shapes();
+    // Inputs of the output projection that pairs of blocks share.
+    let wide = Shape {
+        heads: 24,
+        kv_heads: 4,
+        ..wide
+    };
     for shape in report.some(&[wide, narrow], 1) {
         for kind in kinds {
             let kv = if kind == Kind::Fp8 {

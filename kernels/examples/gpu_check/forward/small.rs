@@ -249,8 +249,8 @@ pub fn shapes() -> [Shape; 2] {
         },
         Shape {
             hidden: 512,
-            heads: 24,
-            kv_heads: 4,
+            heads: 12,
+            kv_heads: 2,
             head_dim: 128,
             experts: 32,
             top_k: 8,
