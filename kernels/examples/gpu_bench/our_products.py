@@ -1,7 +1,7 @@
 """Our products for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
 
-Parameters mirror GemmParams (linear/products.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes,
-short_launch, shared_bytes and quantised_launch of cuda/plane.rs.
+Parameters mirror GemmParams (linear/linear_params.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes,
+short_launch, few_launch and quantised_launch of cuda/plane.rs.
 """
 
 import ctypes
@@ -116,16 +116,19 @@ def quantised_shared(rest, depth=3):
     return 1024 + depth * (256 * 132 + 128 * 128 + 48) + rest
 
 
-def gemm_shared(kind, rest):
-    inputs, size = STAGES[kind][:2]
-    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * 128 * 128
-    depth = min(4, 225 * 1024 // step)
-    return 1024 + depth * step + 16 * depth + rest
+FEW_TILES, FEW_DEPTH = 12, 3
 
 
-def short_shared(kind, columns):
+def few_shared(kind, columns):
     inputs, size = STAGES[kind][:2]
-    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * columns * 128
+    plane, slots, span = inputs * columns * 2, FEW_TILES * FEW_DEPTH, 2 if kind == "int4_g128" else 1
+    planes = min(128 * 1024 // plane, 8 * 128 // inputs)
+    return 1024 + planes * plane + slots * span * size + 8 * (slots + 2 * planes)
+
+
+def short_shared(kind):
+    inputs, size = STAGES[kind][:2]
+    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * 32 * 128
     depth = min(6, 185 * 1024 // step)
     return 1024 + depth * step + 16 * depth + 2 * 8 * 32 * 20 * 4
 
@@ -148,14 +151,15 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
         work = -(-tiles // 16) * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:
-        if tokens <= 64:
-            name = "linear_short" if tokens <= 32 else "linear_short64"
-            kernel = Kernel(folder, name, f"{name}_{kind}", short_shared(kind, 32 if tokens <= 32 else 64), 640)
+        if tokens <= 16:
+            kernel, m_tiles = Kernel(folder, "linear_short", f"linear_short_{kind}", short_shared(kind), 640), -(-tiles // 16)
         else:
-            kernel = Kernel(folder, "linear_gemm", f"linear_gemm_{kind}", gemm_shared(kind, rest))
-        each = -(-inputs // 128 // min(12, MULTIPROCESSORS // -(-rows // 256)))
+            columns = next(n for n in (32, 64, 96, 128) if tokens <= n)
+            kernel = Kernel(folder, "linear_few", f"linear_few_{kind}_{columns}", few_shared(kind, columns), 13 * 32)
+            m_tiles = -(-tiles // FEW_TILES)
+        each = -(-inputs // 128 // min(12, MULTIPROCESSORS // m_tiles))
         parts = -(-(inputs // 128) // each)
-        grid = min(MULTIPROCESSORS, -(-rows // 256) * -(-tokens // 128) * parts)
+        grid = min(MULTIPROCESSORS, m_tiles * parts)
     x, y = plane(inputs, blocks, kind == "fp8_act"), torch.randn(parts, tokens, rows, device=device)
     calls = []
     for _ in range(copies):

@@ -138,7 +138,7 @@ def beside_ours(folders):
                 print(f"{label}: {str(error)[:120]}")
 
     for name, rows, inputs in (("qkv", QKV, HIDDEN), ("output", HIDDEN, OUT)):
-        for tokens in (32, 64, 96, 4096):
+        for tokens in (16, 32, 64, 96, 4096):
             copies = 4 if tokens > 1024 else 8
             entries = []
             for kind in ("int4_g128", "fp8", "bf16", "fp8_act"):

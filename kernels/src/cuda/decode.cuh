@@ -38,6 +38,18 @@ template <int F> struct TileDecoder {
     __device__ __forceinline__ void fetch(uint32_t at, uint32_t scale_at, int half, int s, int lane, bool first) {
         if constexpr (INT4<F>) {
             if (s == 0) words = load_shared16(at + half * 512 + lane * 16);
+            fetch_scales(at, scale_at, half, s, lane, first);
+        } else if constexpr (E4M3<F>) {
+            fetch_scales(at, scale_at, half, s, lane, first);
+            if (s % 2 == 0) words = load_fp8(at, half * 2 + s / 2, lane);
+        } else {
+            words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
+        }
+    }
+
+    // Its part without the weights themselves.
+    __device__ __forceinline__ void fetch_scales(uint32_t at, uint32_t scale_at, int half, int s, int lane, bool first) {
+        if constexpr (INT4<F>) {
             if (F == INT4_G128 ? s == 0 && first : s % 2 == 0) {
                 const uint32_t group = at + 1024 + (F == INT4_G128 ? 0 : (half * 2 + s / 2) * 48), row = lane >> 2;
                 asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s0) : "r"(group + row * 2));
@@ -47,9 +59,6 @@ template <int F> struct TileDecoder {
             }
         } else if constexpr (E4M3<F>) {
             if (s == 0 && first) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s0) : "r"(TRIOS<F> ? scale_at : at + 2048));
-            if (s % 2 == 0) words = load_fp8(at, half * 2 + s / 2, lane);
-        } else {
-            words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
         }
     }
 

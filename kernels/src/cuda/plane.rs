@@ -12,10 +12,19 @@ pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
 const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
-/// Most activation rows of the kernels of few, and what these are called; threads of a block, and room of its ring.
-const SHORT_COLUMNS: [(usize, &str); 2] = [(32, "short"), (64, "short64")];
+/// Most activation rows of `linear/short.cu`, and those that it is given; threads of a block, and room of its ring.
+const SHORT_COLUMNS: usize = 32;
+const SHORT_TOKENS: usize = 16;
 const SHORT_THREADS: u32 = 640;
 const SHORT_RING: usize = 185 * 1024;
+/// The kernels of few (`linear/few.cuh`): their activation rows, a block's tiles of 16 weight rows, threads, a warp's slots of weights, and
+/// bytes and steps of 128 inputs that the plane may have.
+const FEW_COLUMNS: [usize; 4] = [32, 64, 96, 128];
+const FEW_TILES: usize = 12;
+const FEW_THREADS: u32 = 13 * 32;
+const FEW_DEPTH: usize = 3;
+const FEW_PLANES: usize = 128 * 1024;
+const FEW_PLANE_STEPS: usize = 8;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
@@ -116,15 +125,30 @@ fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
     }
 }
 
-/// The same of `linear/short.cu` and its like for up to `columns` activation rows: a ring and sixteen warps' results.
-fn short_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
+/// The same of `linear/short.cu`: a ring and sixteen warps' results.
+fn short_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
     let stages = 128 / format.stage_inputs();
-    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * columns * 128;
+    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * SHORT_COLUMNS * 128;
     let depth = (SHORT_RING / step).min(6);
     Launch {
         grid: (gpu.blocks().min(work as u32), 1),
         threads: SHORT_THREADS,
         shared: (1024 + depth * step + 2 * depth * 8) as u32 + 2 * OUT_BYTES,
+        overlap: true,
+    }
+}
+
+/// The same of `linear/few.cuh` for up to `columns` activation rows: alignment, the plane's ring, those of the weights, and barriers. More than half
+/// of what a multiprocessor has: where two blocks fit, some get two while the kernel before still runs, and others none.
+fn few_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
+    let plane = format.stage_inputs() * columns * 2;
+    let planes = (FEW_PLANES / plane).min(FEW_PLANE_STEPS * 128 / format.stage_inputs());
+    let slots = FEW_TILES * FEW_DEPTH;
+    let barriers = (slots + 2 * planes) * 8;
+    Launch {
+        grid: (gpu.blocks().min(work as u32), 1),
+        threads: FEW_THREADS,
+        shared: (1024 + planes * plane + slots * format.span() * format.stage_bytes() + barriers) as u32,
         overlap: true,
     }
 }
@@ -169,7 +193,8 @@ fn segments_of(weights: &[&Linear]) -> (usize, usize, [WeightParam; 3]) {
     (tiles, weights.iter().map(|weight| weight.rows).sum(), segments)
 }
 
-fn is_short(format: Format) -> bool {
+/// Whether `linear/short.cu` and `linear/few.cuh` have kernels of it.
+fn has_few(format: Format) -> bool {
     matches!(
         format,
         Format::Fp8 | Format::Bf16 | Format::Int4G128 | Format::Int4G32
@@ -180,8 +205,14 @@ fn is_short(format: Format) -> bool {
 pub(crate) const MAX_PARTS: usize = 12;
 
 /// How many parts occupy the device when one column of tiles does not.
-pub(crate) fn parts_for(gpu: &Gpu, rows: usize, padded: usize) -> usize {
-    let wanted = gpu.blocks() as usize / rows.div_ceil(GEMM_ROWS);
+pub(crate) fn parts_for(gpu: &Gpu, weights: &[&Linear], tokens: usize) -> usize {
+    let rows: usize = weights.iter().map(|weight| weight.rows).sum();
+    let (format, padded) = (weights[0].format, weights[0].padded());
+    let tile_rows = match has_few(format) && tokens > SHORT_TOKENS {
+        true => FEW_TILES * 16,
+        false => GEMM_ROWS,
+    };
+    let wanted = gpu.blocks() as usize / rows.div_ceil(tile_rows);
     let each = (padded / 128).div_ceil(wanted.clamp(1, MAX_PARTS));
     (padded / 128).div_ceil(each)
 }
@@ -292,11 +323,16 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
         return gpu.launch(&format!("linear_wide_{name}"), launch, &params);
     }
-    let short = SHORT_COLUMNS.into_iter().find(|(most, _)| tokens <= *most);
-    if let Some((columns, name)) = short.filter(|_| is_short(first.format)) {
+    if has_few(first.format) && tokens <= SHORT_TOKENS {
         let work = (tiles * 16).div_ceil(GEMM_ROWS) * parts;
-        let launch = short_launch(gpu, first.format, columns, work);
-        return gpu.launch(&format!("linear_{name}_{}", first.format.name()), launch, &params);
+        let launch = short_launch(gpu, first.format, work);
+        return gpu.launch(&format!("linear_short_{}", first.format.name()), launch, &params);
+    }
+    let few = FEW_COLUMNS.into_iter().find(|most| tokens <= *most);
+    if let Some(columns) = few.filter(|_| has_few(first.format)) {
+        let launch = few_launch(gpu, first.format, columns, tiles.div_ceil(FEW_TILES) * parts);
+        let name = format!("linear_few_{}_{columns}", first.format.name());
+        return gpu.launch(&name, launch, &params);
     }
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
     let launch = gemm_launch(gpu, first.format, work);

@@ -55,6 +55,9 @@ DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
 }
 DEVICE void barrier_wait(uint64_t *barrier, uint32_t parity) { barrier_wait(shared_address(barrier), parity); }
 
+// All THREADS threads of the block meet, from wherever their warps are.
+template <int THREADS> DEVICE void block_barrier() { asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
 // Addresses and size are multiples of 16.
 DEVICE void bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)

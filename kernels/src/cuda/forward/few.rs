@@ -296,8 +296,7 @@ impl Piece<'_> {
     ) -> Result<usize> {
         let (rows, plane) = from;
         if self.products {
-            let rows = weights.iter().map(|weight| weight.rows).sum();
-            let parts = parts_for(self.gpu, rows, weights[0].padded());
+            let parts = parts_for(self.gpu, weights, self.tokens);
             let blocks = plane_blocks(FEW_TOKENS);
             linear_gemm(
                 self.gpu,

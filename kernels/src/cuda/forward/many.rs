@@ -9,6 +9,7 @@ use crate::backend::Result;
 use crate::cuda::format::padded;
 use crate::cuda::plane::{GemmCall, linear_gemm, parts_for};
 use crate::cuda::step::FEW_TOKENS;
+use crate::cuda::weights::Linear;
 use crate::cuda::workspace::Slot;
 use crate::cuda::{CudaBackend, Format, Gpu, shape};
 use crate::ops::attention::cuda::{PrefillPlans, head_blocks, small_blocks};
@@ -142,9 +143,9 @@ fn serve_others(backend: &CudaBackend, forward: &Forward, chunk: (usize, usize))
 
 /// Parts of the inputs of a dense product whose results are added behind it: of few tokens, which one column of tiles holds, so many
 /// that they occupy the device (`few` has room for them), else `many`.
-fn parts_of(gpu: &Gpu, tokens: usize, rows: usize, padded: usize, many: usize) -> usize {
+fn parts_of(gpu: &Gpu, tokens: usize, weights: &[&Linear], many: usize) -> usize {
     match tokens {
-        ..=FEW_TOKENS => parts_for(gpu, rows, padded),
+        ..=FEW_TOKENS => parts_for(gpu, weights, tokens),
         _ => many,
     }
 }

@@ -1,25 +1,7 @@
-// What the products of dense weights share: parameters, and how results leave.
+// What the products of dense weights share: how results leave.
 #pragma once
 #include "../../cuda/gemm.cuh"
-
-constexpr int LINEAR_SEGMENTS = 3;
-
-struct GemmParams {
-    Weight segments[LINEAR_SEGMENTS];
-    const uint8_t *plane;  // [K / 64 or, quantised, K / 128][blocks][1024]
-    float *y;              // [parts][tokens, width]; wide_staged.cu, quantised.cu: or that many BF16
-    const float *residual; // or null
-    int tokens, blocks, width, tiles, steps, parts;
-};
-
-// The segment that `tile` lies in; `tile` becomes its place there.
-DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
-    if (tile < p.segments[0].tiles) return p.segments[0];
-    tile -= p.segments[0].tiles;
-    if (tile < p.segments[1].tiles) return p.segments[1];
-    tile -= p.segments[1].tiles;
-    return p.segments[2];
-}
+#include "linear_params.cuh"
 
 // A warp's 16 outputs of 32 tokens on their way out: through shared memory, so that four lanes write 64 bytes of a token.
 constexpr int OUT_TOKENS = 32, OUT_STRIDE = TILE_ROWS + 4, OUT_FLOATS = OUT_TOKENS * OUT_STRIDE;

@@ -1,4 +1,4 @@
-// The same as gemm.cu for up to 32 tokens. There a tile's few steps are a chain of decoded weights and narrow products, so four
+// The same as gemm.cu for up to 32 tokens (plane.rs gives it at most 16). There a tile's few steps are a chain of decoded weights and narrow products, so four
 // warpgroups have one set of 64 rows each instead of two that have two: the chain is half as long.
 #define GEMM_SETS 1
 #define GEMM_WARPGROUPS 4

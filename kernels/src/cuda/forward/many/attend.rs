@@ -51,10 +51,9 @@ pub(super) fn attend(
             plane_blocks,
         },
     )?;
-    let rows = projections.iter().map(|projection| projection.rows).sum();
     let parts = match quantised {
         true => 1,
-        false => parts_of(gpu, count, rows, projections[0].padded(), 1),
+        false => parts_of(gpu, count, &projections, 1),
     };
     let call = GemmCall {
         weights: &projections,

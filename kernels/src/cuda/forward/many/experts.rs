@@ -190,11 +190,12 @@ pub(in crate::cuda::forward) fn choose(
         },
     )?;
     let most = GATE_PARTS.min(padded(sizes.hidden) / 128);
-    let parts = parts_of(gpu, count, sizes.experts, padded(sizes.hidden), most);
+    let gate = [backend.linear(OP, layer.handles.gate)?];
+    let parts = parts_of(gpu, count, &gate, most);
     linear_gemm(
         gpu,
         &GemmCall {
-            weights: &[backend.linear(OP, layer.handles.gate)?],
+            weights: &gate,
             plane,
             quantised: false,
             blocks,

@@ -1,0 +1,22 @@
+// Parameters of the products of dense weights with planes, and where a tile's weights lie.
+#pragma once
+#include "../../cuda/stream.cuh"
+
+constexpr int LINEAR_SEGMENTS = 3;
+
+struct GemmParams {
+    Weight segments[LINEAR_SEGMENTS];
+    const uint8_t *plane;  // [K / 64 or, quantised, K / 128][blocks][1024]
+    float *y;              // [parts][tokens, width]; wide_staged.cu, quantised.cu: or that many BF16
+    const float *residual; // or null
+    int tokens, blocks, width, tiles, steps, parts;
+};
+
+// The segment that `tile` lies in; `tile` becomes its place there.
+DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
+    if (tile < p.segments[0].tiles) return p.segments[0];
+    tile -= p.segments[0].tiles;
+    if (tile < p.segments[1].tiles) return p.segments[1];
+    tile -= p.segments[1].tiles;
+    return p.segments[2];
+}
