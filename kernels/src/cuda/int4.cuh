@@ -15,13 +15,16 @@ DEVICE void multiply_bytes(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
     uint4 word[N][2];
     uint32_t scale[N][2];
     int zero[N][2];
+    uint32_t all = 0;
 #pragma unroll
     for (int s = 0; s < N; s++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             word[s][half] = load_shared16(stage + s * BYTES + half * 512 + lane * 16);
             scale[s][half] = load_shared_u16(scales + s * BYTES + half * 16), zero[s][half] = load_shared_u8(zeros + s * BYTES + half * 8);
+            all ^= word[s][half].w ^ scale[s][half] ^ static_cast<uint32_t>(zero[s][half]);
         }
+    await_loaded(all);
     released();
     // Of more than four tokens there are chains enough, and no registers for more.
     constexpr int TURN = NT == 1 ? N : 1;

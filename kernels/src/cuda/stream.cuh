@@ -215,12 +215,25 @@ DEVICE void add_bytes(const int (&part)[4], int sum, float step, float scale0, f
     acc[2] += static_cast<float>(lower - zero1 * sum) * (scale1 * step);
 }
 
+// Waits until the registers that `word` is made of are loaded. A bulk copy that is asked for next does not wait for loads of shared memory, and may write where they
+// still read.
+DEVICE void await_loaded(uint32_t word) {
+    asm volatile(
+        "{\n"
+        ".reg .pred rare;\n"
+        "setp.eq.u32 rare, %0, 0x80808080;\n"
+        "@rare nanosleep.u32 0;\n"
+        "}\n" ::"r"(word)
+        : "memory");
+}
+
 // A stage of FP8 in registers: its place in shared memory is free.
 struct StageWords {
     uint4 of[4];
     __device__ __forceinline__ StageWords(uint32_t stage, int lane) {
 #pragma unroll
         for (int i = 0; i < 4; i++) of[i] = load_fp8(stage, i, lane);
+        await_loaded(of[0].w ^ of[1].w ^ of[2].w ^ of[3].w);
     }
 };
 
