@@ -1,5 +1,5 @@
-//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`, `wide.cuh`, `quantised_wide.cuh`), and the launch of
-//! dense products.
+//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`, `linear/few.cuh`, `wide.cuh`, `quantised_wide.cuh`), and the
+//! launch of dense products.
 
 use super::weights::{Linear, WeightParam};
 use super::{Format, Gpu, Launch, shape};
@@ -29,7 +29,7 @@ const FEW_PLANE_STEPS: usize = 8;
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
 const THREADS: u32 = 384;
-/// Shared memory through which eight warps' results of `gemm.cu` go out.
+/// Shared memory through which eight warps' results of `gemm.cu` and `wide.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
 
 /// Blocks of a plane of `rows` rows; a tile may read, not use, rows past them.
@@ -153,7 +153,7 @@ fn few_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch 
     }
 }
 
-/// Mirrors `GemmParams` of `linear/gemm.cu`.
+/// Mirrors `GemmParams` of `linear/linear_params.cuh`.
 #[repr(C)]
 struct GemmParams {
     segments: [WeightParam; 3],

@@ -1,5 +1,5 @@
 //! A step of at most 128 tokens: six launches a layer for up to four decode tokens (`inline`), eight for 9 to 16 (`short`), ten for
-//! other steps (`grouped`); with experts on other ranks eight, eight and ten.
+//! other steps (`grouped`); with experts on other ranks (over `ipc`) eight, eight and ten.
 //!
 //! Dense weights go through passes of eight tokens with activations of 16 bits of mantissa, or, for more tokens, through
 //! matrix products of BF16. Deterministic steps use the passes only: the order of every sum is then the same whatever

@@ -1,4 +1,4 @@
-//! One layer of up to 128 tokens, in eleven kernels: rows sorted by expert, here or by the exchange with other ranks.
+//! One layer of up to 128 tokens, in ten kernels: rows sorted by expert, here or by the exchange with other ranks.
 
 use super::{OUTPUT_PARTS, Piece, Stream};
 use crate::backend::Result;
