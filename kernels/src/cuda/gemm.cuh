@@ -106,7 +106,7 @@ template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int l
 // Of few tokens it is cheaper to scale a step's sums than its weights.
 template <int F, int N> constexpr bool SUMS_SCALED = (F == INT4_G128 || F == FP8) && N <= 64;
 
-// `consume` for weights that become bf16.
+// All steps of a tile, added to acc.
 template <int F, int N>
 DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
     static_assert(!TRIOS<F>, "experts that become bf16 have kernels of 256 rows");
@@ -183,6 +183,7 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
 #pragma unroll
     for (int h = 0; h < SETS; h++) hold(acc[h]);
 }
+
 // Shared memory of the ring; the barriers stand behind it.
 template <int F> DEVICE GemmRing ring_in(uint8_t *shared) {
     uint8_t *slots = shared + (-shared_address(shared) & 1023);
@@ -201,11 +202,6 @@ template <int F> DEVICE GemmRing ring_in(uint8_t *shared) {
 // More registers for the warpgroups that multiply, fewer for the one that copies.
 DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
-
-// A number of columns as a type.
-template <int N> struct Columns {
-    static constexpr int value = N;
-};
 
 // Width of the products for so many columns.
 DEVICE int product_columns(int columns) { return min(GEMM_COLUMNS, ceil_div(columns, 32) * 32); }

@@ -67,15 +67,7 @@ DEVICE void bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *barr
     bulk_copy(shared_address(to), from, bytes, shared_address(barrier));
 }
 
-// The same for data that is read once: it leaves the L2 first.
-DEVICE void bulk_copy_once(void *to, const void *from, uint32_t bytes, uint64_t *barrier, uint64_t policy) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-            "r"(shared_address(to)),
-        "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-        : "memory");
-}
-
+// For copies of data that is read once: it leaves the L2 first.
 DEVICE uint64_t evict_first_policy() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -90,6 +82,30 @@ DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" 
 DEVICE uint4 load_shared16(uint32_t address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+    return v;
+}
+
+DEVICE int2 load_shared8(uint32_t address) {
+    int2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+    return v;
+}
+
+DEVICE uint32_t load_shared_u16(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+DEVICE int load_shared_u8(uint32_t address) {
+    int v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+DEVICE float load_shared_f32(uint32_t address) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
     return v;
 }
 

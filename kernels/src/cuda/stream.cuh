@@ -1,7 +1,7 @@
 // How weights lie in device memory, and how a warp multiplies them with activations.
 //
 // A weight [out, in] is cut into tiles of 16 rows, a tile into stages of 64 or 128 inputs. One stage is a contiguous
-// multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbour). Inside, each lane's
+// multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbours). Inside, each lane's
 // operands of the tensor-core products lie together, 16 bytes at a time: shared memory is read without conflicts and
 // nothing is shuffled. FP8 lies in whole rows, as an operand of products of e4m3, and matrix loads deal each lane its words.
 // Tiles are stored one after the other, each with all its stages.
@@ -169,30 +169,6 @@ template <int NT> struct ByteOperands {
         }
     }
 };
-
-DEVICE int2 load_shared8(uint32_t address) {
-    int2 v;
-    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-    return v;
-}
-
-DEVICE uint32_t load_shared_u16(uint32_t address) {
-    uint32_t v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
-}
-
-DEVICE int load_shared_u8(uint32_t address) {
-    int v;
-    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
-}
-
-DEVICE float load_shared_f32(uint32_t address) {
-    float v;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
-    return v;
-}
 
 // Products 2i and 2i + 1 of a stage of FP8 (its eight ones): the words of rows g and g + 8 for the one, then for the other; in a word, inputs
 // 0, 2, 1 and 3 of the lane column's four. Unit i of a row has product i's bytes, word t those of lane column t, which is how a matrix load

@@ -175,6 +175,11 @@ template <bool UP> DEVICE void bring_rows(const ManyParams &p, const Shared<UP> 
     }
 }
 
+// A number of sets as a type.
+template <int N> struct Sets {
+    static constexpr int value = N;
+};
+
 template <bool UP> DEVICE void multiply(const ManyParams &p, const Shared<UP> &s, int warp, int lane) {
     const ExpertShares<UP> shares(p);
     const int group = warp / 4;
@@ -211,9 +216,9 @@ template <bool UP> DEVICE void multiply(const ManyParams &p, const Shared<UP> &s
             }
         };
         switch (mine.sets) {
-            case 0: run(Columns<0>()); break;
-            case 1: run(Columns<1>()); break;
-            default: run(Columns<2>()); break;
+            case 0: run(Sets<0>()); break;
+            case 1: run(Sets<1>()); break;
+            default: run(Sets<2>()); break;
         }
     }
 }

@@ -8,20 +8,13 @@
 #include "../../cuda/decode.cuh"
 #include "../../cuda/gemv.cuh"
 #include "../../cuda/plane.cuh"
+#include "../../cuda/turn.cuh"
 #include "../../cuda/wgmma_few.cuh"
 #include "linear_params.cuh"
 
 constexpr int FEW_TILES = 12, FEW_THREADS = (FEW_TILES + 1) * WARP;
 // Slots of a warp's ring; shared memory that the plane may have, and most of its steps of 128 inputs there.
 constexpr int FEW_DEPTH = 3, FEW_PLANES = 128 * 1024, FEW_PLANE_STEPS = 8;
-
-// A place in the plane's ring, and in which round.
-struct FewPlace {
-    uint32_t slot = 0, parity = 0;
-    template <int DEPTH> DEVICE void advance() {
-        if (++slot == DEPTH) slot = 0, parity ^= 1;
-    }
-};
 
 template <int F, int N> struct FewShared {
     static constexpr int K = Layout<F>::K, CHUNKS = K / 64, PLANE = CHUNKS * N * 128;
@@ -72,7 +65,7 @@ template <int F> struct FewRuns {
 template <int F, int N> DEVICE void few_planes(const GemmParams &p, const FewShared<F, N> &s) {
     using S = FewShared<F, N>;
     const size_t chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;
-    FewPlace place;
+    Turn place;
     bool again = false;  // the ring has been round once
     for (FewWork<S::K> work(p); work.more(); work.advance()) {
         const uint8_t *from = p.plane + work.first() * S::CHUNKS * chunk_bytes;
@@ -192,7 +185,7 @@ template <int F, int N> DEVICE void linear_few(const GemmParams &p) {
     wait_for_inputs();
     allow_next_kernel();
     const uint32_t planes = shared_address(s.planes);
-    FewPlace place;
+    Turn place;
 #pragma unroll 1
     for (; work.more(); work.advance()) {
         const int at = work.tile(warp), part = work.part();
