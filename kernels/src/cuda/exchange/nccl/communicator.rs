@@ -100,18 +100,6 @@ impl Communicator {
         }
     }
 
-    /// What the library has noticed since: a peer that is gone shows here, not in the calls.
-    pub fn health(&self) -> Result<()> {
-        let handle = self.lock();
-        let Some(Handle(raw)) = *handle else {
-            return Err(self.ended());
-        };
-        match async_error(self.nccl, raw)? {
-            SUCCESS | IN_PROGRESS => Ok(()),
-            code => Err(self.nccl.error("exchange", code)),
-        }
-    }
-
     /// Ends it here: kernels that wait for peers return, what is queued does nothing. Any thread, any number of times.
     /// Returns after [`ABORT_WAIT`] at the latest; `false`: graphs are still alive, and it will be freed after them.
     pub fn abort(&self) -> bool {
@@ -147,10 +135,6 @@ impl Communicator {
             *freed = None;
         }
         came
-    }
-
-    pub fn is_ended(&self) -> bool {
-        self.lock().is_none()
     }
 
     fn ended(&self) -> KernelError {

@@ -89,7 +89,7 @@ impl Channel<'_> {
         messages
     }
 
-    /// Bytes of `rows` that the library carries to or from `rank`.
+    /// Of so many bytes to or from `rank`, those that the library carries.
     fn carried(&self, rank: u32, bytes: usize) -> usize {
         carried(self.straight, rank, bytes)
     }

@@ -3,7 +3,8 @@
 // A message is one piece of memory: a head of 64 bytes, rows, the experts of each row's slots, their weights. A rank writes
 // one for all others: which rank a slot goes to follows from it everywhere alike. Results come back as a head and a row
 // for each row (or slot) of the message. A head's stamp says that the library has really brought it; order and visibility
-// are the stream's, so nothing here polls. Nothing of a peer is used before it was held against the capacity.
+// are the stream's, so nothing here polls: what a rank of this host writes straight into this one's memory it fences before
+// the library carries its head. Nothing of a peer is used before it was held against the capacity.
 #pragma once
 #include "../exchange.cuh"
 
