@@ -291,7 +291,7 @@ impl Forward {
         match self.inline(tokens) {
             true if self.one.as_ref().is_some_and(short) => Way::One,
             true => Way::Inline,
-            false => self.many_rows(tokens),
+            false => self.way_of_several(tokens),
         }
     }
 
@@ -299,12 +299,12 @@ impl Forward {
     fn exchanged_way(&self, tokens: usize, exchange: &dyn Exchange) -> Way {
         match tokens > 0 && exchange.chooses() && self.inline(tokens) {
             true => Way::Inline,
-            false => self.many_rows(tokens),
+            false => self.way_of_several(tokens),
         }
     }
 
     /// The way of decode tokens that are too many for `Way::Inline`.
-    fn many_rows(&self, tokens: usize) -> Way {
+    fn way_of_several(&self, tokens: usize) -> Way {
         match self.short && (few::PRODUCT_TOKENS..=TALL_TOKENS).contains(&tokens) {
             true => Way::Short,
             false => Way::Grouped,
