@@ -5,6 +5,8 @@ mod pipeline;
 mod rows;
 mod small;
 
+use std::collections::BTreeMap;
+
 use conclave_kernels::backend::*;
 
 use crate::host::*;
@@ -95,6 +97,7 @@ pub fn forward(report: &mut Report) {
                 128,
                 shape.vocab,
             );
+            let mut waiting: BTreeMap<&str, (Vec<f32>, Vec<f32>)> = BTreeMap::new();
             for (index, runs) in report.some(&steps(), 10).iter().enumerate() {
                 let mut step = Batch::default();
                 for (run, table) in runs.iter().zip(&tables.runs) {
@@ -127,15 +130,22 @@ pub fn forward(report: &mut Report) {
                     1e-1
                 };
                 let share = if strict { 0.35 } else { 0.5 };
-                let mut compare = |what: &str, found: &[f32]| {
-                    report.compare_rows(
-                        &format!("{what} {name}"),
-                        found,
-                        &expected,
-                        shape.vocab,
-                        bound,
-                        share,
-                    );
+                // The middle of one to three rows may be one that goes to another expert: they are judged with the next step's.
+                let few = !strict && step.logit_rows.len() < 4;
+                let mut compare = |what: &'static str, found: &[f32]| {
+                    let rows = waiting.entry(what).or_default();
+                    let joined = if rows.0.is_empty() {
+                        ""
+                    } else {
+                        " with the step before"
+                    };
+                    rows.0.extend(found);
+                    rows.1.extend(&expected);
+                    if !few {
+                        let (found, expected) = std::mem::take(rows);
+                        let name = format!("{what} {name}{joined}");
+                        report.compare_rows(&name, &found, &expected, shape.vocab, bound, share);
+                    }
                 };
                 compare("by op  ", &by_op.ops(&step));
                 compare("forward", &gpu.forward(&step));
@@ -172,6 +182,8 @@ pub fn forward(report: &mut Report) {
                 }
                 report.same_bits(&format!("exact, alone and cut {name}"), &found, &alone);
             }
+            let is_judged = waiting.values().all(|rows| rows.0.is_empty());
+            assert!(is_judged, "the last step has too few rows");
         }
     }
 }
