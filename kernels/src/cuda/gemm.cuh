@@ -106,12 +106,16 @@ template <int F> DEVICE void produce(const GemmTile &tile, GemmRing &ring, int l
 // Of few tokens it is cheaper to scale a step's sums than its weights.
 template <int F, int N> constexpr bool SUMS_SCALED = (F == INT4_G128 || F == FP8) && N <= 64;
 
-// All steps of a tile, added to acc.
+// A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
 template <int F, int N>
-DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
+DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
     static_assert(!TRIOS<F>, "experts that become bf16 have kernels of 256 rows");
     constexpr int BYTES = STEP_STAGES<F> * Layout<F>::BYTES;
     constexpr bool SUMS = SUMS_SCALED<F, N>;
+#pragma unroll
+    for (int h = 0; h < SETS; h++)
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
     TileDecoder<F> decoder[SETS];
     float part[SETS][N / 2];  // SUMS: of one step
     const auto multiply = [&](const uint32_t(&a)[SETS][4], uint64_t b) {
@@ -170,16 +174,6 @@ DEVICE void consume_decoded(const GemmTile &tile, GemmRing &ring, int warpgroup,
             }
         }
     }
-}
-
-// A consumer warpgroup's share of one tile: acc[set] over all steps. `warpgroup`: 0 or 1; `warp`: in the warpgroup.
-template <int F, int N>
-DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int warp, int lane, int bf16_scales, float (&acc)[SETS][N / 2]) {
-#pragma unroll
-    for (int h = 0; h < SETS; h++)
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) acc[h][i] = 0.f;
-    consume_decoded<F, N>(tile, ring, warpgroup, warp, lane, bf16_scales, acc);
 #pragma unroll
     for (int h = 0; h < SETS; h++) hold(acc[h]);
 }

@@ -78,6 +78,15 @@ struct Weight {
     int bf16_scales;  // INT4: scales are bf16, not f16
 };
 
+// The weight that `tile` lies in, of those that lie end to end in the result; `tile` becomes its place there.
+DEVICE const Weight &segment_of(const Weight (&segments)[3], int &tile) {
+    if (tile < segments[0].tiles) return segments[0];
+    tile -= segments[0].tiles;
+    if (tile < segments[1].tiles) return segments[1];
+    tile -= segments[1].tiles;
+    return segments[2];
+}
+
 DEVICE float scale_value(uint32_t bits, int bf16_scales) {
     return bf16_scales ? __uint_as_float(bits << 16) : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }

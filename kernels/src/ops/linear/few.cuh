@@ -53,7 +53,7 @@ template <int F> struct FewRuns {
         if (!work.more()) return false;
         // A warp without a tile reads the last one beside the others: all of a warpgroup multiply.
         int at = min(work.tile(warp), p->tiles - 1);
-        const Weight &w = segment_of(*p, at);
+        const Weight &w = segment_of(p->segments, at);
         run.from = w.stream + (static_cast<size_t>(at) * w.stages + work.first()) * Layout<F>::BYTES;
         run.stages = work.count();
         work.advance();

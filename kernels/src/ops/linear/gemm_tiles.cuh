@@ -11,7 +11,7 @@ template <int F> DEVICE GemmTile tile_of(const GemmParams &p, int m, int n, int 
     for (int s = 0; s < SETS * GEMM_CONSUMERS; s++) {
         int at = (m * SETS * GEMM_CONSUMERS + s) * 4;
         tile.sets_tiles[s] = max(0, min(4, p.tiles - at));
-        const Weight &w = segment_of(p, at);
+        const Weight &w = segment_of(p.segments, at);
         tile.set[s] = w.stream + at * tile_bytes<F>(w.stages) + stage_offset<F>(first * STEP_STAGES<F>);
     }
     tile.chunk_bytes = static_cast<size_t>(p.blocks) * PLANE_BLOCK;

@@ -50,10 +50,3 @@ template <int BYTES, int STRIDE, class Store> DEVICE void send_tokens(uint32_t r
             if (first + i * AT_ONCE < tokens) store(first + i * AT_ONCE, byte, v[i]);
     }
 }
-
-// Adds four results.
-DEVICE void add_results(float *to, uint4 v) {
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(__uint_as_float(v.x)), "f"(__uint_as_float(v.y)),
-                 "f"(__uint_as_float(v.z)), "f"(__uint_as_float(v.w))
-                 : "memory");
-}

@@ -31,15 +31,6 @@ struct LinearParams {
     int depth;                     // slots of a warp's ring, at most MOST_DEPTH
 };
 
-// The tile's segment and the tile within it.
-DEVICE const Weight &segment_of(const LinearParams &p, int &tile) {
-    if (tile < p.segments[0].tiles) return p.segments[0];
-    tile -= p.segments[0].tiles;
-    if (tile < p.segments[1].tiles) return p.segments[1];
-    tile -= p.segments[1].tiles;
-    return p.segments[2];
-}
-
 template <int F> struct LinearRuns {
     const LinearParams *p;
     int unit, step, units, r, first, count;
@@ -49,7 +40,7 @@ template <int F> struct LinearRuns {
         unit += step;
         run.stages = 0;
         if (tile < p->tiles && count > 0) {
-            const Weight &w = segment_of(*p, tile);
+            const Weight &w = segment_of(p->segments, tile);
             run.from = w.stream + tile * tile_bytes<F>(w.stages) + stage_offset<F>(first);
             run.stages = count;
         }
@@ -242,7 +233,7 @@ template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
     for (int unit = blockIdx.x / p.parts; unit < units; unit += gridDim.x / p.parts) {
         int tile = (unit << p.tiles_log2) + r;
         const bool mine = tile < p.tiles;
-        const Weight &w = segment_of(p, tile);
+        const Weight &w = segment_of(p.segments, tile);
         float acc[NT][4];
         multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, w.bf16_scales, acc);
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT>;
@@ -256,7 +247,7 @@ template <int F, int TOKENS> DEVICE void linear(const LinearParams &p) {
             float v = 0.f;
             if (token < tokens && out_tile < p.tiles) {
                 const int column = unit * unit_rows + row;  // all segments but the last have whole tiles
-                const Weight &segment = segment_of(p, out_tile);
+                const Weight &segment = segment_of(p.segments, out_tile);
                 if (out_tile * TILE_ROWS + row % TILE_ROWS < segment.rows) {
                     v = sum_partials(sums_of_unit, HELD, row / TILE_ROWS, splits, token, row % TILE_ROWS);
                     const size_t at = static_cast<size_t>(token0 + token) * p.width + column;

@@ -1,4 +1,4 @@
-// Parameters of the products of dense weights with planes, and where a tile's weights lie.
+// Parameters of the products of dense weights with planes.
 #pragma once
 #include "../../cuda/stream.cuh"
 
@@ -11,12 +11,3 @@ struct GemmParams {
     const float *residual; // or null
     int tokens, blocks, width, tiles, steps, parts;
 };
-
-// The segment that `tile` lies in; `tile` becomes its place there.
-DEVICE const Weight &segment_of(const GemmParams &p, int &tile) {
-    if (tile < p.segments[0].tiles) return p.segments[0];
-    tile -= p.segments[0].tiles;
-    if (tile < p.segments[1].tiles) return p.segments[1];
-    tile -= p.segments[1].tiles;
-    return p.segments[2];
-}

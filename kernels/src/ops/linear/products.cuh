@@ -42,7 +42,7 @@ DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int
                 const float value[4] = {v.x, v.y, v.z, v.w};
                 for (int i = 0; i < 4 && column + i < p.width; i++) to[i] = value[i] + (from ? from[i] : 0.f);
             } else if (from == to) {
-                asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+                add_results(to, v);
             } else {
                 if (from) {
                     const float4 r = *reinterpret_cast<const float4 *>(from);
@@ -57,8 +57,7 @@ DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int
             const int tokens = column < p.width ? p.tokens : 0;
             if (residual == y) {
                 leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
-                    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(y + place(token)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-                                 : "memory");
+                    add_results(y + place(token), v);
                 });
             } else {
                 leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {

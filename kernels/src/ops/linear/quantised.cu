@@ -92,7 +92,7 @@ DEVICE void bring_weights(const GemmParams &p, const Shared &s, int lane) {
         // Lanes behind the tiles': scales of four tiles.
         int at = shares.first_tile(w) + (lane < QUANTISED_TILES ? lane : lane % QUANTISED_TILES * 4);
         const bool has = lane < QUANTISED_TILES + 2 && at < p.tiles;
-        const Weight &weight = segment_of(p, at);
+        const Weight &weight = segment_of(p.segments, at);
         quantised_weights<FP8>(s, turn, weight.stream + at * tile_bytes<FP8>(weight.stages), has, p.steps, lane);
     }
 }

@@ -46,11 +46,10 @@ struct TallShare {
 
 template <int F> DEVICE TallShare tall_share(const TallParams &p, int set, int quarter, int tile_of_set, int rank, int ranks) {
     int tile = set * TALL_TILES;
-    const Weight *w = &p.segments[0];
-    for (int s = 1; s < TALL_SEGMENTS && tile >= w->tiles; s++) tile -= w->tiles, w = &p.segments[s];
+    const Weight &w = segment_of(p.segments, tile);
     const int steps = p.steps / (QUARTERS * ranks), first = (rank * QUARTERS + quarter) * steps;
-    const size_t at = static_cast<size_t>(tile + tile_of_set) * w->stages + first;
-    return {w->stream + at * Layout<F>::BYTES, steps, first, w->bf16_scales};
+    const size_t at = static_cast<size_t>(tile + tile_of_set) * w.stages + first;
+    return {w.stream + at * Layout<F>::BYTES, steps, first, w.bf16_scales};
 }
 
 // Places in shared memory and barriers.

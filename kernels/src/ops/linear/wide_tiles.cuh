@@ -23,7 +23,7 @@ template <int F, class Leave> DEVICE void linear_wide(const GemmParams &p) {
             for (int w = begin; w < work; w += stride) {
                 int at = first_tile(w) + lane;
                 const bool has = lane < WIDE_TILES && at < p.tiles;
-                const Weight &weight = segment_of(p, at);
+                const Weight &weight = segment_of(p.segments, at);
                 wide_weights<F>(s, turn, weight.stream + at * tile_bytes<F>(weight.stages), has, p.steps, lane);
             }
         }
