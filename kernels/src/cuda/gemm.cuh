@@ -8,7 +8,7 @@
 #include "decode.cuh"
 #include "plane.cuh"
 #include "stream.cuh"
-#include "wgmma.cuh"
+#include "wgmma_few.cuh"
 
 // Sets of 64 weight rows of a warpgroup, the warpgroups that multiply, and most activation rows: short.cu has its own.
 #ifndef GEMM_SETS
@@ -120,7 +120,7 @@ DEVICE void consume(const GemmTile &tile, GemmRing &ring, int warpgroup, int war
     float part[SETS][N / 2];  // SUMS: of one step
     const auto multiply = [&](const uint32_t(&a)[SETS][4], uint64_t b) {
 #pragma unroll
-        for (int h = 0; h < SETS; h++) Product<N>::run(SUMS ? part[h] : acc[h], a[h], b);
+        for (int h = 0; h < SETS; h++) FewProduct<N>::template run<true>(SUMS ? part[h] : acc[h], a[h], b);
     };
 #pragma unroll 1
     for (int step = 0; step < tile.steps; step++) {

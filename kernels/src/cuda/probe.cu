@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(PROBE_THREADS) probe_multiply(const
             const uint64_t b = plane_descriptor(address + (i / 4) * (GEMM_COLUMNS * 128) + (i % 4) * 32);
             products_begin();
 #pragma unroll
-            for (int h = 0; h < 2; h++) Product<GEMM_COLUMNS>::run(acc[h], a[i & 1][h], b);
+            for (int h = 0; h < 2; h++) FewProduct<GEMM_COLUMNS>::run<true>(acc[h], a[i & 1][h], b);
             products_end();
             products_wait<1>();
         }
