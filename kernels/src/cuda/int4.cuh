@@ -39,19 +39,15 @@ DEVICE void multiply_bytes(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
 #pragma unroll
                 for (int n = 0; n < NT; n++) b[s][n] = load_shared16((half ? x ^ 16 : x) + (first + s) * IMAGE_BLOCK_BYTES<true> + n * 4 * token_bytes);
 #pragma unroll
-            for (int s = 0; s < TURN; s++) {
-                const uint4 w = word[first + s][half];
-                const uint32_t a[4] = {w.x & 0x0f0f0f0fu, w.x, w.y & 0x0f0f0f0fu, w.y};
+            for (int pair = 0; pair < 2; pair++)
 #pragma unroll
-                for (int n = 0; n < NT; n++) mma_bytes(part[s][n], a, b[s][n].x, b[s][n].y);
-            }
+                for (int s = 0; s < TURN; s++) {
+                    const uint4 w = word[first + s][half];
+                    const uint32_t low = pair ? w.z : w.x, high = pair ? w.w : w.y;
+                    const uint32_t a[4] = {low & 0x0f0f0f0fu, low, high & 0x0f0f0f0fu, high};
 #pragma unroll
-            for (int s = 0; s < TURN; s++) {
-                const uint4 w = word[first + s][half];
-                const uint32_t a[4] = {w.z & 0x0f0f0f0fu, w.z, w.w & 0x0f0f0f0fu, w.w};
-#pragma unroll
-                for (int n = 0; n < NT; n++) mma_bytes(part[s][n], a, b[s][n].z, b[s][n].w);
-            }
+                    for (int n = 0; n < NT; n++) mma_bytes(part[s][n], a, pair ? b[s][n].z : b[s][n].x, pair ? b[s][n].w : b[s][n].y);
+                }
         }
 #pragma unroll
         for (int s = 0; s < TURN; s++) {
