@@ -163,3 +163,23 @@ template <int DEPTH> DEVICE void quantised_nothing(const QuantisedShared<DEPTH> 
 // Registers: two times 64 sums and 64 of one step; the other warps.
 DEVICE void quantised_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 224;"); }
 DEVICE void quantised_give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
+
+// What the warps of a block do: the first multiply, the `others` say themselves when they wait for the kernel before. `init`: by one thread.
+template <class Init, class Multiply, class Others> DEVICE void quantised_roles(const Init &init, const Multiply &multiply, const Others &others) {
+    if (threadIdx.x == 0) init();
+    __syncthreads();
+    cluster_sync();
+    // The same in all lanes, and said so.
+    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
+    if (warp < QUANTISED_CONSUMERS) {
+        quantised_take_registers();
+        wait_for_inputs();
+        allow_next_kernel();
+        multiply(warp, lane);
+    } else {
+        quantised_give_registers();
+        others(warp, lane);
+    }
+    // Nobody leaves while the other block may still write to it.
+    cluster_sync();
+}

@@ -251,24 +251,14 @@ DEVICE void send(const ManyParams &p, const Shared<false> &s, int group, int lan
 template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
     extern __shared__ uint8_t shared[];
     const Shared<UP> s(shared);
-    if (threadIdx.x == 0) {
+    const auto init = [&] {
         s.init();
         if (UP)
             Largest::init(s.rest());
         else
             Leaving::init(s.rest());
-    }
-    __syncthreads();
-    cluster_sync();
-    // The same in all lanes, and said so.
-    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
-    if (warp < QUANTISED_CONSUMERS) {
-        quantised_take_registers();
-        wait_for_inputs();
-        allow_next_kernel();
-        multiply<UP>(p, s, warp, lane);
-    } else {
-        quantised_give_registers();
+    };
+    quantised_roles(init, [&](int warp, int lane) { multiply<UP>(p, s, warp, lane); }, [&](int warp, int lane) {
         wait_for_inputs();
         allow_next_kernel();
         if (warp == QUANTISED_WEIGHTS_WARP)
@@ -277,9 +267,7 @@ template <bool UP> DEVICE void quantised_experts(const ManyParams &p) {
             bring_rows<UP>(p, s, lane);
         else if constexpr (!UP)
             send(p, s, warp - QUANTISED_SENDERS, lane);
-    }
-    // Nobody leaves while the other block may still write to it.
-    cluster_sync();
+    });
 }
 
 extern "C" __global__ void __cluster_dims__(QUANTISED_BLOCKS, 1, 1) __launch_bounds__(QUANTISED_THREADS, 1)

@@ -127,27 +127,15 @@ template <class As> DEVICE void send(const GemmParams &p, const Shared &s, int g
 template <class As> DEVICE void linear_quantised(const GemmParams &p) {
     extern __shared__ uint8_t shared[];
     const Shared s(shared);
-    if (threadIdx.x == 0) s.init(), Leaving::init(s.rest());
-    __syncthreads();
-    cluster_sync();
-    // The same in all lanes, and said so.
-    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), lane = threadIdx.x & 31;
-    if (warp < QUANTISED_CONSUMERS) {
-        quantised_take_registers();
-        wait_for_inputs();
-        allow_next_kernel();
-        multiply<As>(p, s, warp, lane);
-    } else {
-        quantised_give_registers();
+    const auto init = [&] { s.init(), Leaving::init(s.rest()); };
+    quantised_roles(init, [&](int warp, int lane) { multiply<As>(p, s, warp, lane); }, [&](int warp, int lane) {
         // Weights do not wait for the kernel before.
         if (warp == QUANTISED_WEIGHTS_WARP) bring_weights(p, s, lane);
         wait_for_inputs();
         allow_next_kernel();
         if (warp == QUANTISED_TOKENS_WARP) bring_tokens(p, s, lane);
         if (warp >= QUANTISED_SENDERS) send<As>(p, s, warp - QUANTISED_SENDERS, lane);
-    }
-    // Nobody leaves while the other block may still write to it.
-    cluster_sync();
+    });
 }
 
 #define LINEAR_QUANTISED(NAME, AS)                                                                                     \
