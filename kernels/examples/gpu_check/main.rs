@@ -38,7 +38,7 @@ fn main() {
         parts.is_none_or(|parts| parts.split(',').any(|part| name.contains(part)))
     };
     type Check = fn(&mut Report);
-    let checks: [(&str, Check); 15] = [
+    let checks: [(&str, Check); 18] = [
         ("loading", ops::loading::check),
         ("head", ops::linear::head),
         ("linear_add", ops::linear::linear_add),
@@ -47,7 +47,10 @@ fn main() {
         ("experts", ops::experts::experts),
         ("combine", ops::experts::combine),
         ("fold", ops::fold::check),
-        ("sample", ops::sample::sample),
+        ("sample_drawn", ops::sample::drawn),
+        ("sample_greedy", ops::sample::greedy),
+        ("sample_queued", ops::sample::queued),
+        ("sample_kept", ops::sample::kept::check),
         ("forward", forward::forward),
         ("fp8_activations", quantised::check),
         ("alone", forward::alone),
