@@ -45,16 +45,3 @@ fn every_invariant_is_cited_by_the_code_that_keeps_it_and_the_test_that_proves_i
     }
     assert!(count >= 17, "{count} invariants");
 }
-
-#[test]
-fn every_file_that_it_names_is_there() {
-    let text = fs::read_to_string(data::root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
-    let paths = quoted(&text);
-    let whole = paths
-        .iter()
-        .filter(|path| path.contains('/') && path.ends_with(".rs") && !path.contains('{'));
-    // Within a step of the way, names are short where the folder was named before.
-    for path in whole.filter(|path| path.contains("/src/") || path.contains("/tests/")) {
-        assert!(data::root().join(path).is_file(), "{path}");
-    }
-}
