@@ -8,6 +8,7 @@ mod bounds;
 mod constraint;
 mod ebnf;
 mod matcher;
+mod refusal;
 mod schema_bounds;
 mod tools;
 mod vocabulary;
@@ -97,19 +98,9 @@ impl GrammarCompiler {
         reasoning_end: Option<u32>,
         time: &mut Duration,
     ) -> Result<Grammar> {
-        let field = constraint.field();
         let grammar = constraint.to_grammar(reasoning_end.is_some())?;
         let mut matcher = self.build(grammar, time);
-        let wrong = |error: &str| {
-            // How the library says that not even the first byte can be written.
-            let empty = error.starts_with("NoExtension");
-            let reason = if empty {
-                "matches no text at all".to_owned()
-            } else {
-                first_lines(error)
-            };
-            TextError::request(field, reason)
-        };
+        let wrong = |error: &str| refusal::of(constraint, error);
         if let Some(error) = matcher.get_error() {
             return Err(wrong(&error));
         }
@@ -117,7 +108,7 @@ impl GrammarCompiler {
             .compute_mask_or_eos()
             .map_err(|error| wrong(&error.to_string()))?;
         if mask.is_zero() {
-            return Err(wrong("matches no text at all"));
+            return Err(refusal::empty(constraint));
         }
         Ok(Grammar {
             matcher,
@@ -160,16 +151,6 @@ impl Grammar {
     pub fn matcher(&self) -> GrammarMatcher {
         GrammarMatcher::new(self)
     }
-}
-
-/// A library's error, without backtraces and parser states.
-fn first_lines(error: &str) -> String {
-    const MAX_LINES: usize = 6;
-    const MAX_CHARS: usize = 400;
-    let error = error.split("<backtrace>").next().unwrap_or_default();
-    let error = error.replace("<non-verbose/>", "");
-    let lines: Vec<&str> = error.trim().lines().take(MAX_LINES).collect();
-    lines.join("\n").chars().take(MAX_CHARS).collect()
 }
 
 #[cfg(test)]

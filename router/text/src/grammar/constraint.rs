@@ -30,9 +30,17 @@ pub enum Constraint {
     /// A Lark grammar, or an EBNF one (`root ::= …`).
     Grammar(String),
     /// Tool calls in the model's format; from `tool_constraint`.
-    Tools(String),
+    Tools(ToolRules),
     /// Tool calls (which refer to the other as `@answer`), or an answer of this form.
-    ToolsOr(String, Box<Constraint>),
+    ToolsOr(ToolRules, Box<Constraint>),
+}
+
+/// A Lark grammar of tool calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToolRules {
+    pub(super) lark: String,
+    /// The tools that the rules `t0`, `t1` and so on, and those whose names begin so, are about.
+    pub(super) names: Vec<String>,
 }
 
 impl Constraint {
@@ -56,11 +64,10 @@ impl Constraint {
     fn bytes(&self) -> usize {
         match self {
             Self::JsonObject => 0,
-            Self::JsonSchema(text) | Self::Regex(text) | Self::Grammar(text) | Self::Tools(text) => {
-                text.len()
-            }
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Grammar(text) => text.len(),
+            Self::Tools(tools) => tools.lark.len(),
             Self::Choice(values) => values.iter().map(String::len).sum(),
-            Self::ToolsOr(tools, answer) => tools.len() + answer.bytes(),
+            Self::ToolsOr(tools, answer) => tools.lark.len() + answer.bytes(),
         }
     }
 
@@ -97,7 +104,7 @@ impl Constraint {
             Self::Regex(regex) => GrammarWithLexer::from_regex(self.unanchored(regex)?),
             Self::Choice(values) => GrammarWithLexer::from_lark(self.choices(values)?),
             Self::Grammar(text) => GrammarWithLexer::from_lark(self.lark(text)?),
-            Self::Tools(text) | Self::ToolsOr(text, _) => GrammarWithLexer::from_lark(text.clone()),
+            Self::Tools(tools) | Self::ToolsOr(tools, _) => GrammarWithLexer::from_lark(tools.lark.clone()),
         })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llguidance::{Matcher, toktrie::SimpleVob};
 
-use super::{Grammar, first_lines};
+use super::{Grammar, refusal::first_lines};
 use crate::error::{Result, TextError};
 
 /// The state of one choice. The same tokens always lead to the same state.

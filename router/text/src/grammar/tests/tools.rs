@@ -209,3 +209,36 @@ fn calls_or_an_answer_of_the_form_asked_for() {
     let error = constraint(ToolChoice::Required).unwrap_err();
     assert_eq!(error.field(), Some("structured"));
 }
+
+#[test]
+fn a_schema_that_is_none_is_refused_by_its_tools_name() {
+    for strict in [false, true] {
+        let mut chat = tool_chat(ToolChoice::Named("now".to_owned()), strict, true);
+        chat.tools[1].function_json =
+            r#"{"name": "now", "parameters": {"type": "object", "properties": {"zone": {"type": "place"}}}}"#
+                .to_owned();
+        let prompt = text().render_chat(&chat).unwrap();
+        let constraint = text().constraint(Some(&prompt.output), None).unwrap().unwrap();
+        let error = compile(&constraint).map(drop).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tools: \"now\".parameters: Invalid type: place",
+            "strict: {strict}"
+        );
+    }
+}
+
+#[test]
+fn errors_show_no_line_that_the_client_did_not_write() {
+    let error = compile(&regex("a(")).map(drop).unwrap_err().to_string();
+    assert!(
+        error.starts_with("regex: ") && error.contains("unclosed group"),
+        "{error}"
+    );
+    assert!(!error.contains("start:"), "{error}");
+    let error = compile(&grammar("start: \"a\" b\n"))
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("start: \"a\" b"), "{error}");
+}
