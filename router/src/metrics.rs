@@ -16,6 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tonic::Code;
 
 use crate::sequencer::Inspection;
 use names::{BETWEEN_TOKENS, CHOICES, FIRST_TOKEN, GRAMMAR, REQUEST, TOKENS};
@@ -221,7 +222,8 @@ impl Metrics {
         self.success.get_or_create(&Finished { finished_reason }).inc();
     }
 
-    pub fn refused(&self, reason: &'static str) {
+    pub fn refused(&self, code: Code) {
+        let reason = names::of_code(code);
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 }

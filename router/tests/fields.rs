@@ -295,4 +295,7 @@ async fn an_unknown_model_is_not_found_and_every_served_name_is() {
     };
     let status = cluster.client.clone().tokenize(tokenize).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
+    let metrics = cluster.client.clone().metrics(pb::MetricsRequest {}).await;
+    let text = metrics.unwrap().into_inner().text;
+    assert!(text.contains("reason=\"not_found\"} 1\n"), "{text}");
 }

@@ -70,7 +70,7 @@ impl Conclave for ConclaveService {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let result = generate::generate(&self.context, request).await;
         if let Err(status) = &result {
-            self.context.metrics.refused(status.code().description());
+            self.context.metrics.refused(status.code());
         }
         result.map(Response::new)
     }

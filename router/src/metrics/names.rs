@@ -1,5 +1,7 @@
 //! What each figure is called, with its line of help, and the buckets of those that are distributions.
 
+use tonic::Code;
+
 use super::Metrics;
 
 /// vLLM's bounds of time to first token, in seconds.
@@ -28,6 +30,29 @@ pub(super) const GRAMMAR: [f64; 15] = [
 
 /// vLLM's bounds of `n`.
 pub(super) const CHOICES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
+
+/// gRPC's name of a code, as its specification spells it, in small letters.
+pub(super) fn of_code(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
+}
 
 impl Metrics {
     pub(super) fn register_vllm(&mut self) {
