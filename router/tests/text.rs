@@ -142,6 +142,42 @@ async fn echo_puts_the_prompt_first_and_offsets_count_from_there() {
     assert!(last >= "Grüße an alle".chars().count());
 }
 
+/// How prompts are scored: `echo`, `logprobs` and no token.
+#[tokio::test]
+async fn an_echo_of_no_tokens_scores_the_prompt_and_shows_nothing_else() {
+    let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;
+    let mut request = text_request("Grüße an alle", 0);
+    request.n = 2;
+    request.output = Some(pb::OutputOptions {
+        echo: true,
+        logprobs: Some(1),
+        prompt_logprobs: Some(1),
+        ..Default::default()
+    });
+    let answer = Answer::read(cluster.generate(request.clone()).await.unwrap()).await;
+    let started = answer.started.as_ref().unwrap();
+    assert_eq!(
+        started.prompt_logprobs.len(),
+        started.prompt_token_ids.len(),
+        "{answer:?}"
+    );
+    for choice in 0..2 {
+        assert_eq!(answer.text[choice], "Grüße an alle");
+        assert_eq!(answer.tokens[choice], [0_u32; 0]);
+        assert!(answer.logprobs[choice].is_empty());
+        assert_eq!(answer.reason(choice), pb::FinishReason::Length);
+    }
+    assert_eq!(answer.usage.unwrap().completion_tokens, 0);
+    request.output = None;
+    let status = support::refused(&cluster, request).await;
+    assert!(
+        status
+            .message()
+            .starts_with("sampling.max_tokens = 0: must be between 1 and"),
+        "{status:?}"
+    );
+}
+
 #[tokio::test]
 async fn chats_are_rendered_by_the_template() {
     let (cluster, _worker) = Cluster::with_worker(demo(), Script::new("a")).await;

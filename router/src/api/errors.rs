@@ -104,7 +104,7 @@ pub fn too_long(length: &TooLong) -> Status {
         let asked = asked.unwrap_or_default();
         let message = format!(
             "sampling.max_tokens = {asked}: {bound} {limit} tokens, of which the prompt has {prompt}: at most {left} are left; \
-             lower max_tokens or shorten the prompt"
+             ask for fewer or shorten the prompt"
         );
         ("sampling.max_tokens", message)
     };

@@ -194,6 +194,7 @@ impl Prompt {
                     output,
                     tokenizer: text.tokenizer().clone(),
                     echo: self.echo.clone(),
+                    echo_alone: checked.output.echo_alone,
                 }))
             })
             .collect()

@@ -11,7 +11,7 @@ use std::fmt::{self, Display};
 
 use conclave_proto::v1::generate_request::Prompt;
 use conclave_proto::v1::structured_output::Kind;
-use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, StructuredOutput};
+use conclave_proto::v1::{Chat, GenerateRequest, OutputOptions, SamplingParams, StructuredOutput};
 use conclave_router_core::api::Sampling;
 use tonic::Status;
 
@@ -31,7 +31,7 @@ pub struct Checked {
     /// Without seed and bad words, which are filled in per choice and by the text pool.
     pub sampling: Sampling,
     pub bad_words: Vec<String>,
-    /// As asked for; the model's length limits it further.
+    /// As asked for, and at least 1; the model's length limits it further.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,
     pub stop: Vec<String>,
@@ -70,6 +70,8 @@ pub struct OutputSpec {
     pub logprobs: Option<u32>,
     pub prompt_logprobs: Option<u32>,
     pub echo: bool,
+    /// The prompt is scored and echoed, and nothing after it is shown: the one token that is computed stays here.
+    pub echo_alone: bool,
     pub skip_special_tokens: bool,
     pub include_stop: bool,
     /// False: token ids only.
@@ -97,7 +99,7 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
     }
     let truncate = truncation(&mut v, request.truncate_prompt_tokens, model);
     let is_chat = matches!(request.prompt, Some(Prompt::Chat(_)));
-    let output = output(&mut v, request.output.unwrap_or_default(), has_tokenizer);
+    let mut output = output(&mut v, request.output.unwrap_or_default(), has_tokenizer);
     if output.echo && (is_chat || !output.text) {
         v.add(
             "output.echo",
@@ -108,7 +110,8 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
     let params = request.sampling.unwrap_or_default();
     let mut sampling = sampling(&mut v, &params, model);
     sampling.logprobs = output.logprobs;
-    let lengths = lengths(&mut v, &params, model);
+    let lengths = lengths(&mut v, &params, output.echo, model);
+    output.echo_alone = lengths.0 == Some(0);
     let stop_tokens = stop_tokens(&mut v, &params, model);
     strings(
         &mut v,
@@ -124,24 +127,8 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
         MAX_BAD_WORDS,
         MAX_BAD_WORD_BYTES,
     );
-    if !params.stop.is_empty() && !output.text {
-        v.add(
-            "sampling.stop",
-            &params.stop[0],
-            needs_text(has_tokenizer, "use stop_token_ids"),
-        );
-    }
-    if !params.bad_words.is_empty() && !has_tokenizer {
-        v.add(
-            "sampling.bad_words",
-            &params.bad_words[0],
-            needs_text(false, "use logit_bias"),
-        );
-    }
     let structured = request.structured.and_then(constraint);
-    if structured.is_some() && !has_tokenizer {
-        v.add("structured", "set", needs_text(false, "leave it out"));
-    }
+    text_alone(&mut v, &params, &output, structured.is_some(), has_tokenizer);
     let prompt = input(
         &mut v,
         request.prompt,
@@ -168,7 +155,7 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
         seed: params.seed.unwrap_or_else(crate::random::u64),
         sampling,
         bad_words: params.bad_words,
-        max_tokens: lengths.0,
+        max_tokens: lengths.0.map(|asked| asked.max(1)),
         min_tokens: lengths.1,
         stop: params.stop,
         stop_tokens,
@@ -178,6 +165,29 @@ pub fn check(request: GenerateRequest, model: &Model) -> Result<Checked, Status>
         output,
         structured,
     })
+}
+
+/// Refuses what only text can do where there is none.
+fn text_alone(
+    v: &mut Violations,
+    params: &SamplingParams,
+    output: &OutputSpec,
+    is_structured: bool,
+    has_tokenizer: bool,
+) {
+    if let Some(first) = params.stop.first().filter(|_| !output.text) {
+        v.add(
+            "sampling.stop",
+            first,
+            needs_text(has_tokenizer, "use stop_token_ids"),
+        );
+    }
+    if let Some(first) = params.bad_words.first().filter(|_| !has_tokenizer) {
+        v.add("sampling.bad_words", first, needs_text(false, "use logit_bias"));
+    }
+    if is_structured && !has_tokenizer {
+        v.add("structured", "set", needs_text(false, "leave it out"));
+    }
 }
 
 /// The text layer checks what is in it.
@@ -296,6 +306,7 @@ fn output(v: &mut Violations, output: OutputOptions, has_tokenizer: bool) -> Out
         logprobs: output.logprobs,
         prompt_logprobs: output.prompt_logprobs,
         echo: output.echo,
+        echo_alone: false,
         skip_special_tokens: output.skip_special_tokens.unwrap_or(true),
         include_stop: output.include_stop_str_in_output,
         text: has_tokenizer && !output.skip_detokenize,

@@ -26,6 +26,8 @@ pub struct ChoiceText {
     pub tokenizer: Arc<Tokenizer>,
     /// The prompt's text, to come first (`echo`).
     pub echo: Option<Arc<str>>,
+    /// Nothing comes after the prompt's text: what was sampled behind it is not the client's.
+    pub echo_alone: bool,
 }
 
 /// The state of one choice.
@@ -84,6 +86,9 @@ impl Choice {
     /// Takes new tokens. Those after a stop string are not the client's.
     pub fn push(&mut self, tokens: Vec<Delivered>) -> (pb::Delta, Verdict) {
         let mut delta = self.delta();
+        if self.echoes_alone() {
+            return (delta, Verdict::GoesOn);
+        }
         for Delivered { token, logprobs } in tokens {
             if self.done {
                 break;
@@ -128,6 +133,7 @@ impl Choice {
         }
         let mut finished = self.finished();
         match reason {
+            FinishReason::Stop(_) if self.echoes_alone() => finished.set_reason(pb::FinishReason::Length),
             FinishReason::Stop(token) => {
                 finished = self.stopped(
                     token
@@ -166,6 +172,10 @@ impl Choice {
             self.echoed = u32::try_from(echo.chars().count()).unwrap_or(u32::MAX);
         }
         delta
+    }
+
+    fn echoes_alone(&self) -> bool {
+        self.text.as_ref().is_some_and(|text| text.echo_alone)
     }
 
     fn finished(&self) -> pb::Finished {

@@ -77,8 +77,7 @@ fn logit_bias(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec
     // The map of the wire has no order; the same request must give the same message.
     entries.sort_unstable_by_key(|&(id, _)| id);
     if entries.len() > MAX_LOGIT_BIAS {
-        let problem = format!("entries; at most {MAX_LOGIT_BIAS} are allowed");
-        v.add("sampling.logit_bias", entries.len(), problem);
+        too_many(v, "sampling.logit_bias", entries.len(), MAX_LOGIT_BIAS);
         return Vec::new();
     }
     for &(id, bias) in &entries {
@@ -98,13 +97,20 @@ fn logit_bias(v: &mut Violations, params: &SamplingParams, model: &Model) -> Vec
 }
 
 /// `max_tokens` and `min_tokens`. What is more than the model's length is refused together with the prompt's tokens,
-/// once they are known: clients take from that answer how much is left.
-pub(super) fn lengths(v: &mut Violations, params: &SamplingParams, model: &Model) -> (Option<u32>, u32) {
+/// once they are known: clients take from that answer how much is left. No token at all may be asked for beside an echo
+/// of the prompt.
+pub(super) fn lengths(
+    v: &mut Violations,
+    params: &SamplingParams,
+    has_echo: bool,
+    model: &Model,
+) -> (Option<u32>, u32) {
     let longest = model.max_model_len;
+    let least = u32::from(!has_echo);
     let max_tokens = params.max_tokens.map(|n| {
-        let checked = u32::try_from(n).ok().filter(|&n| n >= 1);
+        let checked = u32::try_from(n).ok().filter(|&n| n >= least);
         if checked.is_none() {
-            let problem = format!("must be between 1 and the model's length, {longest}");
+            let problem = format!("must be between {least} and the model's length, {longest}");
             v.add("sampling.max_tokens", n, problem);
         }
         checked.unwrap_or(1)
@@ -126,8 +132,7 @@ pub(super) fn stop_tokens(v: &mut Violations, params: &SamplingParams, model: &M
         model.eos.clone()
     };
     if asked.len() > MAX_STOP_TOKENS {
-        let problem = format!("entries; at most {MAX_STOP_TOKENS} are allowed");
-        v.add("sampling.stop_token_ids", asked.len(), problem);
+        too_many(v, "sampling.stop_token_ids", asked.len(), MAX_STOP_TOKENS);
         return tokens;
     }
     for &id in asked {
@@ -143,7 +148,7 @@ pub(super) fn stop_tokens(v: &mut Violations, params: &SamplingParams, model: &M
 
 pub(super) fn strings(v: &mut Violations, field: &str, list: &[String], most: usize, longest: usize) {
     if list.len() > most {
-        v.add(field, list.len(), format!("entries; at most {most} are allowed"));
+        too_many(v, field, list.len(), most);
         return;
     }
     for (i, text) in list.iter().enumerate() {
@@ -152,6 +157,14 @@ pub(super) fn strings(v: &mut Violations, field: &str, list: &[String], most: us
             v.add(format!("{field}[{i}]"), format_args!("{text:?}"), problem);
         }
     }
+}
+
+fn too_many(v: &mut Violations, field: &str, count: usize, most: usize) {
+    v.add(
+        field,
+        format_args!("{count} entries"),
+        format!("at most {most} are allowed"),
+    );
 }
 
 fn within(v: &mut Violations, field: &str, value: f32, low: f32, high: f32) -> f32 {
