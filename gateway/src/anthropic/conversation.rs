@@ -312,6 +312,17 @@ fn template_kwargs(request: &Request) -> ApiResult<String> {
     })
 }
 
+/// Where a request gives the schema of its answer.
+pub(super) const SCHEMA_FIELD: &str = "output_config.format.schema";
+
+/// Where this request does: in the field of today, or in the one that it had before.
+pub(super) fn schema_field(request: &Request) -> &'static str {
+    match request.output_format {
+        Some(_) => "output_format.schema",
+        None => SCHEMA_FIELD,
+    }
+}
+
 /// The JSON schema that the answer must follow, if any.
 pub(super) fn structured(request: &mut Request) -> ApiResult<Option<v1::StructuredOutput>> {
     let from_config = request

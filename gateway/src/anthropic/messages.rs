@@ -49,6 +49,7 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     let (context, mut request) = receive::<Request>(&app, request).await?;
     let limits = app.config.limits.clone();
     let is_stream = request.stream.unwrap_or(false);
+    let schema_field = conversation::schema_field(&request);
     let call = translate(&mut request, &context)?;
     let job = Job {
         id: format!("msg_{}", context.id),
@@ -66,12 +67,12 @@ async fn answer(app: Arc<App>, request: HttpRequest) -> ApiResult<Response> {
     if is_stream {
         let events = generate::opened(events, limits.keep_alive_interval)
             .await
-            .map_err(speak)?;
+            .map_err(|error| speak(error, schema_field))?;
         return Ok(stream::respond(&limits, events, job));
     }
     let answer = generate::single(events, limits.response_bytes)
         .await
-        .map_err(speak)?;
+        .map_err(|error| speak(error, schema_field))?;
     Ok(reply::json(&limits, &whole(&answer, &job)))
 }
 
@@ -115,7 +116,7 @@ pub(super) fn translate(request: &mut Request, context: &RequestContext) -> ApiR
 
 /// The router's field names in messages, in this API's words. A request that is too long is told in Anthropic's own
 /// words: agents read the numbers in them to shorten the conversation, or to ask for less.
-fn speak(mut error: ApiError) -> ApiError {
+fn speak(mut error: ApiError, schema_field: &str) -> ApiError {
     if let Some(TooLong {
         prompt,
         max_tokens,
@@ -131,14 +132,17 @@ fn speak(mut error: ApiError) -> ApiError {
         };
         return error;
     }
-    for (proto, ours) in [
-        ("sampling.stop", "stop_sequences"),
-        ("sampling.", ""),
-        ("chat.", ""),
-    ] {
-        error.message = error.message.replace(proto, ours);
-    }
-    error
+    error.with_field(|proto| match proto {
+        _ if proto.starts_with("structured") => schema_field.to_owned(),
+        _ => [
+            ("sampling.stop", "stop_sequences"),
+            ("sampling.", ""),
+            ("chat.", ""),
+        ]
+        .iter()
+        .find_map(|(theirs, ours)| Some(format!("{ours}{}", proto.strip_prefix(theirs)?)))
+        .unwrap_or_else(|| proto.to_owned()),
+    })
 }
 
 fn whole<'a>(answer: &'a Single, job: &'a Job) -> Message<'a> {
@@ -171,7 +175,11 @@ async fn count(app: &App, request: HttpRequest) -> ApiResult<Response> {
         input: Some(Input::Chat(conversation::chat(&mut request)?)),
         ..Default::default()
     };
-    let answer = app.upstream.tokenize(call, &context).await.map_err(speak)?;
+    let answer = app
+        .upstream
+        .tokenize(call, &context)
+        .await
+        .map_err(|error| speak(error, conversation::SCHEMA_FIELD))?;
     Ok(reply::json(
         &app.config.limits,
         &Count {

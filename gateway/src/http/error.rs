@@ -73,6 +73,16 @@ impl ApiError {
         }
     }
 
+    /// Puts the router's name of the field into the client's words: in `param`, and in the message, which begins with it.
+    pub(crate) fn with_field(mut self, words: impl FnOnce(&str) -> String) -> Self {
+        if let Some(proto) = self.param.take() {
+            let field = words(&proto);
+            self.message = self.message.replacen(&proto, &field, 1);
+            self.param = Some(field);
+        }
+        self
+    }
+
     /// OpenAI's word for the class of error.
     pub(crate) fn kind(&self) -> &'static str {
         match self.status.as_u16() {

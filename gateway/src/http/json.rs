@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::body::Held;
 use super::error::{ApiError, ApiResult};
+use super::faults;
 
 /// Objects and arrays within each other. serde_json itself stops at 128.
 pub(crate) const DEPTH_MAX: usize = 100;
@@ -88,41 +89,17 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     check_depth(bytes)?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
+        let path = named(error.path());
         let inner = error.into_inner();
-        // Within a key, the path is not known.
-        let at_root = path.is_empty() || path == "." || path == "?";
-        let is_data = inner.is_data();
-        let message = if at_root && !is_data {
-            format!("the request body is not valid JSON: {inner}")
-        } else if at_root {
-            inner.to_string()
-        } else {
-            format!("{path}: {inner}")
-        };
-        let param = is_data.then(|| match (at_root, field_of(&inner.to_string())) {
-            (true, field) => field,
-            (false, Some(field)) => Some(format!("{path}.{field}")),
-            (false, None) => Some(path),
-        });
-        let param = param.flatten();
-        ApiError {
-            param,
-            ..bad(message).code(if is_data { "invalid_value" } else { "invalid_json" })
+        if !inner.is_data() {
+            let place = path.as_deref().unwrap_or("the request body is not valid JSON");
+            return bad(format!("{place}: {inner}"));
         }
+        faults::refuse(path, &inner)
     })?;
     json.end()
         .map_err(|error| bad(format!("after the JSON object: {error}")))?;
     Ok(value)
-}
-
-/// "missing field `x`" and "duplicate field `x`" are errors of the object, but about the field.
-fn field_of(message: &str) -> Option<String> {
-    let rest = message
-        .strip_prefix("missing field `")
-        .or_else(|| message.strip_prefix("duplicate field `"))?;
-    let (name, _) = rest.split_once('`')?;
-    Some(name.to_owned())
 }
 
 /// One pass over the bytes, without recursion: the decoders behind it may then recurse.
@@ -154,12 +131,30 @@ fn check_depth(bytes: &[u8]) -> ApiResult<()> {
     Ok(())
 }
 
+/// The path of a value; within a key, and at the root, it has none.
+fn named(path: &serde_path_to_error::Path) -> Option<String> {
+    Some(path.to_string()).filter(|path| !path.is_empty() && path != "." && path != "?")
+}
+
+/// Reads a part of a body that was kept as text, and stands in `param`.
+pub(crate) fn part<T: DeserializeOwned>(raw: &RawValue, param: &str) -> ApiResult<T> {
+    let mut json = serde_json::Deserializer::from_str(raw.get());
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let within = match named(error.path()) {
+            Some(path) if path.starts_with('[') => format!("{param}{path}"),
+            Some(path) => format!("{param}.{path}"),
+            None => param.to_owned(),
+        };
+        faults::refuse(Some(within), error.inner())
+    })
+}
+
 /// Checks JSON that is passed on as text: keys once, strings valid Unicode, numbers in range.
 pub(crate) fn check_raw(raw: &RawValue, param: &str) -> ApiResult<()> {
     let mut json = serde_json::Deserializer::from_str(raw.get());
     Strict
         .deserialize(&mut json)
-        .map_err(|error| ApiError::field(param, format!("{param}: {error}")).code("invalid_value"))
+        .map_err(|error| faults::refuse(Some(param.to_owned()), &error))
 }
 
 /// [`check_raw`], and it must be an object.

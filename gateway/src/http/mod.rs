@@ -5,6 +5,7 @@ pub(crate) mod body;
 pub(crate) mod context;
 pub(crate) mod edge;
 pub(crate) mod error;
+mod faults;
 pub(crate) mod json;
 mod keyring;
 pub(crate) mod numbers;

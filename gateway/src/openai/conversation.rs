@@ -112,9 +112,8 @@ fn template_kwargs(conversation: &mut Conversation) -> ApiResult<String> {
         None if fields.is_empty() => Ok(String::new()),
         given => {
             let own: BTreeMap<String, Box<RawValue>> = given
-                .map(|given| serde_json::from_str(given.get()))
-                .transpose()
-                .map_err(|error| ApiError::field(param, format!("{param}: {error}")))?
+                .map(|given| json::part(&given, param))
+                .transpose()?
                 .unwrap_or_default();
             fields.retain(|(key, _)| !own.contains_key(*key));
             let fields = fields.iter().map(|(key, value)| (*key, &**value));

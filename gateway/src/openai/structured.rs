@@ -32,96 +32,87 @@ pub(super) struct StructuredOutputs {
     structural_tag: Option<Box<RawValue>>,
 }
 
-/// The constraint and the field that asked for it.
+/// A constraint and the field that asked for it.
+type Asked = (&'static str, Kind);
+
+/// The request's constraint and the field that asked for it.
 pub(super) type Constraint = (&'static str, v1::StructuredOutput);
 
 pub(super) fn structured(request: &mut Request) -> ApiResult<Option<Constraint>> {
-    let mut found: Vec<(&'static str, Kind)> = Vec::new();
+    let mut found = Vec::new();
     if let Some(format) = request.response_format.take() {
-        match format.kind.as_str() {
-            "text" => {}
-            "json_object" => found.push(("response_format", Kind::JsonObject(true))),
-            "json_schema" => {
-                let schema = format
-                    .json_schema
-                    .and_then(|holder| holder.schema)
-                    .ok_or_else(|| {
-                        let param = "response_format.json_schema.schema";
-                        ApiError::field(param, format!("{param}: missing")).code("invalid_value")
-                    })?;
-                found.push((
-                    "response_format",
-                    schema_kind("response_format.json_schema.schema", schema)?,
-                ));
-            }
-            other => {
-                let message =
-                    format!("response_format.type: {other:?} is not one of text, json_object, json_schema");
-                return Err(ApiError::field("response_format.type", message).code("invalid_value"));
-            }
-        }
+        found.extend(of_format(format)?);
     }
     if let Some(outputs) = request.structured_outputs.take() {
-        if outputs.structural_tag.is_some() {
-            let param = "structured_outputs.structural_tag";
-            return Err(ApiError::unsupported(param, format!("{param} is not served")));
-        }
-        if let Some(schema) = outputs.json {
-            found.push((
-                "structured_outputs",
-                schema_kind("structured_outputs.json", schema)?,
-            ));
-        }
-        if outputs.json_object == Some(true) {
-            found.push(("structured_outputs", Kind::JsonObject(true)));
-        }
-        found.extend(
-            outputs
-                .regex
-                .map(|regex| ("structured_outputs", Kind::Regex(regex))),
-        );
-        found.extend(
-            outputs
-                .choice
-                .map(|values| ("structured_outputs", choice(values))),
-        );
-        found.extend(
-            outputs
-                .grammar
-                .map(|grammar| ("structured_outputs", Kind::Grammar(grammar))),
-        );
+        found.extend(of_outputs(outputs)?);
     }
-    if let Some(schema) = request.guided_json.take() {
-        found.push(("guided_json", schema_kind("guided_json", schema)?));
-    }
-    found.extend(
-        request
-            .guided_regex
-            .take()
-            .map(|regex| ("guided_regex", Kind::Regex(regex))),
-    );
-    found.extend(
-        request
-            .guided_choice
-            .take()
-            .map(|values| ("guided_choice", choice(values))),
-    );
-    found.extend(
-        request
-            .guided_grammar
-            .take()
-            .map(|grammar| ("guided_grammar", Kind::Grammar(grammar))),
-    );
-    if found.len() > 1 {
-        let message = format!(
-            "{} and {}: only one constraint may be given",
-            found[0].0, found[1].0
-        );
-        return Err(ApiError::field(found[1].0, message).code("invalid_value"));
+    found.extend(of_guided(request)?);
+    if let [(first, _), (second, _), ..] = found[..] {
+        let message = format!("{first} and {second}: only one constraint may be given");
+        return Err(ApiError::field(second, message).code("invalid_value"));
     }
     Ok(found
         .pop()
         .map(|(param, kind)| (param, v1::StructuredOutput { kind: Some(kind) })))
+}
+
+/// OpenAI's field.
+fn of_format(format: ResponseFormat) -> ApiResult<Option<Asked>> {
+    let kind = match format.kind.as_str() {
+        "text" => return Ok(None),
+        "json_object" => Kind::JsonObject(true),
+        "json_schema" => {
+            let param = "response_format.json_schema.schema";
+            let schema = format.json_schema.and_then(|holder| holder.schema);
+            let missing = || ApiError::field(param, format!("{param}: missing")).code("invalid_value");
+            schema_kind(param, schema.ok_or_else(missing)?)?
+        }
+        other => {
+            let message =
+                format!("response_format.type: {other:?} is not one of text, json_object, json_schema");
+            return Err(ApiError::field("response_format.type", message).code("invalid_value"));
+        }
+    };
+    Ok(Some(("response_format", kind)))
+}
+
+/// vLLM's field.
+fn of_outputs(outputs: StructuredOutputs) -> ApiResult<impl Iterator<Item = Asked>> {
+    if outputs.structural_tag.is_some() {
+        let param = "structured_outputs.structural_tag";
+        return Err(ApiError::unsupported(param, format!("{param} is not served")));
+    }
+    let json = "structured_outputs.json";
+    let schema = outputs.json.map(|schema| schema_kind(json, schema));
+    let is_object = outputs.json_object == Some(true);
+    Ok(given([
+        (json, schema.transpose()?),
+        (
+            "structured_outputs.json_object",
+            is_object.then_some(Kind::JsonObject(true)),
+        ),
+        ("structured_outputs.regex", outputs.regex.map(Kind::Regex)),
+        ("structured_outputs.choice", outputs.choice.map(choice)),
+        ("structured_outputs.grammar", outputs.grammar.map(Kind::Grammar)),
+    ]))
+}
+
+/// vLLM's fields of before.
+fn of_guided(request: &mut Request) -> ApiResult<impl Iterator<Item = Asked> + use<>> {
+    let json = "guided_json";
+    let schema = request.guided_json.take().map(|schema| schema_kind(json, schema));
+    Ok(given([
+        (json, schema.transpose()?),
+        ("guided_regex", request.guided_regex.take().map(Kind::Regex)),
+        ("guided_choice", request.guided_choice.take().map(choice)),
+        ("guided_grammar", request.guided_grammar.take().map(Kind::Grammar)),
+    ]))
+}
+
+fn given<const N: usize>(fields: [(&'static str, Option<Kind>); N]) -> impl Iterator<Item = Asked> {
+    fields
+        .into_iter()
+        .filter_map(|(param, kind)| Some((param, kind?)))
 }
 
 fn choice(values: Vec<String>) -> Kind {

@@ -111,10 +111,7 @@ async fn text(app: &App, request: HttpRequest) -> ApiResult<Response> {
         .upstream
         .detokenize(call, &context)
         .await
-        .map_err(|mut error| {
-            error.param = error.param.map(|param| param.replace("token_ids", "tokens"));
-            error
-        })?;
+        .map_err(|error| error.with_field(|proto| proto.replace("token_ids", "tokens")))?;
     Ok(reply::json(
         &app.config.limits,
         &DetokenizeOut { prompt: &answer.text },

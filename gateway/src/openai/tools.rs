@@ -47,8 +47,7 @@ fn one_tool(at: usize, tool: ToolIn) -> ApiResult<v1::Tool> {
         return Err(ApiError::field(param, message).code("invalid_value"));
     };
     json::check_object(&function, &param)?;
-    let head: FunctionHead = serde_json::from_str(function.get())
-        .map_err(|error| ApiError::field(&param, format!("{param}: {error}")).code("invalid_value"))?;
+    let head: FunctionHead = json::part(&function, &param)?;
     if head.name.is_empty() {
         let param = format!("{param}.name");
         let message = format!("{param}: must not be empty");

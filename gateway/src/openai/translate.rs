@@ -76,6 +76,11 @@ pub(super) fn translate(
         } else {
             "max_tokens"
         },
+        prompt: if endpoint == Endpoint::Chat {
+            "messages"
+        } else {
+            "prompt"
+        },
         ..Words::default()
     };
     let constraint = structured(&mut request)?;

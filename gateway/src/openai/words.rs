@@ -7,6 +7,7 @@ use crate::http::error::ApiError;
 pub(super) struct Words {
     pub(super) logprobs: &'static str,
     pub(super) max_tokens: &'static str,
+    pub(super) prompt: &'static str,
     pub(super) structured: &'static str,
 }
 
@@ -15,6 +16,7 @@ impl Default for Words {
         Self {
             logprobs: "logprobs",
             max_tokens: "max_tokens",
+            prompt: "prompt",
             structured: "response_format",
         }
     }
@@ -22,14 +24,8 @@ impl Default for Words {
 
 impl Words {
     /// Puts the proto path in `error.param` into the client's words.
-    pub(super) fn speak(&self, mut error: ApiError) -> ApiError {
-        if let Some(proto) = error.param.take() {
-            let field = self.field(&proto);
-            // Messages begin with the field: "sampling.max_tokens = -5: …".
-            error.message = error.message.replace(&proto, &field);
-            error.param = Some(field);
-        }
-        error
+    pub(super) fn speak(&self, error: ApiError) -> ApiError {
+        error.with_field(|proto| self.field(proto))
     }
 
     fn field(&self, proto: &str) -> String {
@@ -40,11 +36,11 @@ impl Words {
         match bare {
             "logprobs" => self.logprobs.to_owned(),
             "max_tokens" => self.max_tokens.to_owned(),
-            "text" | "token_ids" | "token_ids.ids" => String::from("prompt"),
+            "prompt" | "text" => self.prompt.to_owned(),
             "template_kwargs_json" => String::from("chat_template_kwargs"),
             "chat" => String::from("messages"),
             _ if bare.starts_with("structured") => self.structured.to_owned(),
-            _ if bare.starts_with("token_ids") => String::from("prompt"),
+            _ if bare.starts_with("token_ids") => self.prompt.to_owned(),
             _ => bare
                 .replace("function_json", "function")
                 .replace("arguments_json", "function.arguments"),

@@ -221,21 +221,18 @@ fn refuse(request: &Request) -> ApiResult<()> {
 }
 
 /// The router's field names in this API's words.
-fn speak(mut error: ApiError, offered: &Offered) -> ApiError {
-    let Some(proto) = error.param.take() else {
-        return error;
-    };
-    let bare = ["sampling.", "chat."]
-        .iter()
-        .find_map(|prefix| proto.strip_prefix(prefix))
-        .unwrap_or(&proto);
-    let field = match bare {
-        "max_tokens" => "max_output_tokens".to_owned(),
-        _ if bare.starts_with("messages") => "input".to_owned(),
-        _ if bare.starts_with("structured") => "text.format".to_owned(),
-        other => offered.grammar_field(other).unwrap_or(other.to_owned()),
-    };
-    error.message = error.message.replace(proto.as_str(), &field);
-    error.param = Some(field);
-    error
+fn speak(error: ApiError, offered: &Offered) -> ApiError {
+    error.with_field(|proto| {
+        let bare = ["sampling.", "chat."]
+            .iter()
+            .find_map(|prefix| proto.strip_prefix(prefix))
+            .unwrap_or(proto);
+        match bare {
+            "max_tokens" => "max_output_tokens".to_owned(),
+            "prompt" => "input".to_owned(),
+            _ if bare.starts_with("messages") => "input".to_owned(),
+            _ if bare.starts_with("structured") => "text.format".to_owned(),
+            other => offered.grammar_field(other).unwrap_or(other.to_owned()),
+        }
+    })
 }

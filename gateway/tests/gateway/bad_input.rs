@@ -196,13 +196,18 @@ async fn wrong_fields_are_named() {
         (CHAT, chat(r#""tools":[{"type":"retrieval"}]"#), "tools[0].type"),
         (
             CHAT,
+            chat(r#""tools":[{"type":"function","function":{"name":5}}]"#),
+            "tools[0].function.name",
+        ),
+        (
+            CHAT,
             chat(r#""tools":[{"type":"function"}]"#),
             "tools[0].function",
         ),
         (
             CHAT,
             chat(r#""tools":[{"type":"function","function":{}}]"#),
-            "tools[0].function",
+            "tools[0].function.name",
         ),
         (
             CHAT,
@@ -266,6 +271,14 @@ async fn wrong_fields_are_named() {
         ),
         (
             CHAT,
+            chat(r#""structured_outputs":{"regex":"a","choice":["a"]}"#),
+            "structured_outputs.choice",
+        ),
+        (CHAT, chat(r#""response_format":5"#), "response_format"),
+        (CHAT, chat(r#""response_format":[]"#), "response_format"),
+        (CHAT, chat(r#""stream_options":true"#), "stream_options"),
+        (
+            CHAT,
             chat(r#""structured_outputs":{"structural_tag":{}}"#),
             "structured_outputs.structural_tag",
         ),
@@ -296,6 +309,10 @@ async fn wrong_fields_are_named() {
         assert_eq!(reply.status, 400, "{shown}: {reply:?}");
         let (_, message, found, _) = reply.error();
         assert_eq!(found, *param, "{shown}: {message}");
+        // What is wrong is said in JSON's words.
+        for rust in ["struct ", "f64", "i32", "i64", "u32", "a sequence", "a map"] {
+            assert!(!message.contains(rust), "{shown}: {message}");
+        }
     }
     assert!(cases.len() > 100);
     assert!(

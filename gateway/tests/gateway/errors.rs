@@ -116,7 +116,10 @@ async fn a_request_that_is_too_long_is_told_in_each_apis_words() {
         for stream in [false, true] {
             let body = json!({"messages": messages, "max_tokens": 10, "stream": stream});
             let reply = setup.client.post("/v1/chat/completions", &body).await;
-            let word = field.trim_start_matches("sampling.");
+            let word = match field {
+                "prompt" => "messages",
+                _ => "max_tokens",
+            };
             let told = (
                 400,
                 format!("{word} = 1: too long"),
