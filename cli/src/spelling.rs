@@ -184,8 +184,9 @@ fn list(problems: &[String]) -> String {
     }
 }
 
-/// Rewrites the arguments after the program's name. What follows `--` is left alone.
-pub fn normalise(arguments: Vec<String>) -> Normalised {
+/// Rewrites the arguments after the program's name. What follows `--` is left alone, and so is what means something else
+/// to a server there than to the command here: `own`, the command's flags, are not looked up.
+pub fn normalise(arguments: Vec<String>, own: &[&str]) -> Normalised {
     let mut ours = Normalised::default();
     let mut arguments = arguments.into_iter().peekable();
     while let Some(argument) = arguments.next() {
@@ -209,7 +210,9 @@ pub fn normalise(arguments: Vec<String>) -> Normalised {
         };
         let positive = name.strip_prefix("--no-").map(|rest| format!("--{rest}"));
         let known = positive.as_ref().unwrap_or(&name);
-        if let Some((flag, follows, why)) = TAKEN.iter().find(|(flag, ..)| flag == known) {
+        let is_own = own.iter().any(|own| known.strip_prefix("--") == Some(own));
+        let taken = TAKEN.iter().find(|(flag, ..)| flag == known);
+        if let Some((flag, follows, why)) = taken.filter(|_| !is_own) {
             if *follows != Value::None && value.is_none() {
                 value = arguments.next_if(|next| !next.starts_with('-'));
             }
@@ -222,7 +225,8 @@ pub fn normalise(arguments: Vec<String>) -> Normalised {
             }
             continue;
         }
-        if let Some((_, reason)) = REFUSED.iter().find(|(flags, _)| flags.contains(&known.as_str())) {
+        let refused = REFUSED.iter().find(|(flags, _)| flags.contains(&known.as_str()));
+        if let Some((_, reason)) = refused.filter(|_| !is_own) {
             // What is switched off is off.
             if positive.is_none() {
                 ours.refused
@@ -244,7 +248,11 @@ pub fn normalise(arguments: Vec<String>) -> Normalised {
 
 #[cfg(test)]
 mod tests {
-    use super::{REFUSED, TAKEN, Value, normalise};
+    use super::{Normalised, REFUSED, TAKEN, Value};
+
+    fn normalise(line: Vec<String>) -> Normalised {
+        super::normalise(line, &[])
+    }
 
     fn words(line: &str) -> Vec<String> {
         line.split(' ').map(str::to_owned).collect()

@@ -184,8 +184,15 @@ fn a_bad_value_is_named_with_its_source() {
     let (message, _) = refused(&["plan"], &[("CONCLAVE_WORKERS", "two")]);
     assert!(
         message.starts_with(
-            "conclave: environment variable CONCLAVE_WORKERS: workers is \"two\": invalid digit"
+            "conclave: environment variable CONCLAVE_WORKERS: workers is \"two\": it must be a whole number"
         ),
+        "{message}"
+    );
+
+    let (message, _) = refused(&["plan", "--workers", "two"], &[]);
+    assert!(
+        message
+            .starts_with("error: invalid value 'two' for '--workers <WORKERS>': it must be a whole number\n"),
         "{message}"
     );
 
