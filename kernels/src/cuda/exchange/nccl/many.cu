@@ -22,6 +22,7 @@ struct PackMany {
     const int *rows;  // this rank's expert rows of the exchange before: the load that the others see
     int plane_blocks, padded, fp8;
     int parts;  // warps of a row
+    int picks;  // rows go straight to the ranks alone that want them
 };
 
 struct ArriveMany {
@@ -43,6 +44,15 @@ struct ResultsMany {
 };
 enum Rows : int { OTHERS_ROWS, OWN_ROWS, ALL_ROWS };
 
+// The ranks that want a row of this rank's, as every rank works it out. By a whole warp.
+DEVICE uint64_t wanting(const PackMany &d, uint64_t exchange, int token, int lane) {
+    const Message own{nullptr, nullptr, const_cast<uint32_t *>(d.tokens.ids), nullptr};
+    int rank;
+    uint32_t local;
+    choose_for(d.exchange, d.tokens.layer, own, d.exchange.rank, token, exchange, lane, rank, local);
+    return or_lanes(rank < 0 ? 0 : 1ull << rank);
+}
+
 // `parts` warps a token, as in all that move rows: few tokens are spread over the device.
 extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const __grid_constant__ PackMany d) {
     constexpr int AHEAD = 4;
@@ -52,19 +62,49 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
     allow_next_kernel();
     const Message own = message_of(d.messages, p.rank, d.tokens.count, p.k);
     const int blocks = ceil_div(d.tokens.count, PLANE_ROWS);
+    const uint64_t exchange = p.state->begun + 1;
+    constexpr uint64_t ALL = ~0ull;
     // Into the messages at other ranks, at the place that `at` has in this one.
-    const auto send = [&](const void *at, const auto &v) {
+    const auto send = [&](const void *at, const auto &v, uint64_t wanted) {
         for (uint64_t rest = d.messages.straight; rest; rest &= rest - 1) {
-            uint8_t *there = message_at(p, d.messages, __ffsll(rest) - 1) + (static_cast<const uint8_t *>(at) - own.at);
-            *reinterpret_cast<std::decay_t<decltype(v)> *>(there) = v;
+            const int rank = __ffsll(rest) - 1;
+            uint8_t *there = message_at(p, d.messages, rank) + (static_cast<const uint8_t *>(at) - own.at);
+            if (wanted >> rank & 1) *reinterpret_cast<std::decay_t<decltype(v)> *>(there) = v;
         }
     };
-    const auto put = [&](auto *at, const auto &v) { *at = v, send(at, v); };
+    const auto put = [&](auto *at, const auto &v, uint64_t wanted) { *at = v, send(at, v, wanted); };
     if (blockIdx.x == 0 && threadIdx.x == 0) write_own_head(p, own, d.tokens.count, d.rows);
-    if (!d.plane && d.messages.straight) {
+    auto *plane = reinterpret_cast<const uint4 *>(own.rows);
+    constexpr int UNITS = PLANE_BLOCK / 16;
+    if (!d.plane && d.messages.straight && d.picks) {
+        // Rows of a block of the plane, as they lie; few are shared among blocks of threads.
+        static_assert(PLANE_ROWS == MANY_WARPS && UNITS == 2 * WARP);
+        __shared__ uint64_t wanted_by[PLANE_ROWS];
+        const int columns = d.padded / 64, shares = min(max(gridDim.x / max(blocks, 1), 1), columns);
+        for (int n = blockIdx.x; n < blocks * shares; n += gridDim.x) {
+            const int block = n / shares, share = n % shares, token = block * PLANE_ROWS + warp;
+            const int end = (share + 1) * columns / shares * UNITS;
+            __syncthreads();
+            const uint64_t wanted = token < d.tokens.count ? wanting(d, exchange, token, lane) : 0;
+            if (lane == 0) wanted_by[warp] = wanted;
+            __syncthreads();
+            for (int first = share * columns / shares * UNITS + warp * AHEAD * WARP + lane; first < end; first += MANY_WARPS * AHEAD * WARP) {
+                const auto at = [&](int i) {
+                    const int unit = first + i * WARP;
+                    return plane + (static_cast<size_t>(unit / UNITS) * blocks + block) * UNITS + unit % UNITS;
+                };
+                uint4 v[AHEAD];
+#pragma unroll
+                for (int i = 0; i < AHEAD; i++)
+                    if (first + i * WARP < end) v[i] = *at(i);
+#pragma unroll
+                for (int i = 0; i < AHEAD; i++)
+                    if (first + i * WARP < end) send(at(i), v[i], wanted_by[(first + i * WARP) % UNITS / (UNITS / PLANE_ROWS)]);
+            }
+        }
+    } else if (!d.plane && d.messages.straight) {
         // As it lies.
-        auto *plane = reinterpret_cast<const uint4 *>(own.rows);
-        const int all = blocks * (d.padded / 64) * (PLANE_BLOCK / 16);
+        const int all = blocks * (d.padded / 64) * UNITS;
         for (int first = (blockIdx.x * MANY_WARPS + warp) * AHEAD * WARP; first < all; first += gridDim.x * MANY_WARPS * AHEAD * WARP) {
             uint4 v[AHEAD];
 #pragma unroll
@@ -72,16 +112,17 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
                 if (first + i * WARP + lane < all) v[i] = plane[first + i * WARP + lane];
 #pragma unroll
             for (int i = 0; i < AHEAD; i++)
-                if (first + i * WARP + lane < all) send(plane + first + i * WARP + lane, v[i]);
+                if (first + i * WARP + lane < all) send(plane + first + i * WARP + lane, v[i], ALL);
         }
     }
     for (int n = blockIdx.x * MANY_WARPS + warp; n < d.tokens.count * d.parts; n += gridDim.x * MANY_WARPS) {
         const int token = n / d.parts, part = n % d.parts;
         if (part == 0 && lane < p.k) {
-            put(own.ids + token * p.k + lane, d.tokens.ids[token * p.k + lane]);
-            put(own.weights + token * p.k + lane, d.tokens.weights[token * p.k + lane]);
+            put(own.ids + token * p.k + lane, d.tokens.ids[token * p.k + lane], ALL);
+            put(own.weights + token * p.k + lane, d.tokens.weights[token * p.k + lane], ALL);
         }
         if (!d.plane) continue;
+        const uint64_t wanted = d.picks ? wanting(d, exchange, token, lane) : ALL;
         const int r = token % PLANE_ROWS;
         const uint8_t *from = d.plane + static_cast<size_t>(token / PLANE_ROWS) * PLANE_BLOCK + r * 128;
         uint8_t *row = own.rows + static_cast<size_t>(token) * d.messages.row_bytes;
@@ -103,11 +144,11 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS) nccl_pack_many(const 
                     float scale;
                     const uint2 packed = to_fp8(v[i], scale);
                     if (u >= units) continue;
-                    put(reinterpret_cast<uint2 *>(row + u * 8), packed);
-                    if (u % 16 == 0) put(reinterpret_cast<float *>(row + d.padded + u / 16 * 4), scale);
+                    put(reinterpret_cast<uint2 *>(row + u * 8), packed, wanted);
+                    if (u % 16 == 0) put(reinterpret_cast<float *>(row + d.padded + u / 16 * 4), scale, wanted);
                 } else if (u < units) {
                     uint8_t *at = own.rows + (static_cast<size_t>(u / 8) * blocks + token / PLANE_ROWS) * PLANE_BLOCK + r * 128 + ((u % 8 ^ r) * 16);
-                    put(reinterpret_cast<uint4 *>(at), v[i]);
+                    put(reinterpret_cast<uint4 *>(at), v[i], wanted);
                 }
             }
         }

@@ -165,6 +165,8 @@ impl Live {
             padded: padded(shape.hidden) as i32,
             fp8: i32::from(shape.wire == Wire::Fp8),
             parts: 1,
+            // Of two ranks nearly every row is for both.
+            picks: i32::from(channel.straight.count_ones() > 1),
         };
         launch::pack_many(gpu, &pack)
     }

@@ -255,6 +255,7 @@ pub(super) struct PackMany {
     pub(super) padded: i32,
     pub(super) fp8: i32,
     pub(super) parts: i32,
+    pub(super) picks: i32,
 }
 
 /// Mirrors `ArriveMany`.
