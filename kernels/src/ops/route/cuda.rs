@@ -80,6 +80,8 @@ pub(crate) struct PackBeside {
     pub(crate) head: u64,
     pub(crate) load: u64,
     pub(crate) begun: u64,
+    pub(crate) at_peers: u64,
+    pub(crate) straight: u64,
     pub(crate) row_bytes: i32,
     pub(crate) hidden: i32,
     pub(crate) exact: i32,

@@ -15,6 +15,22 @@ struct RouteTokens {
 
 constexpr int ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / WARP, GROUPED_TOKENS = 128;
 
+// A slot for the message to other ranks.
+DEVICE void pack_slot(const PackBeside &p, int slot, uint32_t id, float weight) {
+    p.ids[slot] = id, p.weights[slot] = weight;
+    for (uint64_t rest = p.straight; rest; rest &= rest - 1) {
+        const int rank = __ffsll(rest) - 1;
+        p.at_peer(rank, p.ids)[slot] = id, p.at_peer(rank, p.weights)[slot] = weight;
+    }
+}
+
+// What the block has written into other ranks' memory is there before anyone says so. By all threads.
+DEVICE void finish_pack(const PackBeside &p) {
+    if (!p.straight) return;
+    __syncthreads();
+    if (threadIdx.x == 0) __threadfence_system();
+}
+
 // One warp's token: choice and weights to memory. Returns the lane's expert.
 DEVICE int route_token(const RouteTokens &p, int token, float *score, float *choice) {
     const int lane = threadIdx.x & 31;
@@ -32,7 +48,7 @@ DEVICE int route_token(const RouteTokens &p, int token, float *score, float *cho
     if (lane < p.route.k) {
         p.ids[token * p.route.k + lane] = id;
         p.weights[token * p.route.k + lane] = weight;
-        if (p.pack.rows) p.pack.ids[token * p.route.k + lane] = id, p.pack.weights[token * p.route.k + lane] = weight;
+        if (p.pack.rows) pack_slot(p.pack, token * p.route.k + lane, id, weight);
     }
     return id;
 }
@@ -44,7 +60,10 @@ template <bool EXACT> DEVICE void pack_row(const PackBeside &p, int token) {
     row.read(from, p.hidden);
     wait_for_inputs();
     allow_next_kernel();
-    row.write(p.rows + static_cast<size_t>(token) * p.row_bytes, from, p.hidden);
+    uint8_t *to = p.rows + static_cast<size_t>(token) * p.row_bytes;
+    row.write(to, from, p.hidden);
+    for (uint64_t rest = p.straight; rest; rest &= rest - 1) row.write(p.at_peer(__ffsll(rest) - 1, to), from, p.hidden);
+    finish_pack(p);
 }
 
 // Any number of tokens; no groups. With a message to write a block more for each token.
@@ -61,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS) route(const __grid_c
         const uint64_t exchange = *p.pack.begun + 1;
         *p.pack.head = make_uint4(p.route.tokens, *p.pack.load, static_cast<uint32_t>(exchange), static_cast<uint32_t>(exchange >> 32));
     }
+    finish_pack(p.pack);
 }
 
 // Sum of `v` over the threads before this one, over the first MAX_EXPERTS threads; `total` of all of them.

@@ -25,6 +25,8 @@ pub(super) struct Live {
     pub(super) communicator: Arc<Communicator>,
     /// Ranks whose memory is mapped here, and this rank's there: a bit each.
     pub(super) straight: u64,
+    /// Where this rank's message begins at each of them: a list of `MAX_RANKS` addresses in device memory.
+    pub(super) at_peers: u64,
     pub(super) watch: Watch,
     pub(super) timeout: Duration,
     pub(super) step: Cell<Step>,

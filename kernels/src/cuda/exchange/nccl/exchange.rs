@@ -26,7 +26,7 @@ use crate::cuda::exchange::{
     Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
     StepSizes, Tokens,
 };
-use crate::cuda::{Gpu, Memory, shape};
+use crate::cuda::{Gpu, Memory, as_bytes, shape};
 
 /// Joining: the library may have to be loaded and the network looked at, and peers come when they come.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ const OP: &str = "exchange";
 pub(crate) struct NcclExchange {
     /// Messages and results.
     messages: Memory,
+    /// Where this rank's message begins at each rank whose memory is mapped here: `MAX_RANKS` addresses.
+    at_peers: Memory,
     /// For ranks of this host; none: the driver gives none.
     handle: Option<PeerHandle>,
     /// Which slots of many tokens are for experts here, of pieces of even number, then of odd.
@@ -68,6 +70,7 @@ impl NcclExchange {
             messages,
             local: gpu.alloc(most.1.max(4), "slots of the exchange")?,
             tally: gpu.alloc(MAX_RANKS * TOLD, "an exchange")?,
+            at_peers: gpu.alloc(MAX_RANKS * 8, "an exchange")?,
             control: Control::new(&gpu.device)?,
             beside: Beside::new(gpu)?,
             peers: Vec::new(),
@@ -180,6 +183,7 @@ impl NcclExchange {
         self.control.set_communicator(Some(Arc::clone(&communicator)));
         let mut live = Live {
             straight: 0,
+            at_peers: self.at_peers.address,
             watch: Watch::new(self.control.clone(), JOIN_WITHIN)?,
             connected,
             places,
@@ -198,13 +202,19 @@ impl NcclExchange {
             words: &self.tally,
             control: &self.control,
         };
-        if sizes.many_tokens > 0 {
+        if sizes.ranks > 1 {
             reach(
                 gpu,
                 &tally,
                 (&mut live, &mut self.peers),
                 (self.handle.as_ref(), bytes.0),
                 until,
+            )?;
+            let message = |area: u64| area + epoch.rank as u64 * first.there_stride as u64;
+            gpu.write(
+                &self.at_peers,
+                0,
+                as_bytes(&live.connected.params.area.map(message)),
             )?;
         }
         live.watch.set_timeout(epoch.timeout);

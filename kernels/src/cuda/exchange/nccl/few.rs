@@ -1,9 +1,9 @@
 //! Few tokens over NCCL: every message has room for as many rows as the step's largest rank has, so that its size is recorded
-//! with the graph.
+//! with the graph. To ranks of this host all but its head is written straight, as of many tokens, and so are results.
 
 use super::epoch::Live;
 use super::launch;
-use super::messages::{ArriveFew, ChooseFew, HEAD, PackFew, ReturnFew, SumFew, carried};
+use super::messages::{ArriveFew, ChooseFew, HEAD, Messages, PackFew, ReturnFew, SumFew, carried};
 use crate::backend::Result;
 use crate::cuda::Gpu;
 use crate::cuda::exchange::layout::{ExchangeParams, GroupRows};
@@ -12,10 +12,14 @@ use crate::cuda::shape;
 use crate::ops::linear::cuda::INLINE_WIDTH;
 use crate::ops::route::cuda::{PackBeside, RouteTokens, max_groups, route};
 
-/// From so many rows on results are written straight into mapped memory: below, the library carries them as fast as their head.
-const STRAIGHT_ROWS: usize = 64;
-
 impl Live {
+    /// Of `few` rows, written straight wherever that reaches.
+    fn messages(&self, few: usize) -> Messages {
+        let mut messages = self.places.few(few);
+        messages.straight = self.straight;
+        messages
+    }
+
     /// What the choice of experts is to write beside its own work.
     fn pack(&self, tokens: &Tokens, normed: u64) -> Result<PackBeside> {
         let (shape, few) = (&self.connected.shape, self.step.get().few);
@@ -30,6 +34,8 @@ impl Live {
             head: message,
             load: self.connected.places.rows.address,
             begun: self.connected.places.state.address,
+            at_peers: self.at_peers,
+            straight: self.straight,
             row_bytes: self.places.sizes.few_row as i32,
             hidden: shape.hidden as i32,
             exact: i32::from(shape.exact),
@@ -41,7 +47,7 @@ impl Live {
         self.fits(tokens, few)?;
         let pack = PackFew {
             exchange: self.of_few(few),
-            messages: self.places.few(few),
+            messages: self.messages(few),
             tokens: connected.tokens(tokens, few)?,
             normed,
             rows: connected.places.rows.address,
@@ -72,7 +78,7 @@ impl Live {
         }
         let params = ChooseFew {
             exchange: self.of_few(few),
-            messages: self.places.few(few),
+            messages: self.messages(few),
             route: choice.route,
             ids: tokens.ids,
             weights: tokens.weights,
@@ -86,10 +92,12 @@ impl Live {
     /// This rank's message is written: to all others, and theirs as rows for the experts here.
     fn carry_few(&self, gpu: &Gpu, tokens: &Tokens) -> Result<FewRows> {
         let (connected, few, rank) = (&self.connected, self.step.get().few, self.communicator.rank);
-        let (exact, messages) = (connected.shape.exact, self.places.few(few));
-        let bytes = self.places.sizes.few_bytes(few);
-        let message = |rank| (self.places.message(rank), bytes);
-        self.carry(&gpu.stream, |_| message(rank), message)?;
+        let (exact, messages) = (connected.shape.exact, self.messages(few));
+        let all = self.places.sizes.few_bytes(few);
+        let bytes = |peer| carried(messages.straight, peer, all);
+        let to = |peer| (self.places.message(rank), bytes(peer));
+        let from = |peer| (self.places.message(peer), bytes(peer));
+        self.carry(&gpu.stream, to, from)?;
         let arrive = ArriveFew {
             exchange: self.of_few(few),
             messages,
@@ -119,11 +127,8 @@ impl Live {
 
     pub(super) fn combine_few(&self, gpu: &Gpu, tokens: &Tokens, results: &FewResults) -> Result<()> {
         let (connected, few) = (&self.connected, self.step.get().few);
-        let (exact, mut messages) = (connected.shape.exact, self.places.few(few));
+        let (exact, messages) = (connected.shape.exact, self.messages(few));
         self.fits(tokens, few)?;
-        if few >= STRAIGHT_ROWS {
-            messages.straight = self.straight;
-        }
         let exchange = self.of_few(few);
         let back = ReturnFew {
             exchange,

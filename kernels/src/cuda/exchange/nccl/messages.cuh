@@ -32,11 +32,12 @@ struct Message {
 
 DEVICE size_t slot_bytes(int rows, int k) { return (static_cast<size_t>(rows) * k * 4 + 15) / 16 * 16; }
 
-DEVICE Message message_of(const Messages &m, int rank, int rows, int k) {
+DEVICE Message message_in(const Messages &m, uint8_t *at, int rows, int k) {
     rows = m.carried ? m.carried : ceil_div(rows, m.block) * m.block;
-    uint8_t *at = m.there + rank * m.there_stride, *slots = at + HEAD + static_cast<size_t>(rows) * m.row_bytes;
+    uint8_t *slots = at + HEAD + static_cast<size_t>(rows) * m.row_bytes;
     return {at, at + HEAD, reinterpret_cast<uint32_t *>(slots), reinterpret_cast<float *>(slots + slot_bytes(rows, k))};
 }
+DEVICE Message message_of(const Messages &m, int rank, int rows, int k) { return message_in(m, m.there + rank * m.there_stride, rows, k); }
 
 // Results of row `row` that `rank` sent back, and where those for `rank` go: straight home, if that is here.
 DEVICE uint8_t *result_of(const Messages &m, int rank, int row) {
@@ -50,6 +51,12 @@ DEVICE uint8_t *result_for(const Messages &m, int rank, int self, int row) {
 DEVICE uint8_t *message_at(const ExchangeParams &p, const Messages &m, int rank) { return p.area[rank] + p.rank * m.there_stride; }
 DEVICE uint8_t *result_at(const ExchangeParams &p, const Messages &m, int rank, int row) {
     return p.area[rank] + (m.back - m.there) + p.rank * m.back_stride + HEAD + static_cast<size_t>(row) * m.back_bytes;
+}
+
+// This rank's message of `rows` rows, here and wherever it is written straight.
+template <class Write> DEVICE void for_each_copy(const ExchangeParams &p, const Messages &m, const Message &own, int rows, const Write &write) {
+    write(own);
+    for (uint64_t rest = m.straight; rest; rest &= rest - 1) write(message_in(m, message_at(p, m, __ffsll(rest) - 1), rows, p.k));
 }
 
 // What the block has written straight is there before the library's kernel behind this one says so. By all threads.

@@ -1,6 +1,7 @@
 // What a rank says in an exchange of up to 128 tokens a rank over NCCL: rows, experts and weights of its tokens, which the choice of
-// experts makes on the way where it has not been made. Rows travel as F32 or BF16.
-// Bytes: every row is read once and written once.
+// experts makes on the way where it has not been made. Rows travel as F32 or BF16. To ranks whose memory is mapped here all but heads
+// may be written straight: see messages.cuh.
+// Bytes: every row is read once, and written once and once more for each of those ranks.
 #include "../../../ops/rmsnorm/rows.cuh"
 #include "../../../ops/route/route.cuh"
 #include "messages.cuh"
@@ -37,11 +38,15 @@ template <bool EXACT> DEVICE void pack_few(const PackFew &d) {
     allow_next_kernel();
     const Message own = message_of(d.messages, p.rank, 0, p.k);
     if (token == 0 && threadIdx.x == PACK_THREADS - 1) write_own_head(p, own, d.tokens.count, d.rows);
-    if (mine && threadIdx.x < p.k) {
-        own.ids[token * p.k + threadIdx.x] = d.tokens.ids[token * p.k + threadIdx.x];
-        own.weights[token * p.k + threadIdx.x] = d.tokens.weights[token * p.k + threadIdx.x];
-    }
-    if (mine) row.write(own.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
+    const bool slot = mine && threadIdx.x < p.k;
+    const int at = token * p.k + threadIdx.x;
+    const uint32_t id = slot ? d.tokens.ids[at] : 0;
+    const float weight = slot ? d.tokens.weights[at] : 0.f;
+    for_each_copy(p, d.messages, own, 0, [&](const Message &to) {
+        if (slot) to.ids[at] = id, to.weights[at] = weight;
+        if (mine) row.write(to.rows + static_cast<size_t>(token) * d.messages.row_bytes, d.normed + static_cast<size_t>(token) * p.hidden, p.hidden);
+    });
+    finish_straight(d.messages);
 }
 
 // The same of tokens whose experts are still to be chosen, from rows whose norm is still to be made: a block a token, one warp
@@ -95,21 +100,28 @@ template <bool EXACT> DEVICE void choose_few(const ChooseFew &d) {
         float share;
         choose_experts(d.route, score, choice, lane, id, share);
         const int slot = token * p.k + lane;
-        if (lane < p.k) d.ids[slot] = own.ids[slot] = id, d.weights[slot] = own.weights[slot] = share;
-        return;
-    }
-    float total = 0.f;
+        if (lane < p.k) {
+            d.ids[slot] = id, d.weights[slot] = share;
+            for_each_copy(p, d.messages, own, 0, [&](const Message &to) { to.ids[slot] = id, to.weights[slot] = share; });
+        }
+    } else {
+        float total = 0.f;
 #pragma unroll
-    for (int w = 0; w < FEW_THREADS / WARP; w++) total += squares[w];
-    const float inverse = rsqrtf(total / d.norm.k + d.norm.eps);
-    auto *units = reinterpret_cast<typename V::Packed *>(own.rows + static_cast<size_t>(token) * d.messages.row_bytes);
+        for (int w = 0; w < FEW_THREADS / WARP; w++) total += squares[w];
+        const float inverse = rsqrtf(total / d.norm.k + d.norm.eps);
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-        if (!mine(a)) continue;
-        v[a].x = v[a].x * inverse * weight[a].x, v[a].y = v[a].y * inverse * weight[a].y;
-        v[a].z = v[a].z * inverse * weight[a].z, v[a].w = v[a].w * inverse * weight[a].w;
-        units[first(a) / V::COUNT] = V::pack(v[a]);
+        for (int a = 0; a < AHEAD; a++) {
+            v[a].x = v[a].x * inverse * weight[a].x, v[a].y = v[a].y * inverse * weight[a].y;
+            v[a].z = v[a].z * inverse * weight[a].z, v[a].w = v[a].w * inverse * weight[a].w;
+        }
+        for_each_copy(p, d.messages, own, 0, [&](const Message &to) {
+            auto *units = reinterpret_cast<typename V::Packed *>(to.rows + static_cast<size_t>(token) * d.messages.row_bytes);
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++)
+                if (mine(a)) units[first(a) / V::COUNT] = V::pack(v[a]);
+        });
     }
+    finish_straight(d.messages);
 }
 
 #define FEW(NAME, EXACT)                                                                                                               \

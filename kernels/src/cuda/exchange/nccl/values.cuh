@@ -58,8 +58,15 @@ struct PackBeside {
     uint8_t *rows;
     uint32_t *ids;
     float *weights;
-    uint4 *head;
+    uint4 *head;  // the message's beginning
     const int *load;
     const uint64_t *begun;
+    uint8_t *const *at_peers;  // [ranks]: where the message begins at each of `straight`
+    uint64_t straight;         // ranks into whose memory all but the head is written as well
     int row_bytes, hidden, exact;
+
+    // Where what lies at `at` in the message lies at a rank of `straight`.
+    template <class T> DEVICE T *at_peer(int rank, T *at) const {
+        return reinterpret_cast<T *>(at_peers[rank] + (reinterpret_cast<uint8_t *>(at) - reinterpret_cast<uint8_t *>(head)));
+    }
 };
