@@ -41,9 +41,9 @@ template <int F> struct TileDecoder {
             fetch_scales(at, scale_at, half, s, lane, first);
         } else if constexpr (E4M3<F>) {
             fetch_scales(at, scale_at, half, s, lane, first);
-            if (s % 2 == 0) words = load_fp8(at, half * 2 + s / 2, lane);
+            if (s % 2 == 0) words = load_rows(at, half * 2 + s / 2, lane);
         } else {
-            words = load_shared16(at + half * Layout<F>::BYTES + s * 512 + lane * 16);
+            words = load_rows(at + half * Layout<F>::BYTES, s, lane);
         }
     }
 
@@ -119,7 +119,7 @@ template <int F> struct TileDecoder {
 
     // The low parts of F32 weights.
     __device__ __forceinline__ void make_low(uint32_t at, int half, int s, int lane, uint32_t (&a)[4]) {
-        const uint4 v = load_shared16(at + half * Layout<F>::BYTES + 2048 + s * 512 + lane * 16);
+        const uint4 v = load_rows(at + half * Layout<F>::BYTES + 2048, s, lane);
         a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
     }
 };
@@ -162,10 +162,9 @@ template <int F> struct TwoHalves {
                 asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s0) : "r"(TRIOS<F> ? step + scale : at + 2048));
                 asm volatile("ld.shared.u32 %0, [%1];" : "=r"(decoder.s1) : "r"(TRIOS<F> ? step + scale + SCALE_BLOCK : at + between + 2048));
             }
-            if (s % 2 == 0) decoder.words = load_fp8(at + (upper ? 1024 : 0), between, half * 2 + s / 2, lane);
+            if (s % 2 == 0) decoder.words = load_rows(at + (upper ? 1024 : 0), between, half * 2 + s / 2, lane);
         } else {
-            const uint32_t words = at + half * Layout<F>::BYTES + s * 512 + lane * 16;
-            decoder.words = load_shared16(words), second = load_shared16(words + between);
+            decoder.words = load_rows(at + half * Layout<F>::BYTES + (upper ? 1024 : 0), between, s, lane);
         }
     }
 
@@ -186,7 +185,6 @@ template <int F> struct TwoHalves {
 #pragma unroll
             for (int j = 0; j < 4; j++) a[j] = scaled(a[j], decoder.scale[j & 1].high, decoder.scale[j & 1].low);
         } else {
-            w = upper ? make_uint4(w.y, second.y, w.w, second.w) : make_uint4(w.x, second.x, w.z, second.z);
             decoder.make(s, bf16_scales, first, a);
         }
     }

@@ -16,11 +16,12 @@ __host__ __device__ constexpr int plane_place(int p) {
     return 16 * (2 * (p / 32) + p % 8 / 4) + 8 * (p % 4 / 2) + 2 * (p % 32 / 8) + p % 2;
 }
 
+// Byte offset of input k of a row of a chunk of 16-bit values: of a plane's block of eight rows, or of a weight's stage (stream.cuh).
+__host__ __device__ constexpr int row_offset(int row, int k) { return row * 128 + ((plane_place(k % 64) * 2) ^ (row % PLANE_ROWS * 16)); }
+
 // Byte offset of the pair (k, k + 1), k even, of a row; `blocks`: of 8 rows in the plane.
 DEVICE size_t plane_offset(int row, int k, int blocks) {
-    const int r = row % PLANE_ROWS;
-    return (static_cast<size_t>(k / 64) * blocks + row / PLANE_ROWS) * PLANE_BLOCK + r * 128 +
-           ((plane_place(k % 64) * 2) ^ (r * 16));
+    return (static_cast<size_t>(k / 64) * blocks + row / PLANE_ROWS) * PLANE_BLOCK + row_offset(row % PLANE_ROWS, k);
 }
 
 // Place of input k (0..128) of a quantised chunk in the products' order: the weights' (stream.cuh). Of four inputs 0, 2, 1 and 3.

@@ -1,5 +1,6 @@
 // Load time: rows as checkpoints store them become streams (stream.cuh), and dummy weights are made in place.
 // Rows past `rows` and inputs past `k` are zeros (INT4: the zero point).
+#include "plane.cuh"
 #include "stream.cuh"
 
 enum Order { ROWS = 0, BY_INPUTS = 1, BY_OUTPUTS = 2 };
@@ -135,21 +136,21 @@ template <int F> DEVICE void repack(const RepackParams &p) {
     } else {
         for (int s = 0; s < 4; s++)
             for (int i = 0; i < 4; i++) {
-                const int r = row + (i & 1) * 8, k = k0 + chunk_input(t, s, i / 2, 0);
+                const int r = row + (i & 1) * 8, k = k0 + chunk_input(t, s, i / 2, 0), at = row_offset(r % TILE_ROWS, k);
                 uint32_t high = 0, low = 0;
                 if constexpr (F == F32) {
                     const float *data = reinterpret_cast<const float *>(p.data) + static_cast<size_t>(r) * p.k;
                     const float first = r < p.rows && k < p.k ? data[k] : 0.f, second = r < p.rows && k + 1 < p.k ? data[k + 1] : 0.f;
                     spoilt |= !isfinite(first) || !isfinite(second);
                     split_bf16(first, second, high, low);
-                    *reinterpret_cast<uint32_t *>(to + 2048 + s * 512 + lane * 16 + i * 4) = low;
+                    *reinterpret_cast<uint32_t *>(to + 2048 + at) = low;
                 } else {
                     const uint16_t *data = reinterpret_cast<const uint16_t *>(p.data) + static_cast<size_t>(r) * p.k;
                     if (r < p.rows && k < p.k) high = data[k];
                     if (r < p.rows && k + 1 < p.k) high |= static_cast<uint32_t>(data[k + 1]) << 16;
                     spoilt |= is_spoilt<F>(high);
                 }
-                *reinterpret_cast<uint32_t *>(to + s * 512 + lane * 16 + i * 4) = high;
+                *reinterpret_cast<uint32_t *>(to + at) = high;
             }
     }
     if (spoilt) *p.spoilt = 1;

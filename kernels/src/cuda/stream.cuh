@@ -1,9 +1,9 @@
 // How weights lie in device memory, and how a warp multiplies them with activations.
 //
 // A weight [out, in] is cut into tiles of 16 rows, a tile into stages of 64 or 128 inputs. One stage is a contiguous
-// multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbours). Inside, each lane's
-// operands of the tensor-core products lie together, 16 bytes at a time: shared memory is read without conflicts and
-// nothing is shuffled. FP8 lies in whole rows, as an operand of products of e4m3, and matrix loads deal each lane its words.
+// multiple of 16 bytes, scales included, and comes by one bulk copy (alone or with its neighbours). INT4 lies as each lane's
+// operands of the tensor-core products, 16 bytes at a time; all else in whole rows, as an operand of warpgroup products, and matrix
+// loads deal each lane its words: shared memory is read without conflicts and nothing is shuffled.
 // Tiles are stored one after the other, each with all its stages.
 //
 // Experts in FP8 are read so fast that it matters where a stage begins: theirs are whole lines of 128 bytes, without scales. In front of
@@ -22,8 +22,8 @@
 // | fp8 block | 128, 2064 | row r's 128 bytes at r * 128, their eight 16-byte units permuted by r % 8, as a quantised plane has them |
 // |           |           | (plane.cuh): an operand of e4m3 products; F32 scale in the last 16 bytes        |
 // | of experts| 128, 2048 | the same without the scale; trios of a line and three stages, the last of a tile also whole |
-// | bf16, f16 |  64, 2048 | 4 planes (product s) x [lane][4 operands]                                       |
-// | f32       |  64, 4096 | 4 planes of high bf16 parts, then 4 planes of low parts                         |
+// | bf16, f16 |  64, 2048 | rows of 128 bytes as fp8's, in the order of a plane: an operand of bf16 products |
+// | f32       |  64, 4096 | the same of high bf16 parts, then of low parts                                  |
 #pragma once
 #include "image.cuh"
 #include "ptx.cuh"
@@ -179,10 +179,10 @@ template <int NT> struct ByteOperands {
     }
 };
 
-// Products 2i and 2i + 1 of a stage of FP8 (its eight ones): the words of rows g and g + 8 for the one, then for the other; in a word, inputs
-// 0, 2, 1 and 3 of the lane column's four. Unit i of a row has product i's bytes, word t those of lane column t, which is how a matrix load
-// deals them out. `lower`: bytes from the first eight rows to what stands for the other eight.
-DEVICE uint4 load_fp8(uint32_t stage, uint32_t lower, int i, int lane) {
+// Units 2i and 2i + 1 of a stage that lies in whole rows: the words of rows g and g + 8 in the one, then in the other, word t for lane column t, which is how a
+// matrix load deals them out. Of 16 bits they are product i's operands; of FP8 a word has inputs 0, 2, 1 and 3 of the column's four for product 2i, then
+// 2i + 1. `lower`: bytes from the first eight rows to what stands for the other eight.
+DEVICE uint4 load_rows(uint32_t stage, uint32_t lower, int i, int lane) {
     const uint32_t matrix = lane / 8, row = lane % 8;
     uint4 v;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -190,7 +190,7 @@ DEVICE uint4 load_fp8(uint32_t stage, uint32_t lower, int i, int lane) {
                  : "r"(stage + matrix % 2 * lower + row * 128 + (((matrix / 2) ^ row) * 16 ^ i * 32)));
     return v;
 }
-DEVICE uint4 load_fp8(uint32_t stage, int i, int lane) { return load_fp8(stage, 1024, i, lane); }
+DEVICE uint4 load_rows(uint32_t stage, int i, int lane) { return load_rows(stage, 1024, i, lane); }
 
 // Adds a group's products of bytes: part[0], part[1] are the high and low parts of the upper row, part[2], part[3] those of the lower row, multiplied
 // with the upper one's nibble still below it.
@@ -217,7 +217,7 @@ struct StageWords {
     uint4 of[4];
     __device__ __forceinline__ StageWords(uint32_t stage, int lane) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) of[i] = load_fp8(stage, i, lane);
+        for (int i = 0; i < 4; i++) of[i] = load_rows(stage, i, lane);
         await_loaded(of[0].w ^ of[1].w ^ of[2].w ^ of[3].w);
     }
 };
@@ -302,7 +302,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
             ops.load(x + c * 256, token_bytes, lane);
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                const uint4 words = load_fp8(stage, c * 2 + p, lane);
+                const uint4 words = load_rows(stage, c * 2 + p, lane);
                 uint32_t a[4];
                 unpack_fp8(words.x, a[0], a[2]);
                 unpack_fp8(words.y, a[1], a[3]);
@@ -325,7 +325,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
         ops.load(x, token_bytes, lane);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-            uint4 v = load_shared16(stage + s * 512 + lane * 16);
+            uint4 v = load_rows(stage, s, lane);
             uint32_t a[4] = {v.x, v.y, v.z, v.w};
             if constexpr (F == F16) {
                 uint32_t low[4];
@@ -335,7 +335,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
                 for (int n = 0; n < NT; n++) mma_bf16(acc[n], low, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
             }
             if constexpr (F == F32) {
-                uint4 l = load_shared16(stage + 2048 + s * 512 + lane * 16);
+                uint4 l = load_rows(stage + 2048, s, lane);
                 const uint32_t low[4] = {l.x, l.y, l.z, l.w};
 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_bf16(acc[n], low, ops.b[n][2 * s], ops.b[n][2 * s + 1]);
@@ -383,7 +383,7 @@ DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint3
         } else {
 #pragma unroll
             for (int s = 0; s < 4; s++) {
-                const uint4 v = load_shared16(stage + s * 512 + lane * 16);
+                const uint4 v = load_rows(stage, s, lane);
                 const uint32_t a[4] = {v.x, v.y, v.z, v.w};
                 mma_bf16(acc, a, ops.b[2 * s], ops.b[2 * s + 1]);
             }

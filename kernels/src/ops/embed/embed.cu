@@ -1,4 +1,5 @@
 // hidden[t] = table[ids[t]]: a gather from the head's kind of stream.
+#include "../../cuda/plane.cuh"
 #include "../../cuda/stream.cuh"
 
 constexpr uint32_t SAMPLED = 1u << 31;
@@ -16,10 +17,7 @@ constexpr int EMBED_THREADS = 512;
 
 // Where the weight of (row, input) of a 16-bit stream lies, in bytes.
 DEVICE size_t element_offset_16bit(int row, int input, int stages) {
-    const int k = input & 63, r = row & 15;
-    const int lane = (r & 7) * 4 + k % 32 / 8, operand = r / 8 + 2 * (k % 4 / 2);
-    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * 2048 + (2 * (k / 32) + k % 8 / 4) * 512 +
-           lane * 16 + operand * 4 + (k & 1) * 2;
+    return (static_cast<size_t>(row / TILE_ROWS) * stages + input / 64) * Layout<BF16>::BYTES + row_offset(row % TILE_ROWS, input);
 }
 
 // A pair of neighbouring inputs is one word of the stream.

@@ -91,7 +91,7 @@ template <int F, int N> DEVICE void few_stage(uint32_t at, uint32_t plane, int l
     float part[N / 2];  // SUMS: of this stage
     uint32_t a[2][4];
 #pragma unroll
-    for (int w = 0; w < WORDS; w++) words[w] = F == FP8 ? load_fp8(at, w, lane) : load_shared16(at + w * 512 + lane * 16);
+    for (int w = 0; w < WORDS; w++) words[w] = INT4<F> ? load_shared16(at + w * 512 + lane * 16) : load_rows(at, w, lane);
     const uint64_t b = plane_descriptor(plane);
 #pragma unroll
     for (int i = 0; i < PRODUCTS; i++) {

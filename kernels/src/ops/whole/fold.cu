@@ -30,9 +30,9 @@ DEVICE float bf16_at(const uint8_t *at) { return __uint_as_float(static_cast<uin
 template <int F> DEVICE float weight_at(const uint8_t *stream, int stages, int row, int input, int bf16_scales) {
     const int r = row % TILE_ROWS;
     const uint8_t *stage = stream + (static_cast<size_t>(row / TILE_ROWS) * stages + input / Layout<F>::K) * Layout<F>::BYTES;
-    const ChunkPlace at(r, input % 64);
-    const int chunk = input % Layout<F>::K / 64;
     if constexpr (F == INT4_G128) {
+        const ChunkPlace at(r, input % 64);
+        const int chunk = input % Layout<F>::K / 64;
         const uint32_t word = *reinterpret_cast<const uint32_t *>(stage + chunk * 512 + at.lane * 16 + at.product * 4);
         const int q = word >> (4 * (at.upper + 2 * at.half) + 16 * at.element) & 15, zero = stage[1024 + 32 + r];
         return static_cast<float>(q - zero) * scale_value(*reinterpret_cast<const uint16_t *>(stage + 1024 + 2 * r), bf16_scales);
@@ -41,7 +41,7 @@ template <int F> DEVICE float weight_at(const uint8_t *stream, int stages, int r
         const float v = __uint_as_float((byte & 0x80) << 24 | (byte & 0x7f) << 20) * 1.329227995784916e36f;
         return v * *reinterpret_cast<const float *>(stage + 2048);
     } else {
-        const int inside = at.product * 512 + at.lane * 16 + (at.upper + 2 * at.half) * 4 + at.element * 2;
+        const int inside = row_offset(r, input);
         const float high = bf16_at(stage + inside);
         return F == F32 ? high + bf16_at(stage + 2048 + inside) : high;
     }
@@ -81,10 +81,9 @@ template <int F> DEVICE void fold_gate(const FoldParams &p) {
         uint8_t *stage = p.folded + (static_cast<size_t>(expert / TILE_ROWS) * (p.q_width / 64) + blockIdx.x) * Layout<F32>::BYTES;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const ChunkPlace at(expert % TILE_ROWS, mine + 2 * half);
             uint32_t high, low;
             split_bf16(sum[e][2 * half], sum[e][2 * half + 1], high, low);
-            const int inside = at.product * 512 + at.lane * 16 + (at.upper + 2 * at.half) * 4;
+            const int inside = row_offset(expert % TILE_ROWS, mine + 2 * half);
             *reinterpret_cast<uint32_t *>(stage + inside) = high;
             *reinterpret_cast<uint32_t *>(stage + 2048 + inside) = low;
         }

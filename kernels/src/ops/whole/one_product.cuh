@@ -18,7 +18,7 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
         uint4 words[4];
         float step;
 #pragma unroll
-        for (int i = 0; i < 4; i++) words[i] = load_fp8(stage, i, lane);
+        for (int i = 0; i < 4; i++) words[i] = load_rows(stage, i, lane);
         if constexpr (!TRIOS<F>) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale) : "r"(stage + 2048));
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(step) : "r"(tail));
         Operands<1> ops[2];
@@ -185,12 +185,12 @@ DEVICE void multiply_pairs(OneStream &stream, uint32_t image, int first, int cou
     float low[4] = {};
 #pragma unroll 1
     for (int i = first; i < first + count; i++) {
-        const uint32_t stage = stream.front(2 * BYTES) + lane * 16;
+        const uint32_t stage = stream.front(2 * BYTES);
         Operands<1> ops;
         ops.load(image + i * 256, 0, lane);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-            const uint4 h = load_shared16(stage + s * 512), l = load_shared16(stage + BYTES + s * 512);
+            const uint4 h = load_rows(stage, s, lane), l = load_rows(stage + BYTES, s, lane);
             const uint32_t a[4] = {h.x, h.y, h.z, h.w}, b[4] = {l.x, l.y, l.z, l.w};
             mma_bf16(acc[0], a, ops.b[0][2 * s], ops.b[0][2 * s + 1]);
             mma_bf16(low, b, ops.b[0][2 * s], ops.b[0][2 * s + 1]);
