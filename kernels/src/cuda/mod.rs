@@ -23,6 +23,7 @@ mod rows;
 mod sampling;
 pub(crate) mod step;
 pub(crate) mod weights;
+mod wide_cut;
 pub(crate) mod workspace;
 
 use std::cell::RefCell;

@@ -2,6 +2,7 @@
 //! launch of dense products.
 
 use super::weights::{Linear, WeightParam};
+use super::wide_cut::WideCut;
 use super::{Format, Gpu, Launch, shape};
 use crate::backend::{KernelError, Result};
 
@@ -28,6 +29,8 @@ const FEW_PLANE_STEPS: usize = 8;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
+/// Chunks of the ring of `linear/wide_rows.cu`.
+const ROWS_DEPTH: usize = 3;
 const THREADS: u32 = 384;
 /// Shared memory through which eight warps' results of `gemm.cu` and `wide.cu` go out.
 const OUT_BYTES: u32 = 8 * 32 * 20 * 4;
@@ -72,10 +75,13 @@ fn wide_shared_bytes(format: Format) -> usize {
     1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8
 }
 
+/// Rooms of `linear/wide_leaving.cuh` with their barriers: 256 tokens' 128 results as BF16, or twice 64 tokens' as F32.
+const ROOMS_BYTES: usize = 64 + WIDE_COLUMNS * 256;
+
 /// Barriers of `linear/leaving.cuh` and 256 tokens' 128 results as BF16, or half of them as F32, and 16 bytes each.
 pub(crate) const LEAVING_BYTES: usize = 32 + WIDE_COLUMNS * 272;
 
-/// Formats of `linear/wide_staged.cu` with BF16 results.
+/// Formats whose results leave as BF16: `linear/wide_staged.cu` and `linear/wide_rows.cu`.
 fn leaves_staged(format: Format) -> bool {
     matches!(
         format,
@@ -83,15 +89,20 @@ fn leaves_staged(format: Format) -> bool {
     )
 }
 
-/// Shared memory of its blocks: shorter rings, and room for results.
+/// Shared memory of the blocks of `linear/wide_staged.cu`: shorter rings, and rooms for results with their barriers.
 fn staged_shared_bytes(format: Format) -> usize {
     let step = WIDE_TILES * (128 / format.stage_inputs()) * format.stage_bytes();
-    let (weights, planes, room) = match format {
-        Format::Int4G128 | Format::Int4G32 => (3, 4, LEAVING_BYTES),
-        Format::Bf16 => (2, 3, 32 + 128 * 272),
-        _ => (3, 3, LEAVING_BYTES),
+    let (weights, planes) = match format {
+        Format::Int4G128 | Format::Int4G32 => (3, 4),
+        _ => (3, 3),
     };
-    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8 + room
+    1024 + planes * WIDE_COLUMNS * 128 + weights * step + 2 * (planes + weights) * 8 + ROOMS_BYTES
+}
+
+/// The same of `linear/wide_rows.cu`: a ring of chunks of 64 inputs.
+fn rows_shared_bytes() -> usize {
+    let chunk = (WIDE_COLUMNS + WIDE_TILES * 16) * 128;
+    1024 + ROWS_DEPTH * (chunk + 2 * 8) + ROOMS_BYTES
 }
 
 /// A persistent grid of pairs of blocks for `work` pairs' shares; `rest`: shared memory behind the rings.
@@ -166,6 +177,7 @@ struct GemmParams {
     tiles: i32,
     steps: i32,
     parts: i32,
+    cut: WideCut,
 }
 
 /// `y[part] = plane * weights`, plus `residual` (if not 0) in part 0.
@@ -199,6 +211,14 @@ fn has_few(format: Format) -> bool {
         format,
         Format::Fp8 | Format::Bf16 | Format::Int4G128 | Format::Int4G32
     )
+}
+
+/// Of how many pairs of 128 rows all tokens are multiplied before the next ones: so many weights stay in the second-level cache.
+fn band_of(format: Format, pairs: usize) -> usize {
+    match format {
+        Format::Bf16 | Format::F16 => 8,
+        _ => pairs,
+    }
 }
 
 /// Most parts: their sum is the reader's work.
@@ -282,6 +302,13 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         ));
     }
     let (tiles, width, segments) = segments_of(weights);
+    let pairs = tiles.div_ceil(2 * WIDE_TILES);
+    let cut = WideCut::new(
+        pairs,
+        tokens,
+        gpu.blocks() as usize / 2,
+        band_of(first.format, pairs),
+    );
     let params = GemmParams {
         segments,
         plane,
@@ -293,8 +320,8 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         tiles: tiles as i32,
         steps: steps as i32,
         parts: parts as i32,
+        cut,
     };
-    let work = tiles.div_ceil(2 * WIDE_TILES) * tokens.div_ceil(WIDE_COLUMNS);
     if quantised {
         if parts != 1 || (residual != 0 && residual != y) {
             return Err(KernelError::Unsupported(
@@ -306,22 +333,24 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         } else {
             "linear_quantised_f32"
         };
+        let work = pairs * tokens.div_ceil(WIDE_COLUMNS);
         return gpu.launch(name, quantised_launch(gpu, work, 3, LEAVING_BYTES), &params);
     }
     let whole_tiles = weights.iter().all(|weight| weight.rows % 16 == 0);
     if tokens > GEMM_COLUMNS && parts == 1 && first.format != Format::F32 && whole_tiles {
-        let name = first.format.name();
-        if bf16 {
-            let launch = pairs_launch(gpu, work, staged_shared_bytes(first.format));
-            return gpu.launch(&format!("linear_wide16_{name}"), launch, &params);
-        }
-        let packed = !matches!(first.format, Format::Bf16 | Format::F16);
-        if packed && residual != 0 && residual == y {
-            let launch = pairs_launch(gpu, work, staged_shared_bytes(first.format));
-            return gpu.launch(&format!("linear_wide_add_{name}"), launch, &params);
-        }
-        let launch = wide_launch(gpu, first.format, work, OUT_BYTES as usize);
-        return gpu.launch(&format!("linear_wide_{name}"), launch, &params);
+        let (format, shares) = (first.format, cut.shares(pairs, tokens));
+        // Results leave beside the next products as BF16, or are added where they lie.
+        let staged = bf16 || (format != Format::F16 && residual != 0 && residual == y);
+        let (name, shared) = match (staged, format) {
+            (true, Format::Bf16) => (if bf16 { "rows" } else { "rows_add" }, rows_shared_bytes()),
+            (true, _) => (
+                if bf16 { "wide16" } else { "wide_add" },
+                staged_shared_bytes(format),
+            ),
+            (false, _) => ("wide", wide_shared_bytes(format) + OUT_BYTES as usize),
+        };
+        let launch = pairs_launch(gpu, shares, shared);
+        return gpu.launch(&format!("linear_{name}_{}", format.name()), launch, &params);
     }
     if has_few(first.format) && tokens <= SHORT_TOKENS {
         let work = (tiles * 16).div_ceil(GEMM_ROWS) * parts;

@@ -1,4 +1,4 @@
-// Warpgroup products 64 x up to 256 with the weights in registers: D[64, N] += A[64, 16] B[16, N], where N is a multiple of 32 and D the first N / 2
+// Warpgroup products 64 x up to 256 with the weights in registers: D[64, N] += A[64, 16] B[16, N], where N is a multiple of 8 and D the first N / 2
 // of 128 registers. See wgmma.cuh.
 #pragma once
 #include "wgmma.cuh"
@@ -24,7 +24,9 @@ WIDE_PRODUCT(96, WGMMA_NAMES_48, WGMMA_SUMS_48, "{%48, %49, %50, %51}, %52")
 WIDE_PRODUCT(128, WGMMA_NAMES_64, WGMMA_SUMS_64, "{%64, %65, %66, %67}, %68")
 WIDE_PRODUCT(160, WGMMA_NAMES_80, WGMMA_SUMS_80, "{%80, %81, %82, %83}, %84")
 WIDE_PRODUCT(192, WGMMA_NAMES_96, WGMMA_SUMS_96, "{%96, %97, %98, %99}, %100")
+WIDE_PRODUCT(200, WGMMA_NAMES_100, WGMMA_SUMS_100, "{%100, %101, %102, %103}, %104")
 WIDE_PRODUCT(224, WGMMA_NAMES_112, WGMMA_SUMS_112, "{%112, %113, %114, %115}, %116")
+WIDE_PRODUCT(240, WGMMA_NAMES_120, WGMMA_SUMS_120, "{%120, %121, %122, %123}, %124")
 WIDE_PRODUCT(256, WGMMA_NAMES_128, WGMMA_SUMS_128, "{%128, %129, %130, %131}, %132")
 
 #undef WIDE_PRODUCT

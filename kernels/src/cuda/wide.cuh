@@ -19,7 +19,7 @@ template <int F> struct WideRing {
     // SCALES: where a step has the scale blocks of FP8 of experts, one for each four tiles, in a line of their own.
     static constexpr int BYTES = 128 / Layout<F>::K * Layout<F>::BYTES, SCALES = WIDE_TILES * BYTES, STEP = SCALES + Layout<F>::LINE;
 #ifdef WIDE_STAGED  // results behind the rings: those are shorter then
-    static constexpr int WEIGHTS = F == BF16 ? 2 : 3, PLANES = INT4<F> ? 4 : 3;
+    static constexpr int WEIGHTS = 3, PLANES = INT4<F> ? 4 : 3;
 #else
     static constexpr int WEIGHTS = F == INT4_G128 ? 4 : F == INT4_G32 || E4M3<F> ? 3 : 2, PLANES = INT4<F> ? 5 : 4;
 #endif

@@ -32,7 +32,7 @@ DEVICE void consume_linear(const GemmParams &p, const GemmTile &tile, GemmRing &
     for (int h = 0; h < SETS; h++) {
         const int at = (m * SETS * GEMM_CONSUMERS + warpgroup * SETS + h) * 4 + warp;
         if (at < p.tiles)
-            write_tile<N, false>(p, y, residual, at, n * GEMM_COLUMNS, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
+            write_tile<N, false>(p, y, residual, at, n * GEMM_COLUMNS, p.tokens, acc[h], staged + (warpgroup * 4 + warp) * OUT_FLOATS, lane);
     }
 }
 

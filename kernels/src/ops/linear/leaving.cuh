@@ -4,35 +4,44 @@
 #pragma once
 #include "../../cuda/ptx.cuh"
 
-struct Leaving {
-    // In front of the rooms: for each of two warpgroups that a piece is there, and that it has left.
-    static constexpr int BARRIERS = 32;
-    uint32_t staged, sent, parity;
+// ROOMS: that each warpgroup has, used in turn.
+template <int ROOMS> struct LeavingRooms {
+    // In front of the rooms: for each of two warpgroups and each of its rooms that a piece is there, and that it has left.
+    static constexpr int BARRIERS = 32 * ROOMS;
+    uint32_t places, room, parity;
 
     // By one thread, before a barrier of the block. `rest`: shared memory behind the rings.
     DEVICE static void init(uint32_t rest) {
-        for (int group = 0; group < 2; group++) barrier_init(rest + group * 16, 4), barrier_init(rest + group * 16 + 8, 1);
+        for (int i = 0; i < 2 * ROOMS; i++) barrier_init(rest + i * 16, 4), barrier_init(rest + i * 16 + 8, 1);
         barrier_init_fence();
     }
 
     // `sends`: for the warp that sends.
-    __device__ __forceinline__ Leaving(uint32_t rest, int group, bool sends) : staged(rest + group * 16), sent(staged + 8), parity(!sends) {}
+    __device__ __forceinline__ LeavingRooms(uint32_t rest, int group, bool sends) : places(rest + group * ROOMS * 16), room(0), parity(!sends) {}
 
-    // A warp stages its part of a piece between these two.
-    DEVICE void begin() { barrier_wait(sent, parity), parity ^= 1; }
+    // A warp stages its part of a piece in `room` between these two.
+    DEVICE void begin() { barrier_wait(places + room * 16 + 8, parity); }
     DEVICE void end(int lane) {
         __syncwarp();
-        if (lane == 0) barrier_arrive(staged);
+        if (lane == 0) barrier_arrive(places + room * 16);
+        turn();
     }
 
     // The warp that sends: a piece.
     template <class Send> DEVICE void send(int lane, const Send &send) {
-        barrier_wait(staged, parity), parity ^= 1;
+        barrier_wait(places + room * 16, parity);
         send();
         __syncwarp();
-        if (lane == 0) barrier_arrive(sent);
+        if (lane == 0) barrier_arrive(places + room * 16 + 8);
+        turn();
+    }
+
+private:
+    DEVICE void turn() {
+        if (ROOMS == 1 || ++room == ROOMS) room = 0, parity ^= 1;
     }
 };
+using Leaving = LeavingRooms<1>;
 
 // A piece's tokens, which lie STRIDE bytes apart and have `bytes` of BYTES each, by a warp: 16 bytes a lane go to store(token, first byte, value). The
 // room has whole turns of the loop.

@@ -27,15 +27,15 @@ template <int N, int UNROLL = 4, class Out> DEVICE void leave(const float *acc, 
     }
 }
 
-// Sums acc[0 .. N / 2] of tile `at`, of the tokens from `first` on. `staged`: OUT_FLOATS of this warp. A residual that lies in y itself
+// Sums acc[0 .. N / 2] of tile `at`, of the tokens from `first` to `end`. `staged`: OUT_FLOATS of this warp. A residual that lies in y itself
 // is added there, without waiting for what it is: nobody else writes it. ONE_LOOP: for kernels whose registers run out; the others
 // are faster with a loop for each way to leave.
 template <int N, bool ONE_LOOP>
-DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int at, int first, const float *acc, float *staged, int lane) {
+DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int at, int first, int end, const float *acc, float *staged, int lane) {
     const int column = at * TILE_ROWS + 4 * (lane & 3);
     const auto place = [&](int token) { return static_cast<size_t>(token) * p.width + column; };
     if constexpr (ONE_LOOP) {
-        leave<N>(acc, first, column < p.width ? p.tokens : 0, staged, lane, [&](int token, float4 v) {
+        leave<N>(acc, first, column < p.width ? end : 0, staged, lane, [&](int token, float4 v) {
             float *to = y + place(token);
             const float *from = residual ? residual + place(token) : nullptr;
             if (p.width % 4) {
@@ -54,7 +54,7 @@ DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int
     } else {
         if (p.width % 4 == 0) {
             // Past the width there is no output.
-            const int tokens = column < p.width ? p.tokens : 0;
+            const int tokens = column < p.width ? end : 0;
             if (residual == y) {
                 leave<N>(acc, first, tokens, staged, lane, [&](int token, float4 v) {
                     add_results(y + place(token), v);
@@ -69,7 +69,7 @@ DEVICE void write_tile(const GemmParams &p, float *y, const float *residual, int
                 });
             }
         } else {
-            leave<N, 1>(acc, first, p.tokens, staged, lane, [&](int token, float4 v) {
+            leave<N, 1>(acc, first, end, staged, lane, [&](int token, float4 v) {
                 const float value[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int i = 0; i < 4; i++)
