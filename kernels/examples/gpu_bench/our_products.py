@@ -1,7 +1,7 @@
 """Our products for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
 
-Parameters mirror GemmParams (linear/linear_params.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes,
-short_launch, few_launch and quantised_launch of cuda/plane.rs.
+Parameters mirror GemmParams (linear/linear_params.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes, staged_shared_bytes,
+rows_shared_bytes, short_launch, few_launch and quantised_launch of cuda/plane.rs, cuts best_cut of cuda/wide_cut.rs.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ class Gemm(ctypes.Structure):
     _fields_ = (
         [("segments", Weight * 3)]
         + [(n, ctypes.c_uint64) for n in ("plane", "y", "residual")]
-        + [(n, ctypes.c_int) for n in ("tokens", "blocks", "width", "tiles", "steps", "parts")]
+        + [(n, ctypes.c_int) for n in ("tokens", "blocks", "width", "tiles", "steps", "parts", "band", "cut_pairs", "whole", "cuts")]
     )
 
 
@@ -103,13 +103,30 @@ def wide_shared(kind, rest, experts=False):
     return 1024 + planes * 256 * 128 + weights * step + 16 * (planes + weights) + rest
 
 
-LEAVING = 32 + 256 * 272
+LEAVING, ROOMS = 32 + 256 * 272, 64 + 256 * 256
 
 
 def staged_shared(kind):
+    if kind == "bf16":  # wide_rows.cu
+        return 1024 + 3 * (384 * 128 + 16) + ROOMS
     inputs, size = STAGES[kind][:2]
-    weights, planes, room = (2, 3, 32 + 128 * 272) if kind == "bf16" else (3, 4 if kind == "int4_g128" else 3, LEAVING)
-    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + room
+    weights, planes = 3, 4 if kind == "int4_g128" else 3
+    return 1024 + planes * 256 * 128 + weights * 8 * (128 // inputs) * size + 16 * (planes + weights) + ROOMS
+
+
+def cut_of(pairs, tokens, blocks):
+    """Pairs of 128 rows that are cut, whole tiles of those, shares behind them; and all shares."""
+    tiles = -(-tokens // 256)
+    left, best = pairs * tiles % blocks, (240, (0, 0, 1))
+    for cut in range(1, pairs + 1):
+        of_pair, more = -(-left // cut), (blocks - left) // cut
+        cuts = of_pair + more
+        width = -(-(of_pair * 256) // (cuts * 8)) * 8
+        fits = left and tokens % 256 == 0 and more and of_pair <= tiles and (cuts - 1) * width < of_pair * 256
+        if fits and (width < best[0] or width == 240 and best[1][0] == 0):
+            best = width, (cut, tiles - of_pair, cuts)
+    cut, whole, cuts = best[1]
+    return best[1], pairs * tiles + cut * (whole + cuts - tiles)
 
 
 def quantised_shared(rest, depth=3):
@@ -136,19 +153,20 @@ def short_shared(kind):
 def dense(folder, kind, rows, inputs, tokens, residual, copies):
     """A list of calls (over `copies` weights) and the result that they leave."""
     stage_inputs = STAGES[kind][0]
-    tiles, blocks, rest = rows // 16, -(-tokens // 128) * 16, 8 * 32 * 20 * 4
+    tiles, blocks = rows // 16, -(-tokens // 128) * 16
     parts = 1
     if tokens > 128:
         # As in a step: q, k and v leave as BF16, the output projection's results are added to the residual.
         if kind == "fp8_act":
             kernel = Kernel(folder, "linear_quantised", f"linear_quantised_{'f32' if residual else 'bf16'}", quantised_shared(LEAVING))
-        elif residual and kind == "bf16":
-            kernel = Kernel(folder, "linear_wide", f"linear_wide_{kind}", wide_shared(kind, rest))
-        elif residual:
-            kernel = Kernel(folder, "linear_wide_staged", f"linear_wide_add_{kind}", staged_shared(kind))
+        elif kind == "bf16":
+            kernel = Kernel(folder, "linear_wide_rows", f"linear_rows_{'add_' if residual else ''}{kind}", staged_shared(kind))
         else:
-            kernel = Kernel(folder, "linear_wide_staged", f"linear_wide16_{kind}", staged_shared(kind))
-        work = -(-tiles // 16) * -(-tokens // 256)
+            kernel = Kernel(folder, "linear_wide_staged", f"linear_wide{'_add' if residual else '16'}_{kind}", staged_shared(kind))
+        pairs = -(-tiles // 16)
+        cut, work = cut_of(pairs, tokens, MULTIPROCESSORS // 2)
+        if kind == "fp8_act":
+            work = pairs * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:
         if tokens <= 16:
@@ -168,6 +186,8 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
         params.plane, params.y, params.residual = x.data_ptr(), y.data_ptr(), y.data_ptr() if residual else 0
         params.tokens, params.blocks, params.width, params.tiles = tokens, blocks, rows, tiles
         params.steps, params.parts = inputs // 128, parts
+        if tokens > 128:
+            params.band, params.cut_pairs, params.whole, params.cuts = 8 if kind == "bf16" else pairs, *cut
         calls.append(lambda params=params, keep=(stream, x): kernel.launch(grid, params))
     return calls, y
 

@@ -126,6 +126,33 @@ def in_turn(title, flop, entries, rounds=6):
         print(f"{title:22} {name:24} {us:8.1f} us {flop / us / 1e6:7.1f} TFLOP/s   {min(all_of):.1f} to {max(all_of):.1f}", flush=True)
 
 
+def added(x, weights):
+    """The output projection's work: products added to an F32 residual where it lies."""
+    y = torch.randn(x.shape[0], weights[0].shape[0], device=device)
+    return [lambda w=w: torch.addmm(y, x, w.t(), out_dtype=torch.float32, out=y) for w in weights]
+
+
+def int4(x, rows, copies):
+    """torch's product of weights of four bits, a scale and a zero point for 128 inputs, with BF16 activations."""
+    calls = []
+    for _ in range(copies):
+        bytes_ = torch.randint(0, 256, (rows, x.shape[1] // 2), device=device, dtype=torch.uint8)
+        packed, scales = torch.ops.aten._convert_weight_to_int4pack(bytes_, 8), bf16(x.shape[1] // 128, rows, 2)
+        calls.append(lambda packed=packed, scales=scales: torch.ops.aten._weight_int4pack_mm(x, packed, 128, scales))
+    return calls
+
+
+def peer(entries, name, make):
+    try:
+        calls = make()
+        calls[0]()
+        torch.cuda.synchronize()
+    except Exception as error:  # the report names what is missing
+        print(f"{name}: not there: {str(error).splitlines()[0][:120]}")
+        return
+    entries.append((name, calls, None))
+
+
 def beside_ours(folders):
     import our_products as ours
 
@@ -147,6 +174,9 @@ def beside_ours(folders):
             x, w = bf16(tokens, inputs), [bf16(rows, inputs) for _ in range(copies)]
             entries.append(("torch bf16", [lambda w=w: F.linear(x, w) for w in w], None))
             entries.append(("torch bf16, f32 out", [lambda w=w: torch.mm(x, w.t(), out_dtype=torch.float32) for w in w], None))
+            if name == "output" and tokens > 128:
+                peer(entries, "torch bf16, added to f32", lambda: added(x, w))
+            peer(entries, "torch int4", lambda: int4(x, rows, copies))
             x8, w8, a, b = fp8(tokens, inputs), [w.to(torch.float8_e4m3fn) for w in w], torch.ones(tokens, 1, device=device), torch.ones(1, rows, device=device)
             entries.append(
                 ("torch fp8", [lambda w=w: torch._scaled_mm(x8, w.t(), scale_a=a, scale_b=b, out_dtype=torch.bfloat16) for w in w8], None)
