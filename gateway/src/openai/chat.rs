@@ -117,7 +117,8 @@ fn one_choice(index: usize, choice: &Choice, show: Show) -> ApiResult<ChatChoice
         .finished
         .as_ref()
         .ok_or_else(|| generate::unfinished(index))?;
-    let reasoning = (!choice.reasoning.is_empty()).then_some(choice.reasoning.as_str());
+    let has_reasoning = !choice.reasoning.is_empty() && !show.hides_reasoning;
+    let reasoning = has_reasoning.then_some(choice.reasoning.as_str());
     let is_text = !choice.text.is_empty() || (reasoning.is_none() && choice.tool_calls.is_empty());
     let tool_calls = choice.tool_calls.iter().map(|call| ToolCall {
         id: &call.id,

@@ -151,15 +151,16 @@ impl Writer {
         };
         progress.tokens += delta.token_ids.len() as u64;
         let nonempty = |text: &str| !text.is_empty();
+        let has_reasoning = nonempty(&delta.reasoning) && !self.show.hides_reasoning;
         let is_visible = nonempty(&delta.text)
-            || nonempty(&delta.reasoning)
+            || has_reasoning
             || !delta.tool_calls.is_empty()
             || (self.show.logprobs && !delta.logprobs.is_empty())
             || (self.show.token_ids && !delta.token_ids.is_empty());
         if !is_visible {
             return Ok(Ok(()));
         }
-        let reasoning = nonempty(&delta.reasoning).then_some(delta.reasoning.as_str());
+        let reasoning = has_reasoning.then_some(delta.reasoning.as_str());
         let tool_calls = delta.tool_calls.iter().map(|call| ToolCallDelta {
             index: call.index,
             id: nonempty(&call.id).then_some(&call.id),

@@ -23,6 +23,7 @@ mod tools;
 mod translate;
 #[cfg(test)]
 mod tried;
+mod unserved;
 mod words;
 
 pub(crate) use self::chat::chat;

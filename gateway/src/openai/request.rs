@@ -31,7 +31,9 @@ pub(super) struct Request {
     pub(super) return_token_ids: Option<bool>,
     pub(super) return_tokens_as_token_ids: Option<bool>,
     pub(super) skip_special_tokens: Option<bool>,
+    #[serde(alias = "no_stop_trim")]
     pub(super) include_stop_str_in_output: Option<bool>,
+    pub(super) include_reasoning: Option<bool>,
     pub(super) detokenize: Option<bool>,
     // How to sample.
     pub(super) temperature: Option<f64>,
@@ -72,6 +74,9 @@ pub(super) struct Request {
     pub(super) guided_regex: Option<String>,
     pub(super) guided_choice: Option<Vec<String>>,
     pub(super) guided_grammar: Option<String>,
+    pub(super) json_schema: Option<Box<RawValue>>,
+    pub(super) regex: Option<String>,
+    pub(super) ebnf: Option<String>,
     // Refused when they ask for something.
     pub(super) suffix: Option<String>,
     pub(super) use_beam_search: Option<bool>,
@@ -81,6 +86,11 @@ pub(super) struct Request {
     pub(super) allowed_token_ids: Option<Box<RawValue>>,
     pub(super) logits_processors: Option<Box<RawValue>>,
     pub(super) modalities: Option<Vec<String>>,
+    pub(super) separate_reasoning: Option<bool>,
+    pub(super) stop_regex: Option<Box<RawValue>>,
+    pub(super) lora_path: Option<Box<RawValue>>,
+    pub(super) custom_logit_processor: Option<Box<RawValue>>,
+    pub(super) return_hidden_states: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, serde::Deserialize)]

@@ -1,5 +1,5 @@
-//! Constraints on the output, in the spellings of OpenAI (`response_format`) and vLLM (`structured_outputs`,
-//! `guided_*`). At most one may be given.
+//! Constraints on the output, in the spellings of OpenAI (`response_format`), vLLM (`structured_outputs`, `guided_*`) and
+//! SGLang (`json_schema`, `regex`, `ebnf`). At most one may be given.
 
 use conclave_proto::v1;
 use conclave_proto::v1::structured_output::Kind;
@@ -47,6 +47,7 @@ pub(super) fn structured(request: &mut Request) -> ApiResult<Option<Constraint>>
         found.extend(of_outputs(outputs)?);
     }
     found.extend(of_guided(request)?);
+    found.extend(of_sglang(request)?);
     if let [(first, _), (second, _), ..] = found[..] {
         let message = format!("{first} and {second}: only one constraint may be given");
         return Err(ApiError::field(second, message).code("invalid_value"));
@@ -106,6 +107,16 @@ fn of_guided(request: &mut Request) -> ApiResult<impl Iterator<Item = Asked> + u
         ("guided_regex", request.guided_regex.take().map(Kind::Regex)),
         ("guided_choice", request.guided_choice.take().map(choice)),
         ("guided_grammar", request.guided_grammar.take().map(Kind::Grammar)),
+    ]))
+}
+
+fn of_sglang(request: &mut Request) -> ApiResult<impl Iterator<Item = Asked> + use<>> {
+    let json = "json_schema";
+    let schema = request.json_schema.take().map(|schema| schema_kind(json, schema));
+    Ok(given([
+        (json, schema.transpose()?),
+        ("regex", request.regex.take().map(Kind::Regex)),
+        ("ebnf", request.ebnf.take().map(Kind::Grammar)),
     ]))
 }
 

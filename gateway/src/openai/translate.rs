@@ -9,6 +9,7 @@ use super::prompt::OnePrompt;
 use super::request::{Request, StreamOptions};
 use super::sampling::{self, Endpoint};
 use super::structured::structured;
+use super::unserved::refuse;
 use super::words::Words;
 use crate::config::Limits;
 use crate::http::context::RequestContext;
@@ -42,6 +43,8 @@ pub(super) struct Show {
     pub(super) prompt_logprobs: bool,
     pub(super) echo: bool,
     pub(super) token_ids: bool,
+    /// What the model thought is left out.
+    pub(super) hides_reasoning: bool,
     /// Tokens of log-probabilities as `token_id:N` instead of text.
     pub(super) tokens_as_ids: bool,
     /// A stop string is a number: as the reason of a stop it stays text.
@@ -94,6 +97,7 @@ pub(super) fn translate(
         prompt_logprobs: request.prompt_logprobs.is_some(),
         echo: output.echo,
         token_ids: request.return_token_ids.unwrap_or(false),
+        hides_reasoning: request.include_reasoning == Some(false),
         tokens_as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
         numbers_stop: request
             .stop
@@ -184,67 +188,5 @@ fn stream_options(request: &Request) -> ApiResult<Option<StreamOptions>> {
             let message = "stream_options: only allowed when stream is true";
             Err(ApiError::field("stream_options", message).code("invalid_value"))
         }
-    }
-}
-
-/// Fields that would change the answer and are not served.
-fn refuse(request: &Request, endpoint: Endpoint) -> ApiResult<()> {
-    let asked = [
-        (
-            "suffix",
-            request.suffix.as_ref().is_some_and(|text| !text.is_empty()),
-            "text is only continued, not filled in",
-        ),
-        (
-            "use_beam_search",
-            request.use_beam_search == Some(true),
-            "sample instead",
-        ),
-        (
-            "chat_template",
-            request.chat_template.is_some(),
-            "templates come from the checkpoint only",
-        ),
-        ("functions", request.functions.is_some(), "send tools instead"),
-        (
-            "function_call",
-            request.function_call.is_some(),
-            "send tool_choice instead",
-        ),
-        (
-            "allowed_token_ids",
-            request.allowed_token_ids.is_some(),
-            "send structured_outputs instead",
-        ),
-        (
-            "logits_processors",
-            request.logits_processors.is_some(),
-            "nothing received is executed",
-        ),
-        (
-            "modalities",
-            request
-                .modalities
-                .as_ref()
-                .is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")),
-            "this model writes text only",
-        ),
-        (
-            "echo",
-            endpoint == Endpoint::Chat && request.echo == Some(true),
-            "/v1/completions has it",
-        ),
-        (
-            "best_of",
-            endpoint == Endpoint::Chat && request.best_of.is_some(),
-            "/v1/completions has it",
-        ),
-    ];
-    match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
-        Some((param, _, hint)) => Err(ApiError::unsupported(
-            param,
-            format!("{param} is not supported: {hint}"),
-        )),
-        None => Ok(()),
     }
 }

@@ -300,6 +300,20 @@ async fn wrong_fields_are_named() {
             "logits_processors",
         ),
         (CHAT, chat(r#""modalities":["audio"]"#), "modalities"),
+        (CHAT, chat(r#""separate_reasoning":false"#), "separate_reasoning"),
+        (CHAT, chat(r#""stop_regex":"a+""#), "stop_regex"),
+        (TEXT, text(r#""lora_path":"a""#), "lora_path"),
+        (
+            CHAT,
+            chat(r#""custom_logit_processor":"a""#),
+            "custom_logit_processor",
+        ),
+        (
+            CHAT,
+            chat(r#""return_hidden_states":true"#),
+            "return_hidden_states",
+        ),
+        (CHAT, chat(r#""regex":"a","ebnf":"root ::= \"a\"""#), "ebnf"),
         (CHAT, chat(r#""echo":true"#), "echo"),
         (CHAT, chat(r#""best_of":2"#), "best_of"),
     ];

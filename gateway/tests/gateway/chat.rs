@@ -184,6 +184,32 @@ async fn reasoning_and_tool_calls_are_typed_whole_and_streamed() {
 }
 
 #[tokio::test]
+async fn reasoning_is_left_out_where_it_is_not_wanted() {
+    let events = vec![
+        started(&[1]),
+        reasoned(0, "let me see", ""),
+        text(0, "Four.", &[3]),
+        finished(0, FinishReason::Stop),
+        usage(1, 3, 0, 2),
+    ];
+    let setup = start_saying(events).await;
+    let body = |stream: bool| request(json!({"include_reasoning": false, "stream": stream}));
+    let answer = setup.client.post(PATH, &body(false)).await.json();
+    let message = json!({"role": "assistant", "content": "Four.", "refusal": null});
+    assert_eq!(answer["choices"][0]["message"], message);
+    let chunks = setup.client.post(PATH, &body(true)).await.chunks();
+    let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
+    assert_eq!(
+        deltas,
+        [
+            &json!({"role": "assistant", "content": ""}),
+            &json!({"content": "Four."}),
+            &json!({}),
+        ]
+    );
+}
+
+#[tokio::test]
 async fn several_choices_keep_their_index() {
     let events = vec![
         started(&[1]),

@@ -192,6 +192,15 @@ async fn every_spelling_of_a_constraint_becomes_one() {
             json!({"guided_grammar": "start: \"a\""}),
             Kind::Grammar("start: \"a\"".into()),
         ),
+        (
+            json!({"json_schema": schema().to_string()}),
+            Kind::JsonSchema(schema().to_string()),
+        ),
+        (json!({"regex": "a+"}), Kind::Regex("a+".into())),
+        (
+            json!({"ebnf": "root ::= \"a\""}),
+            Kind::Grammar("root ::= \"a\"".into()),
+        ),
     ] {
         let reply = setup.client.post(PATH, &request(field.clone())).await;
         assert_eq!(reply.status, 200, "{field}: {reply:?}");
