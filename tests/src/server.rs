@@ -22,6 +22,9 @@ pub const PATIENT: [(&str, &str); 2] = [
     ("CONCLAVE_COLLECTIVE_DEADLINE", "120s"),
 ];
 
+/// What router and workers of a cluster share, where a test starts them one by one.
+pub const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
+
 struct Output {
     lines: VecDeque<String>,
     /// Of standard output and standard error, those that have not ended.
@@ -68,6 +71,24 @@ impl Server {
         server.http = server.wait_for_address("HTTP");
         server.grpc = server.wait_for_address("gRPC");
         server
+    }
+
+    /// `conclave router ARGS` on free ports, for workers with [`TOKEN`].
+    pub fn router(args: &[&str]) -> Server {
+        let ports = ["router", "--grpc-port", "0", "--cluster-port", "0"];
+        Server::spawn(&[&ports, args].concat(), &[TOKEN])
+    }
+
+    /// `conclave worker ARGS` of one thread, for a router of [`Server::router`]; `router` is its address for workers.
+    pub fn worker(router: &str, args: &[&str]) -> Server {
+        let start = ["worker", "--router", router, "--threads", "1"];
+        Server::spawn(&[&start, args].concat(), &[TOKEN])
+    }
+
+    /// `conclave gateway` on a free port, in front of these routers.
+    pub fn gateway(routers: &[&str]) -> Server {
+        let start = ["gateway", "--port", "0", "--router"];
+        Server::spawn(&[&start, routers].concat(), &[])
     }
 
     /// Any `conclave` command; its output is collected and nothing is waited for.

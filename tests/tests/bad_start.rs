@@ -197,30 +197,13 @@ fn more_workers_than_experts_are_refused() {
     );
 }
 
-const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
-
 #[test]
 fn workers_that_do_not_belong_are_refused_and_the_cluster_goes_on() {
-    let router = Server::spawn(
-        &[
-            "router",
-            "--grpc-port",
-            "0",
-            "--cluster-port",
-            "0",
-            "--expected-workers",
-            "1",
-        ],
-        &[TOKEN],
-    );
+    let router = Server::router(&["--expected-workers", "1"]);
     let (grpc, cluster) = (router.address("gRPC"), router.address("workers"));
-    let worker_of = |router: &str, args: &[&str]| {
-        let all = [&["worker", "--router", router, "--threads", "1"], args].concat();
-        Server::spawn(&all, &[TOKEN])
-    };
-    let worker = |args: &[&str]| worker_of(&cluster, args);
+    let worker = |args: &[&str]| Server::worker(&cluster, args);
     let first = worker(&["--rank", "0"]);
-    let gateway = Server::spawn(&["gateway", "--router", &grpc, "--port", "0"], &[]);
+    let gateway = Server::gateway(&[&grpc]);
     let client = Client::new(&gateway.address("HTTP"));
     let healthy = Healthy::start(&client, 2);
 
@@ -240,7 +223,7 @@ fn workers_that_do_not_belong_are_refused_and_the_cluster_goes_on() {
     stranger(worker(&[other.to_str().expect("UTF-8")]), &["checkpoint"]);
     stranger(worker(&["--block-size", "32"]), &["block"]);
     stranger(
-        worker_of(&grpc, &[]),
+        Server::worker(&grpc, &[]),
         &[
             "no workers are served there",
             "the port that the router prints for workers",

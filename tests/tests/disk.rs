@@ -6,39 +6,18 @@ use std::time::Duration;
 
 use conclave_tests::{Client, Healthy, Server, data};
 
-const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
-
 #[test]
 fn a_file_cut_short_in_use_ends_its_worker_alone() {
-    let router = Server::spawn(
-        &[
-            "router",
-            "--grpc-port",
-            "0",
-            "--cluster-port",
-            "0",
-            "--expected-workers",
-            "2",
-        ],
-        &[TOKEN],
-    );
+    let router = Server::router(&["--expected-workers", "2"]);
     let cluster = router.address("workers");
     let copy = tempfile::tempdir().expect("a folder");
     for file in ["config.json", "model.safetensors"] {
         fs::copy(data::demo_model().join(file), copy.path().join(file)).expect("copy");
     }
-    let worker = |model: &str| {
-        Server::spawn(
-            &["worker", model, "--router", &cluster, "--threads", "1"],
-            &[TOKEN],
-        )
-    };
+    let worker = |model: &str| Server::worker(&cluster, &[model]);
     let mut doomed = worker(copy.path().to_str().expect("UTF-8"));
     let other = worker(data::demo_model().to_str().expect("UTF-8"));
-    let gateway = Server::spawn(
-        &["gateway", "--router", &router.address("gRPC"), "--port", "0"],
-        &[],
-    );
+    let gateway = Server::gateway(&[&router.address("gRPC")]);
     let client = Client::new(&gateway.address("HTTP"));
     let healthy = Healthy::start(&client, 4);
 

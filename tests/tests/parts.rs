@@ -7,26 +7,12 @@ use conclave_tests::server::signal;
 use conclave_tests::{Client, Server};
 use serde_json::json;
 
-const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
-
-fn worker(router: &str) -> Server {
-    Server::spawn(&["worker", "--router", router, "--threads", "1"], &[TOKEN])
-}
-
 #[test]
 fn the_parts_serve_on_their_own_and_survive_a_worker() {
-    let ports = [
-        "--grpc-port",
-        "0",
-        "--cluster-port",
-        "0",
-        "--expected-workers",
-        "2",
-    ];
-    let router = Server::spawn(&[&["router"], &ports[..]].concat(), &[TOKEN]);
+    let router = Server::router(&["--expected-workers", "2"]);
     let (grpc, cluster) = (router.address("gRPC"), router.address("workers"));
-    let (first, second) = (worker(&cluster), worker(&cluster));
-    let gateway = Server::spawn(&["gateway", "--router", &grpc, "--port", "0"], &[]);
+    let (first, second) = (Server::worker(&cluster, &[]), Server::worker(&cluster, &[]));
+    let gateway = Server::gateway(&[&grpc]);
     let client = Client::new(&gateway.address("HTTP"));
 
     let ask = || {
@@ -49,7 +35,7 @@ fn the_parts_serve_on_their_own_and_survive_a_worker() {
 
 #[test]
 fn a_worker_with_another_secret_is_refused() {
-    let router = Server::spawn(&["router", "--grpc-port", "0", "--cluster-port", "0"], &[TOKEN]);
+    let router = Server::router(&[]);
     let cluster = router.address("workers");
     let mut stranger = Server::spawn(
         &["worker", "--router", &cluster],

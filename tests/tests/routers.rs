@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use std::thread;
 
 use conclave_tests::client::ids;
-use conclave_tests::server::{PATIENT, signal};
+use conclave_tests::server::{PATIENT, TOKEN, signal};
 use conclave_tests::{Client, Server};
 use serde_json::{Value, json};
 
-const TOKEN: (&str, &str) = ("CONCLAVE_CLUSTER_TOKEN", "a secret of this test");
 const CONVERSATIONS: usize = 24;
 const TURNS: usize = 8;
 const AT_ONCE: usize = 6;
@@ -26,29 +25,16 @@ struct Group {
     client: Client,
 }
 
-fn address(server: &Server, label: &str) -> String {
-    let line = server.wait_for_line(&format!("  {label} "));
-    line.split("://")
-        .nth(1)
-        .unwrap_or_else(|| panic!("no address in {line:?}"))
-        .trim()
-        .to_owned()
-}
-
 fn start(count: usize) -> Group {
     let env = [&[TOKEN], &PATIENT[..]].concat();
     let router = || Server::spawn(&["router", "--grpc-port", "0", "--cluster-port", "0"], &env);
     let routers: Vec<Server> = (0..count).map(|_| router()).collect();
-    let worker = |router: &Server| {
-        let cluster = address(router, "workers");
-        Server::spawn(&["worker", "--router", &cluster, "--threads", "1"], &[TOKEN])
-    };
+    let worker = |router: &Server| Server::worker(&router.address("workers"), &[]);
     let workers = routers.iter().map(worker).collect();
-    let addresses: Vec<String> = routers.iter().map(|router| address(router, "gRPC")).collect();
-    let mut args = vec!["gateway", "--port", "0", "--router"];
-    args.extend(addresses.iter().map(String::as_str));
-    let gateway = Server::spawn(&args, &[]);
-    let client = Client::new(&address(&gateway, "HTTP"));
+    let addresses: Vec<String> = routers.iter().map(|router| router.address("gRPC")).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let gateway = Server::gateway(&addresses);
+    let client = Client::new(&gateway.address("HTTP"));
     conclave_tests::metrics::wait_for(
         &client,
         "conclave:workers",
