@@ -77,9 +77,9 @@ pub fn router(
         engine.served_model_name.clone()
     };
     config.skip_tokenizer_init = engine.skip_tokenizer_init;
-    config.chat_template = engine.chat_template.clone();
-    config.tool_call_parser = engine.tool_call_parser.clone();
-    config.reasoning_parser = engine.reasoning_parser.clone();
+    config.chat_template = engine.format.chat_template.clone();
+    config.tool_call_parser = engine.format.tool_call_parser.clone();
+    config.reasoning_parser = engine.format.reasoning_parser.clone();
     config.use_generation_config = engine.generation_config == GenerationConfig::Auto;
     config.transport = cluster.transport.name().into();
     config.max_model_len = engine.max_model_len;

@@ -1,11 +1,11 @@
 //! What the router is told: names, lengths, batching, cache and the cluster's clocks.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
+use super::FormatSettings;
 use super::values::{duration, tokens};
 
 #[derive(Args, Clone, Debug)]
@@ -59,15 +59,8 @@ pub struct EngineSettings {
     /// Serve token ids in and out only; for checkpoints with no tokenizer.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub skip_tokenizer_init: bool,
-    /// A Jinja file instead of the checkpoint's chat template.
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
-    /// How tool calls are read; without it, chosen by the checkpoint.
-    #[arg(long, value_name = "NAME")]
-    pub tool_call_parser: Option<String>,
-    /// How reasoning is read; without it, chosen by the checkpoint.
-    #[arg(long, value_name = "NAME")]
-    pub reasoning_parser: Option<String>,
+    #[command(flatten)]
+    pub format: FormatSettings,
     /// Accepted for vLLM's sake: tools are always served where the checkpoint's template takes them.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = tools_always)]
     pub enable_auto_tool_choice: bool,

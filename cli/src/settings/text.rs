@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use super::{CheckpointSettings, LogSettings};
+use super::{CheckpointSettings, FormatSettings, LogSettings};
 
 /// Which checkpoint, and what of it is replaced.
 #[derive(Args, Clone, Debug)]
@@ -13,15 +13,8 @@ use super::{CheckpointSettings, LogSettings};
 pub struct TextSettings {
     #[command(flatten)]
     pub checkpoint: CheckpointSettings,
-    /// Jinja file instead of the checkpoint's chat template.
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
-    /// How tool calls are read; without it, chosen by the checkpoint.
-    #[arg(long, value_name = "NAME")]
-    pub tool_call_parser: Option<String>,
-    /// How reasoning is read; without it, chosen by the checkpoint.
-    #[arg(long, value_name = "NAME")]
-    pub reasoning_parser: Option<String>,
+    #[command(flatten)]
+    pub format: FormatSettings,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -25,14 +25,14 @@ const MAX_STDIN_BYTES: u64 = 64 << 20;
 fn load(settings: &TextSettings) -> Result<Text> {
     let given = settings.checkpoint.path();
     let parsers = ParserNames {
-        reasoning: settings.reasoning_parser.clone(),
-        tool_calls: settings.tool_call_parser.clone(),
+        reasoning: settings.format.reasoning_parser.clone(),
+        tool_calls: settings.format.tool_call_parser.clone(),
     };
     let found = model_path::find_at(given)?;
     Ok(Text::load_with_template(
         &found.path,
         &parsers,
-        settings.chat_template.as_deref(),
+        settings.format.chat_template.as_deref(),
     )?)
 }
 
