@@ -1,10 +1,8 @@
-//! Fuzzing without tools beside the compiler: seeded mutations of a corpus through every decoder, and random
-//! answers through every event writer. Half a second each on every test run; `CONCLAVE_FUZZ_SECONDS=60` for more.
-//! A failure prints its seed; `CONCLAVE_FUZZ_SEED` replays it.
-
-use std::time::{Duration, Instant};
+//! Seeded mutations of a corpus through every decoder, and random answers through every event writer; `conclave_fuzz`
+//! says how long they run and how a failure is replayed.
 
 use axum::response::Response;
+use conclave_fuzz::{Random, is_replay, run};
 use conclave_proto::v1;
 use futures::StreamExt;
 use http_body_util::BodyExt;
@@ -12,63 +10,6 @@ use http_body_util::BodyExt;
 use crate::generate::CallEvents;
 use crate::upstream::Event;
 use crate::{anthropic, openai, responses};
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap_or(0)
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-}
-
-fn environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Runs `case` with one seed after the other until the time is over. At least some hundred must fit.
-fn run(name: &str, mut case: impl FnMut(&mut Random)) {
-    let time = environment("CONCLAVE_FUZZ_SECONDS").map_or(Duration::from_millis(500), Duration::from_secs);
-    if let Some(seed) = environment("CONCLAVE_FUZZ_SEED") {
-        return case(&mut Random(seed));
-    }
-    let began = Instant::now();
-    let mut seed = 0;
-    while began.elapsed() < time || seed < 100 {
-        let replay = Replay { name, seed };
-        case(&mut Random(seed));
-        std::mem::forget(replay);
-        seed += 1;
-    }
-    println!("{name}: {seed} cases");
-}
-
-/// Says how to repeat a case that panics.
-struct Replay<'a> {
-    name: &'a str,
-    seed: u64,
-}
-
-impl Drop for Replay<'_> {
-    fn drop(&mut self) {
-        eprintln!(
-            "replay with CONCLAVE_FUZZ_SEED={} and the test {}",
-            self.seed, self.name
-        );
-    }
-}
 
 fn corpus() -> Vec<Vec<u8>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/corpus");
@@ -116,7 +57,7 @@ fn mutate(body: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
     for _ in 0..1 + random.below(4) {
         let at = random.below(body.len() + 1);
         match random.below(6) {
-            0 if at < body.len() => body[at] = random.next() as u8,
+            0 if at < body.len() => body[at] = random.word() as u8,
             1 => drop(body.drain(at..(at + random.below(20)).min(body.len()))),
             2 => drop(body.splice(at..at, random.pick(PIECES).bytes())),
             3 => {
@@ -142,7 +83,7 @@ fn mutate(body: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
 fn bodies_are_decoded_or_refused() {
     let corpus = corpus();
     let (mut taken, mut refused) = (0_u32, 0_u32);
-    run("bodies_are_decoded_or_refused", |random| {
+    run("bodies_are_decoded_or_refused", 100, |random| {
         let mut body = random.pick(&corpus).clone();
         if random.below(50) > 0 {
             mutate(&mut body, &corpus, random);
@@ -165,10 +106,7 @@ fn bodies_are_decoded_or_refused() {
             }
         }
     });
-    assert!(
-        environment("CONCLAVE_FUZZ_SEED").is_some() || (taken > 0 && refused > 0),
-        "{taken} {refused}"
-    );
+    assert!(is_replay() || (taken > 0 && refused > 0), "{taken} {refused}");
 }
 
 /// Text with what writers of JSON and of events must escape.
@@ -279,7 +217,7 @@ fn whatever_is_said_is_written_as_it_was() {
         .enable_all()
         .build()
         .unwrap();
-    run("whatever_is_said_is_written_as_it_was", |random| {
+    run("whatever_is_said_is_written_as_it_was", 100, |random| {
         let (events, [reasoning, text, arguments]) = answer(random);
         let stream = || -> CallEvents {
             futures::stream::iter(events.clone().into_iter().map(|event| Ok((0, event)))).boxed()

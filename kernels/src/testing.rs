@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Batch, BatchRun, Buffer, Limits};
 use crate::cpu::{CpuBackend, Isa};
 
-/// A small generator of its own seed: SplitMix64.
+/// A small generator of its own seed.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -12,10 +12,7 @@ impl Random {
     }
 
     pub(crate) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
+        conclave_plan::random::next(&mut self.0)
     }
 
     /// Below `end`.

@@ -2,6 +2,7 @@
 //! expert parallelism can gain at small batches.
 
 use crate::placement::Placement;
+use crate::random;
 
 /// Mean over `draws` batches of (most loaded rank's tokens) / (mean tokens per rank), each token going to `top_k`
 /// distinct experts of layer 0 drawn uniformly; an expert's first owner takes its tokens. Same inputs, same result.
@@ -43,7 +44,7 @@ fn mean_over(
 ) -> f64 {
     let mut experts: Vec<usize> = (0..placement.layer(0).owners.len()).collect();
     let top_k = (top_k as usize).min(experts.len());
-    let mut random = SplitMix(0);
+    let mut random = Random(0);
     let mut batch_of = Vec::with_capacity(batch as usize * top_k);
     let mut sum = 0.0;
     for _ in 0..draws {
@@ -61,16 +62,11 @@ fn mean_over(
     sum / f64::from(draws.max(1))
 }
 
-/// SplitMix64: a counter through a mixing function.
-struct SplitMix(u64);
+struct Random(u64);
 
-impl SplitMix {
+impl Random {
     /// Nearly uniform below `bound` (which is small against 2^32).
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 32) as usize * bound) >> 32
+        ((random::next(&mut self.0) >> 32) as usize * bound) >> 32
     }
 }

@@ -17,6 +17,7 @@ pub mod parameters;
 pub mod pattern;
 pub mod placement;
 pub mod quant;
+pub mod random;
 pub mod refit;
 pub mod roofline;
 pub mod storage;

@@ -7,15 +7,12 @@ use conclave_kernels::weight::{Bytes, HostInt4, HostLinear, HostWeight};
 
 pub const PAGE_TOKENS: usize = 16;
 
-/// Splitmix64.
+/// Numbers of a seed.
 pub struct Random(pub u64);
 
 impl Random {
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        conclave_plan::random::next(&mut self.0)
     }
 
     /// Uniform in [-1, 1).

@@ -5,15 +5,12 @@ use conclave_plan::placement::{LayerPlacement, Placement};
 
 use crate::rank::factors;
 
-/// Splitmix64.
+/// Numbers of a seed.
 pub struct Random(pub u64);
 
 impl Random {
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        conclave_plan::random::next(&mut self.0)
     }
 
     pub fn below(&mut self, n: usize) -> usize {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use conclave_plan::random;
 use conclave_proto::v1 as pb;
 use conclave_router_core::api::{Sampling, SequenceId, Submit};
 use tokio::sync::oneshot;
@@ -208,16 +209,9 @@ fn submission(
     Ok((CancelOnDrop::new(request), submission, admitted))
 }
 
-/// Choices differ, and the same seed gives the same choices. SplitMix64's finaliser.
+/// Choices differ, and the same seed gives the same choices.
 pub fn choice_seed(seed: u64, choice: u32) -> u64 {
-    let mut z = seed.wrapping_add(
-        u64::from(choice)
-            .wrapping_add(1)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15),
-    );
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    random::next(&mut seed.wrapping_add(u64::from(choice).wrapping_mul(random::STEP)))
 }
 
 /// Salts as the core knows them. Keyed by this process, so that no client can find two salts of one number.

@@ -1,8 +1,9 @@
-//! Fuzzing without tools beside the compiler: seeded mutations of recorded outputs through every tool parser, and of
-//! the released templates through the template engine. Half a second each on every test run;
-//! `CONCLAVE_FUZZ_SECONDS=60` for more. A failure prints its seed; `CONCLAVE_FUZZ_SEED` replays it.
+//! Seeded mutations of recorded outputs through every tool parser, and of the released templates through the template
+//! engine; `conclave_fuzz` says how long they run and how a failure is replayed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use conclave_fuzz::{Random, is_replay, run};
 
 use crate::{
     chat::{Tool, ToolSpec, read_tools},
@@ -12,72 +13,6 @@ use crate::{
     testing::{data, timed},
     tokenizer::TokenizerConfig,
 };
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap_or(0)
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-
-    /// A place between two characters.
-    fn place(&mut self, text: &str) -> usize {
-        let mut at = self.below(text.len() + 1);
-        while !text.is_char_boundary(at) {
-            at -= 1;
-        }
-        at
-    }
-}
-
-fn environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Runs `case` with one seed after the other until the time is over.
-fn run(name: &str, mut case: impl FnMut(&mut Random)) {
-    let time = environment("CONCLAVE_FUZZ_SECONDS").map_or(Duration::from_millis(500), Duration::from_secs);
-    if let Some(seed) = environment("CONCLAVE_FUZZ_SEED") {
-        return case(&mut Random(seed));
-    }
-    let began = Instant::now();
-    let mut seed = 0;
-    while began.elapsed() < time || seed < 20 {
-        let replay = Replay { name, seed };
-        case(&mut Random(seed));
-        std::mem::forget(replay);
-        seed += 1;
-    }
-    println!("{name}: {seed} cases");
-}
-
-/// Says how to repeat a case that panics.
-struct Replay<'a> {
-    name: &'a str,
-    seed: u64,
-}
-
-impl Drop for Replay<'_> {
-    fn drop(&mut self) {
-        eprintln!(
-            "replay with CONCLAVE_FUZZ_SEED={} and the test {}",
-            self.seed, self.name
-        );
-    }
-}
 
 /// Cuts, doubles, moves and replaces parts of a text.
 fn mutate(text: &mut String, others: &[String], pieces: &[&str], random: &mut Random) {
@@ -215,7 +150,7 @@ fn parse(parser: &mut dyn OutputParser, pieces: &[&str], end: End) -> Parsed {
 #[test]
 fn outputs_are_read_the_same_however_they_are_cut() {
     let (outputs, tools) = (outputs(), tools());
-    run("outputs_are_read_the_same_however_they_are_cut", |random| {
+    run("outputs_are_read_the_same_however_they_are_cut", 20, |random| {
         let mut text = random.pick(&outputs).clone();
         if random.below(20) > 0 {
             mutate(&mut text, &outputs, MARKS, random);
@@ -309,7 +244,7 @@ fn templates_end_in_text_or_in_an_error() {
         .map(|line| json::parse(line).unwrap())
         .collect();
     let (mut rendered, mut refused) = (0_u32, 0_u32);
-    run("templates_end_in_text_or_in_an_error", |random| {
+    run("templates_end_in_text_or_in_an_error", 20, |random| {
         let mut source = random.pick(&sources).clone();
         mutate(&mut source, &sources, TAGS, random);
         let case = random.pick(&conversations);
@@ -335,6 +270,6 @@ fn templates_end_in_text_or_in_an_error() {
             None => refused += 1,
         }
     });
-    let replayed = environment("CONCLAVE_FUZZ_SEED").is_some();
+    let replayed = is_replay();
     assert!(replayed || (rendered > 0 && refused > 0), "{rendered} {refused}");
 }

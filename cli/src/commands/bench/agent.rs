@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use conclave_plan::random;
 
 use super::serve::{Call, Target, complete};
 use crate::settings::{AgentSettings, BenchSettings};
@@ -186,12 +187,8 @@ impl Tokens {
         (0..count).map(|_| self.next()).collect()
     }
 
-    /// SplitMix64.
     fn next(&mut self) -> u32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 32) % self.vocab) as u32
+        ((random::next(&mut self.state) >> 32) % self.vocab) as u32
     }
 }
 

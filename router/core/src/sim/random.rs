@@ -1,12 +1,7 @@
-//! SplitMix64: the simulator's only source of chance, so that a seed is a whole run.
+//! The simulator's only source of chance, so that a seed is a whole run.
 
-/// Mixes one word well enough that neighbouring inputs have unrelated outputs.
-pub(crate) fn mix(word: u64) -> u64 {
-    let mut z = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+use conclave_plan::random::STEP;
+pub(crate) use conclave_plan::random::mix;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
@@ -17,7 +12,7 @@ impl Random {
     }
 
     pub(crate) fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
     }
 

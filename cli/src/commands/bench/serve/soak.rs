@@ -28,15 +28,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What it may grow by: the driver's own bookkeeping.
 const GROWTH_BYTES: u64 = 16 << 20;
 
-/// SplitMix64.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
+        conclave_plan::random::next(&mut self.0)
     }
 
     /// In 0..1.
