@@ -53,6 +53,48 @@ struct Members {
     by_id: HashMap<Arc<str>, Member>,
 }
 
+impl Terms {
+    /// Whether a worker is one of this cluster as it is now, by what its Hello says of itself.
+    fn fit(&self, members: &Members, hello: &Hello) -> Result<(), Status> {
+        if let Some(expected) = &members.checkpoint_id
+            && *expected != hello.checkpoint_id
+        {
+            return Err(Status::failed_precondition(format!(
+                "checkpoint_id = {}: this cluster serves {expected}; start the worker with the same checkpoint",
+                hello.checkpoint_id
+            )));
+        }
+        if members.by_id.contains_key(hello.worker_id.as_str()) {
+            return Err(Status::already_exists(format!(
+                "worker_id = {}: a worker with this id is attached; each worker draws its own at start",
+                hello.worker_id
+            )));
+        }
+        let taken = |member: &&Member| hello.rank.is_some() && member.wanted_rank == hello.rank;
+        if let Some(member) = members.by_id.values().find(taken) {
+            return Err(Status::already_exists(format!(
+                "rank = {}: worker {} has asked for this rank; give each worker its own --rank, or none",
+                hello.rank.unwrap_or_default(),
+                member.identity.worker_id
+            )));
+        }
+        if hello.page_tokens != self.page_tokens {
+            return Err(Status::failed_precondition(format!(
+                "page_tokens = {}: this cluster has pages of {} tokens; start the worker with the router's --block-size",
+                hello.page_tokens, self.page_tokens
+            )));
+        }
+        if hello.max_model_len < self.max_model_len {
+            return Err(Status::failed_precondition(format!(
+                "max_model_len = {}: this cluster serves sequences of up to {} tokens; start the worker with the router's \
+                 --max-model-len",
+                hello.max_model_len, self.max_model_len
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// All attached workers.
 pub struct Registry {
     terms: Terms,
@@ -101,41 +143,7 @@ impl Registry {
         };
 
         let mut members = self.lock();
-        if let Some(expected) = &members.checkpoint_id
-            && *expected != hello.checkpoint_id
-        {
-            return Err(Status::failed_precondition(format!(
-                "checkpoint_id = {}: this cluster serves {expected}; start the worker with the same checkpoint",
-                hello.checkpoint_id
-            )));
-        }
-        if members.by_id.contains_key(&identity.worker_id) {
-            return Err(Status::already_exists(format!(
-                "worker_id = {}: a worker with this id is attached; each worker draws its own at start",
-                hello.worker_id
-            )));
-        }
-        let taken = |member: &&Member| hello.rank.is_some() && member.wanted_rank == hello.rank;
-        if let Some(member) = members.by_id.values().find(taken) {
-            return Err(Status::already_exists(format!(
-                "rank = {}: worker {} has asked for this rank; give each worker its own --rank, or none",
-                hello.rank.unwrap_or_default(),
-                member.identity.worker_id
-            )));
-        }
-        if hello.page_tokens != self.terms.page_tokens {
-            return Err(Status::failed_precondition(format!(
-                "page_tokens = {}: this cluster has pages of {} tokens; start the worker with the router's --block-size",
-                hello.page_tokens, self.terms.page_tokens
-            )));
-        }
-        if hello.max_model_len < self.terms.max_model_len {
-            return Err(Status::failed_precondition(format!(
-                "max_model_len = {}: this cluster serves sequences of up to {} tokens; start the worker with the router's \
-                 --max-model-len",
-                hello.max_model_len, self.terms.max_model_len
-            )));
-        }
+        self.terms.fit(&members, &hello)?;
         let all: Vec<&PeerIdentity> = members
             .by_id
             .values()
