@@ -4,12 +4,11 @@
 
 use std::collections::HashSet;
 
-use conclave_kernels::backend::{BatchRun, SAMPLED};
+use conclave_kernels::backend::BatchRun;
 use conclave_proto::cluster::v1 as wire;
 
 use super::prepared::{Prepared, PromptWant, SampleWant};
-use super::slot::LastSampled;
-use super::{Result, Slot, SlotLimits, StepError, sampling};
+use super::{Result, Slot, SlotLimits, StepError, run, sampling};
 use crate::transport::MAX_COLLECTIVE_DEADLINE_MS;
 
 /// All slots of this rank.
@@ -194,69 +193,12 @@ impl Slots {
         Ok(prepared)
     }
 
-    fn run(&mut self, field: &str, run: wire::Run, prepared: &mut Prepared) -> Result<()> {
+    fn run(&mut self, field: &str, mut run: wire::Run, prepared: &mut Prepared) -> Result<()> {
         let limits = self.limits;
-        let wrong = |name: &str, problem: String| Err(StepError::new(format!("{field}.{name}"), problem));
         let slot = self.running_slot(field, run.slot)?;
-        if run.position != slot.position {
-            return wrong(
-                "position",
-                format!("{}, the slot is at {}", run.position, slot.position),
-            );
-        }
-        let sampled = slot.last_sampled;
-        if let Some(token) = run.tokens.iter().find(|&&token| token as usize >= limits.vocab) {
-            return wrong("tokens", format!("token {token} is not below {}", limits.vocab));
-        }
-        let tokens = match (run.tokens.is_empty(), sampled) {
-            (false, _) => run.tokens,
-            (true, Some(LastSampled::Token(token))) => vec![token],
-            (true, Some(LastSampled::Row { row, .. })) if !slot.sampling.reads_tokens => vec![SAMPLED | row],
-            (true, Some(LastSampled::Row { .. })) => {
-                return wrong("tokens", "the slot's last token has not been fetched".into());
-            }
-            (true, None) => return wrong("tokens", "none are given, and the slot has sampled none".into()),
-        };
         let batch = &mut prepared.batch;
-        if batch.ids.len() + tokens.len() > limits.max_tokens {
-            let sum = batch.ids.len() + tokens.len();
-            return wrong(
-                "tokens",
-                format!(
-                    "the step has {sum} tokens or more, at most {} fit",
-                    limits.max_tokens
-                ),
-            );
-        }
+        let tokens = run::checked(field, &mut run, batch.ids.len(), slot, limits)?;
         let end = run.position as usize + tokens.len();
-        if end > limits.max_position {
-            return wrong(
-                "tokens",
-                format!("they end at {end}, the model at {}", limits.max_position),
-            );
-        }
-        if end > slot.pages.len() * limits.page_tokens {
-            return wrong(
-                "tokens",
-                format!("they end at {end}, the slot's {} pages before", slot.pages.len()),
-            );
-        }
-        let mask_bytes = limits.vocab.div_ceil(8)..=limits.vocab.div_ceil(32) * 4;
-        if !run.mask.is_empty() && !mask_bytes.contains(&run.mask.len()) {
-            return wrong(
-                "mask",
-                format!("{} bytes for a vocabulary of {}", run.mask.len(), limits.vocab),
-            );
-        }
-        if run
-            .next_prompt_token
-            .is_some_and(|token| token as usize >= limits.vocab)
-        {
-            return wrong(
-                "next_prompt_token",
-                format!("{:?} is not below {}", run.next_prompt_token, limits.vocab),
-            );
-        }
         let first = batch.ids.len() as u32;
         if let Some(best) = run.prompt_logprobs {
             let following = tokens[1..].iter().copied().chain(run.next_prompt_token);

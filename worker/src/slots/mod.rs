@@ -7,6 +7,7 @@
 
 mod apply;
 mod prepared;
+mod run;
 mod sampling;
 mod slot;
 
