@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use conclave_kernels::backend::KvDtype;
+use conclave_plan::model::ModelSpec;
 use serde_json::Value;
 
 use crate::checkpoint::CheckpointError;
@@ -91,25 +92,9 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         &config.model_dir,
         config.hf_overrides.as_ref(),
     )?);
-    let spec = source.spec();
-    let experts = spec
-        .layers
-        .iter()
-        .map(|layer| layer.moe.experts)
-        .min()
-        .unwrap_or(0);
-    if config.workers == 0 || config.workers as usize > experts {
-        return Err(VerifyError::Workers {
-            workers: config.workers,
-            experts,
-        });
-    }
-    let reference = Reference::read(&config.reference, spec.vocab)?;
+    let reference = Reference::read(&config.reference, source.spec().vocab)?;
+    check(config, source.spec(), &reference)?;
     let tokens = reference.input_ids.len() + reference.greedy_ids.len();
-    if reference.input_ids.is_empty() || tokens > spec.max_position {
-        let problem = format!("{tokens} tokens, the model takes 1 to {}", spec.max_position);
-        return Err(VerifyError::Reference(problem));
-    }
     let mut group = GroupConfig::new(config.workers);
     group.threads = config.threads;
     group.kv_dtype = config.kv_dtype;
@@ -128,38 +113,14 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         let mut ranks = LocalGroup::start(&source, group)?;
         run_reference(&mut ranks, group, &reference, chunk, way)
     };
-    let op_by_op = on(&group, &Way::OpByOp)?;
     if on_cpus {
         return Ok(vec![Verified {
             way: "op by op",
-            comparison: Comparison::of(&op_by_op, &reference)?,
+            comparison: Comparison::of(&on(&group, &Way::OpByOp)?, &reference)?,
             agreement: None,
         }]);
     }
-    let mut runs = vec![("op by op", op_by_op)];
-    if config.workers == 1 {
-        let watched = on(&group, &Way::Watched)?;
-        let mut served = on(&group, &Way::AsServed)?;
-        // One token as one kernel does not tell what it chose: it is held to what six kernels a layer chose.
-        served.router_logits.clone_from(&watched.router_logits);
-        runs.push(("whole steps", watched));
-        runs.push(("as served", served));
-    } else if config.devices.len() >= config.workers as usize {
-        // A GPU of its own for every rank, as NCCL asks for.
-        for (way, transport) in [
-            ("whole steps over ipc", TransportKind::Ipc),
-            ("whole steps over nccl", TransportKind::Nccl),
-        ] {
-            if transport == TransportKind::Nccl && nccl::draw_id().is_err() {
-                continue;
-            }
-            let between = GroupConfig {
-                transport,
-                ..group.clone()
-            };
-            runs.push((way, on(&between, &Way::Watched)?));
-        }
-    }
+    let runs = on_devices(config, &group, on)?;
     let gates = Gate::all(&source)?;
     let cpu = GroupConfig {
         devices: vec![DeviceKind::Cpu],
@@ -181,4 +142,55 @@ pub fn verify(config: &VerifyConfig) -> Result<Vec<Verified>, VerifyError> {
         })
     });
     verified.collect()
+}
+
+/// Whether the reference can be computed by so many workers.
+fn check(config: &VerifyConfig, spec: &ModelSpec, reference: &Reference) -> Result<(), VerifyError> {
+    let experts = spec.layers.iter().map(|layer| layer.moe.experts).min();
+    let experts = experts.unwrap_or(0);
+    if config.workers == 0 || config.workers as usize > experts {
+        return Err(VerifyError::Workers {
+            workers: config.workers,
+            experts,
+        });
+    }
+    let tokens = reference.input_ids.len() + reference.greedy_ids.len();
+    if reference.input_ids.is_empty() || tokens > spec.max_position {
+        let problem = format!("{tokens} tokens, the model takes 1 to {}", spec.max_position);
+        return Err(VerifyError::Reference(problem));
+    }
+    Ok(())
+}
+
+/// Every way that these devices have of computing it.
+fn on_devices(
+    config: &VerifyConfig,
+    group: &GroupConfig,
+    on: impl Fn(&GroupConfig, &Way) -> Result<Run, VerifyError>,
+) -> Result<Vec<(&'static str, Run)>, VerifyError> {
+    let mut runs = vec![("op by op", on(group, &Way::OpByOp)?)];
+    if config.workers == 1 {
+        let watched = on(group, &Way::Watched)?;
+        let mut served = on(group, &Way::AsServed)?;
+        // One token as one kernel does not tell what it chose: it is held to what six kernels a layer chose.
+        served.router_logits.clone_from(&watched.router_logits);
+        runs.push(("whole steps", watched));
+        runs.push(("as served", served));
+    } else if config.devices.len() >= config.workers as usize {
+        // A GPU of its own for every rank, as NCCL asks for.
+        for (way, transport) in [
+            ("whole steps over ipc", TransportKind::Ipc),
+            ("whole steps over nccl", TransportKind::Nccl),
+        ] {
+            if transport == TransportKind::Nccl && nccl::draw_id().is_err() {
+                continue;
+            }
+            let between = GroupConfig {
+                transport,
+                ..group.clone()
+            };
+            runs.push((way, on(&between, &Way::Watched)?));
+        }
+    }
+    Ok(runs)
 }
