@@ -2,8 +2,9 @@
 //! stay true.
 
 mod epochs;
+mod streams;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,33 +13,24 @@ use conclave_proto::cluster::v1 as pb;
 use conclave_proto::cluster::v1::to_worker::Message;
 use conclave_router_core::Core;
 use conclave_router_core::api::{
-    ClusterState, Command, CoreConfig, EndReason, Epoch, Event, FinishReason, Rejection, SequenceId,
-    StepPlan, Usage, WorkerId,
+    ClusterState, Command, CoreConfig, Epoch, Event, FinishReason, Rejection, SequenceId, StepPlan, Usage,
+    WorkerId,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Status;
 
 use super::peer::Peer;
-use super::{Channels, End, Input, Inspection, NextMask, Output, Sink, Submission, View, wire};
+use super::{Channels, End, Input, Inspection, NextMask, Output, View, wire};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use epochs::Communicator;
+use streams::{Stream, trace_parents};
 
 /// The core wants to hear of time at least this often while it has something to time.
 const TICK: Duration = Duration::from_millis(50);
 /// Ticks go on for so long after the last event: steps may still be on their way.
 const TICKS_AFTER: Duration = Duration::from_secs(2);
-/// Most trace parents in one step: spans are for looking at single requests.
-const MAX_TRACE_PARENTS: usize = 16;
-
-/// A live sequence's place outside of the core.
-struct Stream {
-    sink: Arc<dyn Sink>,
-    choice: u32,
-    started: bool,
-    trace_parent: Option<Arc<str>>,
-}
 
 /// What the shell adds to the core.
 pub struct Machine {
@@ -233,49 +225,6 @@ impl Machine {
         }
     }
 
-    fn submit(&mut self, submission: Submission) {
-        let Submission {
-            sequences,
-            sink,
-            trace_parent,
-            reply,
-        } = submission;
-        if reply.is_closed() {
-            return; // the client went away while its request was on its way here
-        }
-        let ids: Vec<SequenceId> = sequences.iter().map(|sequence| sequence.id).collect();
-        self.refused = None;
-        for (choice, sequence) in (0..).zip(sequences) {
-            let stream = Stream {
-                sink: sink.clone(),
-                choice,
-                started: false,
-                trace_parent: trace_parent.clone(),
-            };
-            self.streams.insert(sequence.id, stream);
-            self.handle(Event::Submit(sequence));
-            if self.refused.is_some() {
-                break;
-            }
-        }
-        let answer = match self.refused.take() {
-            None => Ok(()),
-            Some(rejection) => {
-                for id in ids {
-                    if self.streams.remove(&id).is_some() {
-                        self.handle(Event::End {
-                            id,
-                            reason: EndReason::Cancelled,
-                        });
-                    }
-                }
-                Err(rejection)
-            }
-        };
-        // A client that went away just now tells so by its end permits.
-        let _ = reply.send(answer);
-    }
-
     fn step(&mut self, worker: WorkerId, plan: StepPlan) {
         let Some(peer) = self.peers.get_mut(&worker) else {
             return;
@@ -314,18 +263,6 @@ impl Machine {
         }
         self.metrics.workers_lost.inc();
         self.pending.push_back(Event::WorkerLost { worker });
-    }
-
-    fn output(&mut self, id: SequenceId, output: Output) {
-        if let Some(stream) = self.streams.get(&id) {
-            Arc::clone(&stream.sink).push(stream.choice, output);
-        }
-    }
-
-    fn finish(&mut self, id: SequenceId, reason: FinishReason, usage: Usage) {
-        if let Some(stream) = self.streams.remove(&id) {
-            Arc::clone(&stream.sink).push(stream.choice, Output::Finish { reason, usage });
-        }
     }
 
     fn state(&mut self, state: ClusterState) {
@@ -373,22 +310,6 @@ impl Machine {
             }
         }
     }
-}
-
-/// The sampled requests among the sequences of a step.
-fn trace_parents(peer: &Peer, streams: &HashMap<SequenceId, Stream>, plan: &StepPlan) -> Vec<String> {
-    let mut seen = HashSet::new();
-    let mut parents = Vec::new();
-    for run in &plan.runs {
-        let stream = peer.sequence(run.slot).and_then(|id| streams.get(&id));
-        if let Some(parent) = stream.and_then(|stream| stream.trace_parent.as_ref())
-            && parents.len() < MAX_TRACE_PARENTS
-            && seen.insert(parent.clone())
-        {
-            parents.push(parent.to_string());
-        }
-    }
-    parents
 }
 
 fn count(n: usize) -> u32 {
