@@ -14,11 +14,12 @@ fn text(fields: &str) -> String {
     format!("{{\"prompt\":\"a\",{fields}}}")
 }
 
-#[tokio::test]
-async fn wrong_fields_are_named() {
-    let setup = start_saying(hello()).await;
-    let cases: Vec<(&str, String, &str)> = vec![
-        // Types and ranges of numbers.
+/// Path, body, and the field that is wrong in it.
+type Case = (&'static str, String, &'static str);
+
+/// Types and ranges of numbers.
+fn numbers() -> Vec<Case> {
+    vec![
         (CHAT, chat(r#""n":0"#), "n"),
         (CHAT, chat(r#""n":-1"#), "n"),
         (CHAT, chat(r#""n":129"#), "n"),
@@ -68,7 +69,12 @@ async fn wrong_fields_are_named() {
         (TEXT, text(r#""logprobs":21"#), "logprobs"),
         (TEXT, text(r#""logprobs":18446744073709551615"#), "logprobs"),
         (TEXT, text(r#""best_of":129"#), "best_of"),
-        // Maps, lists, flags.
+    ]
+}
+
+/// Maps, lists, flags.
+fn maps_lists_and_flags() -> Vec<Case> {
+    vec![
         (CHAT, chat(r#""logit_bias":{"a":1}"#), "logit_bias"),
         (CHAT, chat(r#""logit_bias":{"-1":1}"#), "logit_bias"),
         (CHAT, chat(r#""logit_bias":{"4294967296":1}"#), "logit_bias"),
@@ -102,7 +108,12 @@ async fn wrong_fields_are_named() {
             chat(r#""add_generation_prompt":true,"continue_final_message":true"#),
             "continue_final_message",
         ),
-        // Prompts.
+    ]
+}
+
+/// Prompts.
+fn prompts() -> Vec<Case> {
+    vec![
         (TEXT, String::from("{}"), "prompt"),
         (TEXT, String::from(r#"{"prompt":null}"#), "prompt"),
         (TEXT, String::from(r#"{"prompt":5}"#), "prompt"),
@@ -126,7 +137,12 @@ async fn wrong_fields_are_named() {
             ),
             "prompt",
         ),
-        // Messages.
+    ]
+}
+
+/// Messages.
+fn messages() -> Vec<Case> {
+    vec![
         (CHAT, String::from("{}"), "messages"),
         (CHAT, String::from(r#"{"messages":[]}"#), "messages"),
         (CHAT, String::from(r#"{"messages":"hi"}"#), "messages"),
@@ -190,7 +206,12 @@ async fn wrong_fields_are_named() {
             ),
             "messages[0].tool_calls[0]",
         ),
-        // Tools.
+    ]
+}
+
+/// Tools.
+fn tools() -> Vec<Case> {
+    vec![
         (CHAT, chat(r#""tools":{}"#), "tools"),
         (CHAT, chat(r#""tools":[5]"#), "tools[0]"),
         (CHAT, chat(r#""tools":[{"type":"retrieval"}]"#), "tools[0].type"),
@@ -241,7 +262,12 @@ async fn wrong_fields_are_named() {
             chat(r#""tool_choice":{"type":"function"}"#),
             "tool_choice.function",
         ),
-        // Constraints.
+    ]
+}
+
+/// Constraints.
+fn constraints() -> Vec<Case> {
+    vec![
         (
             CHAT,
             chat(r#""response_format":{"type":"xml"}"#),
@@ -288,7 +314,12 @@ async fn wrong_fields_are_named() {
             chat(r#""chat_template_kwargs":{"a":1,"a":2}"#),
             "chat_template_kwargs",
         ),
-        // Asked for and not served.
+    ]
+}
+
+/// Asked for and not served.
+fn not_served() -> Vec<Case> {
+    vec![
         (TEXT, text(r#""suffix":"b""#), "suffix"),
         (TEXT, text(r#""use_beam_search":true"#), "use_beam_search"),
         (CHAT, chat(r#""chat_template":"{{ x }}""#), "chat_template"),
@@ -316,7 +347,22 @@ async fn wrong_fields_are_named() {
         (CHAT, chat(r#""regex":"a","ebnf":"root ::= \"a\"""#), "ebnf"),
         (CHAT, chat(r#""echo":true"#), "echo"),
         (CHAT, chat(r#""best_of":2"#), "best_of"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn wrong_fields_are_named() {
+    let setup = start_saying(hello()).await;
+    let cases = [
+        numbers(),
+        maps_lists_and_flags(),
+        prompts(),
+        messages(),
+        tools(),
+        constraints(),
+        not_served(),
+    ]
+    .concat();
     for (path, body, param) in &cases {
         let reply = setup.client.post_text(path, body).await;
         let shown: String = body.chars().take(120).collect();
