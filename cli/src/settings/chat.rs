@@ -15,7 +15,7 @@ pub struct ChatSettings {
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "model_position"])]
     pub url: Option<String>,
     /// Key for the server.
-    #[arg(long, value_name = "KEY", hide_env_values = true)]
+    #[arg(long, value_name = "KEY")]
     pub chat_api_key: Option<String>,
     /// Served name of the model; without it, the first one that is served.
     #[arg(long, value_name = "NAME")]

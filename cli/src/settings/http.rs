@@ -17,7 +17,7 @@ pub struct HttpSettings {
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub port: u16,
     /// Keys that clients must present; none: open to all.
-    #[arg(long, value_name = "KEY", num_args = 1.., hide_env_values = true)]
+    #[arg(long, value_name = "KEY", num_args = 1..)]
     pub api_key: Vec<String>,
     /// A file with one key a line, read again when it changes.
     #[arg(long, value_name = "FILE")]
