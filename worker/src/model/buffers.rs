@@ -29,7 +29,7 @@ pub(super) struct Buffers {
     pub(super) router_logits: Option<Buffer>,
 }
 
-/// Bytes that [`Buffers::new`] allocates.
+/// Bytes that `Buffers::new` allocates.
 pub fn workspace_bytes(spec: &ModelSpec, limits: &Limits) -> u64 {
     let sizes = Sizes::new(spec, limits);
     let tokens = [
