@@ -133,12 +133,24 @@ impl Format {
         16 * self.depth() * (self.line_bytes() + self.span() * self.stage_bytes())
     }
 
-    /// Of one slot of each of the 16 rings in the experts' kernels of groups: INT4's hold three stages that begin anywhere in a line.
-    pub(crate) fn group_slot_bytes(self) -> usize {
+    /// Of those of a block of the experts' kernels of groups: two slots of INT4 hold three stages that begin anywhere in a line, one of FP8's a trio.
+    pub(crate) fn group_ring_bytes(self) -> usize {
         if self.is_int4() {
-            16 * (INT4_TOGETHER * self.stage_bytes() + LINE - 16).next_multiple_of(LINE)
+            2 * 16 * (INT4_TOGETHER * self.stage_bytes() + LINE - 16).next_multiple_of(LINE)
+        } else if self == Format::Fp8Experts {
+            16 * self.repeated().1
         } else {
-            self.ring_bytes() / self.depth()
+            self.ring_bytes()
+        }
+    }
+
+    /// Of a row of `padded` values in those kernels (`group_images.cuh`): its image, and what stands apart for each of two groups.
+    pub(crate) fn group_image_bytes(self, padded: usize) -> (usize, usize) {
+        let blocks = padded / 128;
+        match self {
+            _ if self.is_int4() => (padded * 2, blocks * 32),
+            Format::Fp8Experts => (padded * 4, blocks * size_of::<f32>()),
+            _ => (padded * 4, 0),
         }
     }
 }
@@ -177,9 +189,9 @@ mod tests {
 
     #[test]
     fn places_of_groups_hold_a_copy_wherever_it_begins() {
-        assert_eq!(Format::Int4G128.group_slot_bytes(), 16 * 26 * 128);
-        assert_eq!(Format::Int4G32.group_slot_bytes(), 16 * 30 * 128);
-        assert_eq!(Format::Fp8Experts.group_slot_bytes(), 16 * (128 + 2048));
+        assert_eq!(Format::Int4G128.group_ring_bytes(), 2 * 16 * 26 * 128);
+        assert_eq!(Format::Int4G32.group_ring_bytes(), 2 * 16 * 30 * 128);
+        assert_eq!(Format::Fp8Experts.group_ring_bytes(), 16 * 49 * 128);
     }
 
     #[test]

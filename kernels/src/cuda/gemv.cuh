@@ -6,6 +6,7 @@
 // of the splits, so results do not depend on timing).
 #pragma once
 #include "int4.cuh"
+#include "trio.cuh"
 
 constexpr int GEMV_WARPS = 16, GEMV_THREADS = GEMV_WARPS * WARP;
 
@@ -15,7 +16,7 @@ struct Run {
     int stages;
 };
 
-// Bytes of a ring's slot. FP8 of experts: its stage lies as in memory, on a line of its own behind one whose end has the scale block.
+// Bytes of a ring's slot. FP8 of experts: its stages lie as in memory, on lines of their own behind one whose end has the scale block.
 // INT4_TOGETHER stages of INT4 lie in theirs as in memory, modulo a line: a copy then moves whole lines, wherever it begins.
 constexpr int COPY_LINE = 128;
 template <int F, int SPAN> constexpr bool AS_IN_MEMORY = INT4<F> && SPAN == INT4_TOGETHER;
@@ -30,7 +31,7 @@ template <int F, int DEPTH, class Next, int STAGES = Layout<F>::SPAN> struct Sta
     uint32_t slots, full;  // addresses in shared memory
     uint64_t policy;
     uint32_t slot, parity, depth;
-    int of;  // FP8 of experts: the next stage in its trio
+    int of;  // FP8 of experts, a stage a copy: the next stage in its trio
     uint32_t places;  // AS_IN_MEMORY: where in its slot's first line each copy begins, a byte each
     bool leader;
 
@@ -69,7 +70,23 @@ template <int F, int DEPTH, class Next, int STAGES = Layout<F>::SPAN> struct Sta
         ahead.stages--;
     }
 
+    // A trio, or what a tile has of its last one, with the scale block in front of it.
+    __device__ __forceinline__ void request_trio(uint32_t into) {
+        while (ahead.stages == 0) {
+            if (!next(ahead)) return;
+            ahead.from -= SCALE_BLOCK;
+        }
+        const uint32_t stages = min(ahead.stages, TRIO), bytes = stages * BYTES + SCALE_BLOCK;
+        if (leader) {
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + into * 8), "r"(bytes) : "memory");
+            copy(slots + into * SLOT - SCALE_BLOCK, ahead.from, bytes, full + into * 8);
+        }
+        ahead.from += TRIO_BYTES<F>;
+        ahead.stages -= stages;
+    }
+
     __device__ __forceinline__ void request(uint32_t into) {
+        if constexpr (TRIOS<F> && SPAN == TRIO) return request_trio(into);
         if constexpr (TRIOS<F>) return request_of_trio(into);
         while (ahead.stages == 0)
             if (!next(ahead)) return;
@@ -129,10 +146,10 @@ template <int NT> DEVICE void store_partials(float *partial, int warp, int lane,
 }
 
 // The same from `multiply_rows_run`, of eight tokens.
-DEVICE void store_row_partials(float *partial, int warp, int lane, const float (&acc)[4]) {
+DEVICE void store_row_partials(float *partial, int warp, int lane, const float (&acc)[1][4]) {
     float *at = partial + (warp * 8 + 2 * (lane & 3)) * PARTIAL_STRIDE + (lane >> 2);
-    at[0] = acc[0], at[PARTIAL_STRIDE] = acc[1];
-    at[8] = acc[2], at[PARTIAL_STRIDE + 8] = acc[3];
+    at[0] = acc[0][0], at[PARTIAL_STRIDE] = acc[0][1];
+    at[8] = acc[0][2], at[PARTIAL_STRIDE + 8] = acc[0][3];
 }
 
 // Sum over the splits of tile `r`.
@@ -180,8 +197,8 @@ template <int F> struct RunScales {
 };
 
 // One warp's share of a unit: `count` stages starting at stage `first` of the activations' slice. `tails`: address of
-// token 0's tails (INT4), STEPS: of the images' steps.
-template <int F, int NT, bool STEPS = false, class Queue>
+// token 0's tails (INT4) or of the images' steps (FP8 of experts, a trio a copy). In the kernels of groups both lie together for a block of 128 values.
+template <int F, int NT, class Queue>
 DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t token_bytes, int first, int count,
                          int lane, int bf16_scales, float (&acc)[NT][4]) {
     constexpr int STEP = Layout<F>::K / 64 * 256 / (INT4<F> ? 2 : 1);  // image bytes of a stage
@@ -189,9 +206,15 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
     for (int n = 0; n < NT; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
-    uint32_t x = image + first * STEP, tail = tails + first * IMAGE_TAIL_BYTES;
-    if constexpr (F == INT4_G128 && Queue::SPAN == INT4_TOGETHER) {
+    constexpr bool TOGETHER = AS_IN_MEMORY<F, Queue::SPAN>;
+    constexpr int TAILS = TOGETHER ? BLOCK_TAIL_BYTES : IMAGE_TAIL_BYTES;
+    uint32_t x = image + first * STEP, tail = tails + first * TAILS;
+    if constexpr (F == INT4_G128 && TOGETHER) {
         multiply_bytes_run<NT>(queue, x, tail, token_bytes, count, lane, bf16_scales, acc);
+        return;
+    }
+    if constexpr (TRIOS<F> && Queue::SPAN == TRIO) {
+        multiply_trios<NT, false>(queue, x, tail, token_bytes, count, lane, acc);
         return;
     }
     RunScales<F> scales;
@@ -201,33 +224,31 @@ DEVICE void multiply_run(Queue &queue, uint32_t image, uint32_t tails, uint32_t 
 #pragma unroll
         for (int i = 0; i < Queue::SPAN; i++) {
             if (i > 0 && i == count) break;
-            multiply_stage_releasing<F, NT, STEPS>(stage, x, tail, token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc, [&] { queue.pop(); });
-            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+            multiply_stage<F, NT>(stage, x, tail, token_bytes, TOGETHER ? IMAGE_TAIL_BYTES : token_bytes, lane, bf16_scales, scales.next(stage - SCALE_BLOCK), acc);
+            stage += Layout<F>::BYTES, x += STEP, tail += TAILS;
         }
-        if constexpr (!STEPS) queue.pop();
+        queue.pop();
         count -= Queue::SPAN;
     }
 }
 
-// The same for images of BF16 values.
+// The same for images of BF16 values, of BF16 weights or FP8 of experts.
 template <int F, class Queue>
-DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t steps, uint32_t token_bytes, int first, int count, int lane, float (&acc)[4]) {
+DEVICE void multiply_rows_run(Queue &queue, uint32_t image, uint32_t steps, uint32_t token_bytes, int first, int count, int lane, float (&acc)[1][4]) {
+    static_assert(TRIOS<F> || F == BF16, "weights of one part");
     constexpr int STEP = Layout<F>::K * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++) acc[i] = 0.f;
-    uint32_t x = image + first * STEP, tail = steps + first * IMAGE_TAIL_BYTES;
-    RunScales<F> scales;
+    for (int i = 0; i < 4; i++) acc[0][i] = 0.f;
+    uint32_t x = image + first * STEP;
+    if constexpr (TRIOS<F>) {
+        multiply_trios<1, true>(queue, x, steps + first * IMAGE_TAIL_BYTES, token_bytes, count, lane, acc);
+    } else {
 #pragma unroll 1
-    while (count > 0) {
-        uint32_t stage = queue.front();
-#pragma unroll
-        for (int i = 0; i < Layout<F>::SPAN; i++) {
-            if (i > 0 && i == count) break;
-            multiply_rows_stage<F>(stage, x, tail, token_bytes, lane, scales.next(stage - SCALE_BLOCK), acc, [&] { queue.pop(); });
-            stage += Layout<F>::BYTES, x += STEP, tail += IMAGE_TAIL_BYTES;
+        for (; count > 0; count--) {
+            multiply_rows_stage(queue.front(), x, token_bytes, lane, acc[0]);
+            queue.pop();
+            x += STEP;
         }
-        if constexpr (!E4M3<F>) queue.pop();
-        count -= Layout<F>::SPAN;
     }
 }
 
@@ -340,15 +361,6 @@ template <class Row, class Store> DEVICE void fill_blocks(const Row &row, int ro
     __syncthreads();
 }
 
-// A block of a row of a group as F16, and its step: those of a block's rows lie one behind the other, IMAGE_TAIL_BYTES a block. ROWS: the values are BF16.
-template <bool ROWS> DEVICE void store_f16(uint8_t *image, float *steps, int padded, int row, int block, const float4 &v, int lane) {
-    float *step = steps + block * (IMAGE_TAIL_BYTES / 4) + row;
-    if constexpr (ROWS)
-        row_image_store_f16(image + row * row_image_bytes(padded), step, row, block, v, lane);
-    else
-        image_store_f16(image + row * image_bytes<false>(padded), step, block, v, lane);
-}
-
 // The slice [begin, end) of images.
 template <bool BYTES, class Row>
 DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uint8_t *image, uint32_t token_bytes) {
@@ -357,42 +369,3 @@ DEVICE void fill_images(const Row &row, int rows, int k, int begin, int end, uin
         image_store_block<BYTES>(image + r * token_bytes, end - begin, block, v, lane);
     });
 }
-
-// Whole images of rows whose values are BF16.
-template <class Row> DEVICE void fill_row_images(const Row &row, int rows, int k, int padded, uint8_t *image) {
-    const int lane = threadIdx.x & 31;
-    fill_blocks(row, rows, k, 0, padded, [&](int r, int block, const float4 &v) {
-        row_image_store_block(image + r * row_image_bytes(padded), r, block, v, lane);
-    });
-}
-
-// Rows of the group that is next, on their way in registers while the last unit of this one is multiplied: of a warp's blocks of 128
-// values at most MOST.
-template <int MOST> struct RowsAhead {
-    float4 v[MOST];
-    uint32_t per_row;  // 2^32 / blocks of a row
-
-    static DEVICE bool fits(int rows, int padded) { return rows * (padded / IMAGE_BLOCK) <= MOST * GEMV_WARPS; }
-
-    template <class Row> DEVICE void load(const Row &row, int rows, int k, int padded) {
-        const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, blocks = padded / IMAGE_BLOCK;
-        per_row = 0xffffffffu / blocks + 1;
-#pragma unroll
-        for (int i = 0; i < MOST; i++) {
-            const int task = warp + i * GEMV_WARPS, r = row_of(task, blocks), at = (task - r * blocks) * IMAGE_BLOCK + 4 * lane;
-            v[i] = task < rows * blocks ? load_quad(row(r) + at, at < k) : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-    }
-
-    template <class Store> DEVICE void store(int rows, int padded, const Store &store) const {
-        const int warp = threadIdx.x / WARP, blocks = padded / IMAGE_BLOCK;
-#pragma unroll
-        for (int i = 0; i < MOST; i++) {
-            const int task = warp + i * GEMV_WARPS, r = row_of(task, blocks);
-            if (task < rows * blocks) store(r, task - r * blocks, v[i]);
-        }
-    }
-
-  private:
-    DEVICE int row_of(int task, int blocks) const { return blocks == 1 ? task : __umulhi(task, per_row); }
-};

@@ -13,8 +13,8 @@
 //
 // For INT4 weights products are of bytes and exact: x = step * (256 * high + low), 16 bits of the largest of 128
 // values. Per block of 128 values 256 bytes: high bytes, low bytes (their 16-byte units exchanged in pairs), in the order
-// in which lanes read them; behind all blocks per block 32 bytes: the step (F32), the sum of the integers, two unused
-// words, the sums of each 32.
+// in which lanes read them; behind all blocks per block 32 bytes, its tail: the step (F32), the sum of the integers, two
+// unused words, the sums of each 32. Of a group's rows the tails lie apart, [block][row].
 #pragma once
 #include "ptx.cuh"
 
@@ -28,38 +28,45 @@ __host__ __device__ constexpr uint32_t row_image_bytes(int k) { return k * 2; }
 // Bytes of one block's parts, and of what stands behind them.
 template <bool BYTES> constexpr int IMAGE_BLOCK_BYTES = BYTES ? 256 : 512;
 constexpr int IMAGE_TAIL_BYTES = 32;
+// The tails of a group's rows, at most eight, lie together, block by block: those of four rows are in different banks.
+constexpr int BLOCK_TAIL_BYTES = 8 * IMAGE_TAIL_BYTES;
 
-// One warp stores one block: lane l has values 4l .. 4l + 3. `image`: of the token; `k`: values of the whole image.
-template <bool BYTES> DEVICE void image_store_block(uint8_t *image, int k, int block, float4 v, int lane) {
-    uint8_t *to = image + block * IMAGE_BLOCK_BYTES<BYTES>;
-    if constexpr (BYTES) {
-        const float largest = warp_max(fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
-        const float step = largest * (1.f / 32512.f), inverse = largest > 0.f ? 32512.f / largest : 0.f;
-        const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
-                          __float2int_rn(v.w * inverse)};
-        uint32_t high = 0, low = 0;
-        constexpr int PLACE[4] = {0, 16, 8, 24};  // values 1 and 2 exchanged, as in the weights' words
+// One warp stores one block: lane l has values 4l .. 4l + 3. `image`: of the token; `tail`: the block's.
+DEVICE void image_store_bytes(uint8_t *image, uint8_t *tail, int block, float4 v, int lane) {
+    uint8_t *to = image + block * IMAGE_BLOCK_BYTES<true>;
+    const float largest = warp_max(fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+    const float step = largest * (1.f / 32512.f), inverse = largest > 0.f ? 32512.f / largest : 0.f;
+    const int x[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
+                      __float2int_rn(v.w * inverse)};
+    uint32_t high = 0, low = 0;
+    constexpr int PLACE[4] = {0, 16, 8, 24};  // values 1 and 2 exchanged, as in the weights' words
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int l = static_cast<int8_t>(x[i]);
-            low |= (l & 0xffu) << PLACE[i];
-            high |= (((x[i] - l) >> 8) & 0xffu) << PLACE[i];
-        }
-        const int at = (lane % 8 / 2) * 32 + (lane / 8) * 8 + (lane % 2) * 4;
-        *reinterpret_cast<uint32_t *>(to + at) = high;
-        *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = low;
-        int sum = x[0] + x[1] + x[2] + x[3];
-        sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-        sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-        sum += __shfl_xor_sync(ALL_LANES, sum, 4);
-        uint8_t *tail = image + k * 2 + block * IMAGE_TAIL_BYTES;
-        if (lane % 8 == 0) *reinterpret_cast<int *>(tail + 16 + lane / 2) = sum;
-        sum += __shfl_xor_sync(ALL_LANES, sum, 8);
-        sum += __shfl_xor_sync(ALL_LANES, sum, 16);
-        // A NaN or an infinity makes the step one: it reaches every product of the block.
-        const bool bad = __any_sync(ALL_LANES, !(fabsf(v.x) + fabsf(v.y) + fabsf(v.z) + fabsf(v.w) < INFINITY));
-        if (lane == 0) *reinterpret_cast<int2 *>(tail) = make_int2(__float_as_int(bad ? NAN : step), sum);
+    for (int i = 0; i < 4; i++) {
+        const int l = static_cast<int8_t>(x[i]);
+        low |= (l & 0xffu) << PLACE[i];
+        high |= (((x[i] - l) >> 8) & 0xffu) << PLACE[i];
+    }
+    const int at = (lane % 8 / 2) * 32 + (lane / 8) * 8 + (lane % 2) * 4;
+    *reinterpret_cast<uint32_t *>(to + at) = high;
+    *reinterpret_cast<uint32_t *>(to + 128 + (at ^ 16)) = low;
+    int sum = x[0] + x[1] + x[2] + x[3];
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 4);
+    if (lane % 8 == 0) *reinterpret_cast<int *>(tail + 16 + lane / 2) = sum;
+    sum += __shfl_xor_sync(ALL_LANES, sum, 8);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 16);
+    // A NaN or an infinity makes the step one: it reaches every product of the block.
+    const bool bad = __any_sync(ALL_LANES, !(fabsf(v.x) + fabsf(v.y) + fabsf(v.z) + fabsf(v.w) < INFINITY));
+    if (lane == 0) *reinterpret_cast<int2 *>(tail) = make_int2(__float_as_int(bad ? NAN : step), sum);
+}
+
+// The same of either kind, tails behind the image; `k`: values of the whole image.
+template <bool BYTES> DEVICE void image_store_block(uint8_t *image, int k, int block, float4 v, int lane) {
+    if constexpr (BYTES) {
+        image_store_bytes(image, image + k * 2 + block * IMAGE_TAIL_BYTES, block, v, lane);
     } else {
+        uint8_t *to = image + block * IMAGE_BLOCK_BYTES<false>;
         uint2 high, low;
         split_bf16(v.x, v.y, high.x, low.x);
         split_bf16(v.z, v.w, high.y, low.y);

@@ -55,7 +55,7 @@ DEVICE void multiply_bytes(uint32_t stage, uint32_t x, uint32_t tail, uint32_t t
             const float scale0 = scale_value(scale[at][0], bf16_scales), scale1 = scale_value(scale[at][1], bf16_scales);
 #pragma unroll
             for (int n = 0; n < NT; n++) {
-                const int2 scaled = load_shared8(tail + at * IMAGE_TAIL_BYTES + n * 4 * token_bytes);
+                const int2 scaled = load_shared8(tail + at * BLOCK_TAIL_BYTES + n * 4 * IMAGE_TAIL_BYTES);
                 add_bytes(part[s][n], scaled.y, __int_as_float(scaled.x), scale0, scale1, zero[at][0], zero[at][1], acc[n]);
             }
         }
@@ -68,18 +68,18 @@ DEVICE void multiply_bytes_run(Queue &queue, uint32_t x, uint32_t tail, uint32_t
     constexpr int BYTES = Layout<INT4_G128>::BYTES;
     const int column = lane >> 2, t = lane & 3, low = column & 1;
     x += (column >> 1) * token_bytes + low * 128 + ((t * 32) ^ (low * 16));
-    tail += t * token_bytes;
+    tail += t * IMAGE_TAIL_BYTES;
 #pragma unroll 1
     while (count > 0) {
         uint32_t stage = queue.front();
         if (count >= INT4_TOGETHER) {
             multiply_bytes<NT, INT4_TOGETHER>(stage, x, tail, token_bytes, lane, bf16_scales, acc, [&] { queue.pop(); });
-            x += INT4_TOGETHER * IMAGE_BLOCK_BYTES<true>, tail += INT4_TOGETHER * IMAGE_TAIL_BYTES;
+            x += INT4_TOGETHER * IMAGE_BLOCK_BYTES<true>, tail += INT4_TOGETHER * BLOCK_TAIL_BYTES;
         } else {
 #pragma unroll 1
             for (int i = 0; i < count; i++) {
                 multiply_bytes<NT, 1>(stage, x, tail, token_bytes, lane, bf16_scales, acc, [] {});
-                stage += BYTES, x += IMAGE_BLOCK_BYTES<true>, tail += IMAGE_TAIL_BYTES;
+                stage += BYTES, x += IMAGE_BLOCK_BYTES<true>, tail += BLOCK_TAIL_BYTES;
             }
             queue.pop();
         }

@@ -212,22 +212,11 @@ DEVICE void await_loaded(uint32_t word) {
         : "memory");
 }
 
-// A stage of FP8 in registers: its place in shared memory is free.
-struct StageWords {
-    uint4 of[4];
-    __device__ __forceinline__ StageWords(uint32_t stage, int lane) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) of[i] = load_rows(stage, i, lane);
-        await_loaded(of[0].w ^ of[1].w ^ of[2].w ^ of[3].w);
-    }
-};
-
 // acc[n] += stage * activations. `x`: address of token 0's chunk (INT4: block) in shared memory; `tail`: INT4: of the
-// block's step and sums; `scale`: FP8 in trios: the stage's. STEPS: the images are of F16, their steps at `tail`; `released` is
-// called once the stage's place is free. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4, acc[n][2] (+ [3]) to row lane/4 + 8.
-template <int F, int NT, bool STEPS, class Released>
-DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale,
-                                     float (&acc)[NT][4], const Released &released) {
+// block's step and sums, of a token `tail_bytes` behind those of the one before; `scale`: FP8 in trios: the stage's. acc[n][0] (+ [1]) belongs to row lane/4 and token 4n + lane%4,
+// acc[n][2] (+ [3]) to row lane/4 + 8.
+template <int F, int NT>
+DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, uint32_t tail_bytes, int lane, int bf16_scales, float scale, float (&acc)[NT][4]) {
     const int row = lane >> 2, t = lane & 3;
     if constexpr (INT4<F>) {
         constexpr int GROUPS = 128 / Layout<F>::GROUP, PER_GROUP = 4 / GROUPS;
@@ -239,7 +228,7 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
         int sum[NT];
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            const int2 v = load_shared8(tail + (n * 4 + t) * token_bytes);
+            const int2 v = load_shared8(tail + (n * 4 + t) * tail_bytes);
             step[n] = __int_as_float(v.x), sum[n] = v.y;
         }
         int part[NT][4];
@@ -261,38 +250,10 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
                 for (int n = 0; n < NT; n++) {
                     int total = sum[n];
                     if constexpr (GROUPS > 1)
-                        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(total) : "r"(tail + (n * 4 + t) * token_bytes + 16 + s * 4));
+                        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(total) : "r"(tail + (n * 4 + t) * tail_bytes + 16 + s * 4));
                     add_bytes(part[n], total, step[n], scale0, scale1, zero0, zero1, acc[n]);
                 }
             }
-        }
-    } else if constexpr (E4M3<F> && STEPS) {
-        float part[NT][4] = {};
-        const StageWords words(stage, lane);
-        released();
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            Operands<NT> ops;
-            ops.load(x + c * 256, token_bytes, lane);
-#pragma unroll
-            for (int p = 0; p < 2; p++) {
-                const uint4 w = words.of[c * 2 + p];
-                uint32_t a[4];
-                e4m3_to_f16(w.x, a[0], a[2]);
-                e4m3_to_f16(w.y, a[1], a[3]);
-#pragma unroll
-                for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p], ops.b[n][4 * p + 1]);
-                e4m3_to_f16(w.z, a[0], a[2]);
-                e4m3_to_f16(w.w, a[1], a[3]);
-#pragma unroll
-                for (int n = 0; n < NT; n++) mma_f16(part[n], a, ops.b[n][4 * p + 2], ops.b[n][4 * p + 3]);
-            }
-        }
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const float by = scale * load_shared_f32(tail + (n * 4 + t) * 4);
-            acc[n][0] += by * (part[n][0] + part[n][1]);
-            acc[n][2] += by * (part[n][2] + part[n][3]);
         }
     } else if constexpr (E4M3<F>) {
         float part[NT][4] = {};
@@ -346,53 +307,15 @@ DEVICE void multiply_stage_releasing(uint32_t stage, uint32_t x, uint32_t tail, 
     }
 }
 
-template <int F, int NT>
-DEVICE void multiply_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, int bf16_scales, float scale, float (&acc)[NT][4]) {
-    multiply_stage_releasing<F, NT, false>(stage, x, tail, token_bytes, lane, bf16_scales, scale, acc, [] {});
-}
-
-// The same for the images of BF16 values, of FP8 and BF16 weights: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
-// the token behind it, acc[2] and acc[3] to row lane/4 + 8. FP8 of experts: the images are of F16, their steps at `tail`.
-template <int F, class Released>
-DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t tail, uint32_t token_bytes, int lane, float scale, float (&acc)[4], const Released &released) {
-    static_assert(F == FP8_EXPERTS || F == BF16, "weights of one part");
-    float part[4] = {};
-    uint4 words[4];
-    if constexpr (E4M3<F>) {
-        const StageWords all(stage, lane);
+// The same of BF16 weights for the images of BF16 values: acc[0] belongs to row lane/4 and token 2 * (lane % 4), acc[1] to
+// the token behind it, acc[2] and acc[3] to row lane/4 + 8.
+DEVICE void multiply_rows_stage(uint32_t stage, uint32_t x, uint32_t token_bytes, int lane, float (&acc)[4]) {
+    RowOperands ops;
+    ops.load(x, token_bytes, lane);
 #pragma unroll
-        for (int i = 0; i < 4; i++) words[i] = all.of[i];
-        released();
-    }
-#pragma unroll
-    for (int c = 0; c < Layout<F>::K / 64; c++) {
-        RowOperands ops;
-        ops.load(x + c * 128, token_bytes, lane);
-        if constexpr (E4M3<F>) {
-#pragma unroll
-            for (int p = 0; p < 2; p++) {
-                const uint4 w = words[c * 2 + p];
-                uint32_t a[4];
-                e4m3_to_f16(w.x, a[0], a[2]);
-                e4m3_to_f16(w.y, a[1], a[3]);
-                mma_f16(part, a, ops.b[4 * p], ops.b[4 * p + 1]);
-                e4m3_to_f16(w.z, a[0], a[2]);
-                e4m3_to_f16(w.w, a[1], a[3]);
-                mma_f16(part, a, ops.b[4 * p + 2], ops.b[4 * p + 3]);
-            }
-        } else {
-#pragma unroll
-            for (int s = 0; s < 4; s++) {
-                const uint4 v = load_rows(stage, s, lane);
-                const uint32_t a[4] = {v.x, v.y, v.z, v.w};
-                mma_bf16(acc, a, ops.b[2 * s], ops.b[2 * s + 1]);
-            }
-        }
-    }
-    if constexpr (E4M3<F>) {
-        const int2 steps = load_shared8(tail + (lane & 3) * 8);
-        const float first = scale * __int_as_float(steps.x), second = scale * __int_as_float(steps.y);
-#pragma unroll
-        for (int i = 0; i < 4; i++) acc[i] += (i % 2 ? second : first) * part[i];
+    for (int s = 0; s < 4; s++) {
+        const uint4 v = load_rows(stage, s, lane);
+        const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+        mma_bf16(acc, a, ops.b[2 * s], ops.b[2 * s + 1]);
     }
 }

@@ -7,10 +7,10 @@ use crate::ops::rmsnorm::cuda::NormInput;
 use crate::ops::route::cuda::{GROUP_ROWS, Group, Groups, RouteParams};
 
 const THREADS: u32 = 512;
-/// Slots of a ring at most in the kernels of groups, as `experts.cuh` has it.
-const GROUPS_DEPTH: usize = 3;
 /// Shared memory of the kernels of groups that is not dynamic, at most.
 const FIXED_BYTES: usize = 1024;
+/// A unit of up to four rows, in parts of its time (`share.cuh`).
+const EVEN: i32 = 16;
 /// Slots of half a token's experts in `down_sum`.
 pub(crate) const HALF_SLOTS: usize = 4;
 
@@ -42,8 +42,8 @@ pub(crate) struct ExpertParams {
     pub(crate) residual: u64,
     pub(crate) halves: u64,
     pub(crate) most: i32,
-    pub(crate) ahead: i32,
-    pub(crate) depth: i32,
+    pub(crate) images: i32,
+    pub(crate) heavy: i32,
     pub(crate) unused: i32,
 }
 
@@ -74,56 +74,58 @@ pub(crate) fn gate_up_groups(
     params: &ExpertParams,
 ) -> Result<()> {
     let padded = params.experts.hidden_padded as usize;
-    let (name, image, ahead) = match (rows, format) {
-        (Rows::Bf16, Format::Fp8Experts | Format::Bf16) => ("rows", padded * 2, true),
-        _ => ("groups", format.image_bytes(padded), false),
+    let (image, apart) = format.group_image_bytes(padded);
+    let (name, image) = match (rows, format) {
+        (Rows::Bf16, Format::Fp8Experts | Format::Bf16) => ("rows", padded * 2),
+        _ => ("groups", image),
+    };
+    let heavy = match (name, format) {
+        ("rows", _) => 0, // eight at a time
+        (_, Format::Int4G128 | Format::Int4G32) => 19,
+        (_, Format::Fp8Experts) => 18,
+        _ => 0,
     };
     let name = format!("gate_up_{}_{name}", format.name());
-    launch_groups(gpu, &name, format, (padded, image, ahead), groups, params)
+    launch_groups(gpu, &name, format, (image, apart), groups, heavy, params)
 }
 
 pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &ExpertParams) -> Result<()> {
-    let padded = params.experts.inter_padded as usize;
     let name = format!("down_{}_groups", format.name());
-    let image = (padded, format.image_bytes(padded), true);
-    launch_groups(gpu, &name, format, image, groups, params)
+    let row = format.group_image_bytes(params.experts.inter_padded as usize);
+    let heavy = match format {
+        Format::Int4G128 | Format::Int4G32 => 21,
+        Format::Fp8Experts => 18,
+        _ => 0,
+    };
+    launch_groups(gpu, &name, format, row, groups, heavy, params)
 }
 
-/// `padded`: values of a row; `image`: bytes of its image; `ahead`: the kernel can load the images of the next group while it multiplies those of one.
+/// `image`: bytes of a row's image; `apart`: what a row has beside it, of each of two groups. `heavy`: how many sixteenths of another's a unit of more than four
+/// rows takes, as measured; 0: blocks have as many units each.
 fn launch_groups(
     gpu: &Gpu,
     name: &str,
     format: Format,
-    (padded, image, ahead): (usize, usize, bool),
+    (image, apart): (usize, usize),
     groups: usize,
+    heavy: i32,
     params: &ExpertParams,
 ) -> Result<()> {
-    let images = GROUP_ROWS * image;
-    // Images of F16 have a step of each row's 128 values.
-    let steps = match format {
-        Format::Fp8Experts => 2 * padded / 128 * GROUP_ROWS * size_of::<f32>(),
-        _ => 0,
-    };
-    // A block lists its own groups: neighbours.
-    let listed = groups.div_ceil(gpu.blocks() as usize) + 2;
-    let rest = partial_bytes(2) + steps + listed * size_of::<Group>();
+    // A block lists its own groups: neighbours, as many as its share of the time has of light ones.
+    let most = groups * heavy.max(EVEN) as usize / EVEN as usize;
+    let listed = most.div_ceil(gpu.blocks() as usize) + 2;
+    let rest =
+        format.group_ring_bytes() + partial_bytes(2) + 2 * GROUP_ROWS * apart + listed * size_of::<Group>();
+    // Images of the next group's rows come early where they have room beside this one's.
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
-    let slot = format.group_slot_bytes();
-    let ahead = ahead && rest + format.depth() * slot + 2 * images <= room;
-    let fixed = rest + if ahead { 2 * images } else { images };
-    // A ring of three lets a warp's weights go on while it waits for others at a unit's end. INT4's are as fast with two.
-    let most = match format {
-        Format::Fp8Experts => GROUPS_DEPTH,
-        _ => format.depth(),
-    };
-    let depth = (room.saturating_sub(fixed) / slot).clamp(format.depth(), most);
+    let images = (room.saturating_sub(rest) / image).clamp(GROUP_ROWS, 2 * GROUP_ROWS);
     let params = ExpertParams {
         most: groups as i32,
-        ahead: ahead.into(),
-        depth: depth as i32,
+        images: images as i32,
+        heavy,
         ..*params
     };
-    gpu.launch(name, launch(gpu, fixed + depth * slot), &params)
+    gpu.launch(name, launch(gpu, rest + images * image), &params)
 }
 
 /// Up to four tokens: norm, choice and first products in one kernel.

@@ -2,7 +2,8 @@
 //
 // Grouped: a unit is 64 rows of y for one group. Few tokens: a unit is 16 rows of one token for half of its slots, each
 // slot by four warps; the two halves are two arrays that the next norm adds (slots in order within each).
-#include "experts.cuh"
+#include "group_images.cuh"
+#include "share.cuh"
 
 template <int F> struct DownRuns {
     const Experts *experts;
@@ -31,7 +32,7 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const bool mine = (c * (DOWN_ROWS / TILE_ROWS) + r) * TILE_ROWS < p.experts.hidden;
     float acc[NT][4];
-    multiply_run<F, NT, STEPS<F>>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
+    multiply_run<F, NT>(queue, x, tails, token_bytes, first, mine ? count : 0, lane, p.experts.bf16_scales, acc);
     store_partials<NT>(partial, warp, lane, acc);
     meanwhile();
     __syncthreads();
@@ -44,43 +45,37 @@ DEVICE void down_unit(const ExpertParams &p, Queue &queue, const Group &group, i
     }
 }
 
-// Blocks of 128 values of a group's rows that a warp holds on their way: of eight rows of 1,536 values all.
-constexpr int ROWS_AHEAD = 6;
+// The next group's rows: all of eight rows of 2,048 values.
+using DownAhead = RowsAhead<2, 4>;
 
 template <int F> DEVICE void down_groups(const ExpertParams &p) {
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ uint64_t ring_barriers[GEMV_WARPS * GROUPS_DEPTH];
-    constexpr int NT_MAX = 2;
-    constexpr bool BYTES = INT4<F>;
+    constexpr int NT_MAX = 2, DEPTH = GROUPS_DEPTH<F>, SLOTS = DEPTH * SLOT_BYTES<F, GROUPS_SPAN<F>>;
+    __shared__ uint64_t ring_barriers[GEMV_WARPS * DEPTH];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.inter_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
-    const uint32_t bytes = image_bytes<BYTES>(padded);
-    const int slots = p.depth * SLOT_BYTES<F, GROUPS_SPAN<F>>;
-    uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
-    float *partial = reinterpret_cast<float *>(image + (p.ahead ? 2 : 1) * GROUP_ROWS * bytes);
-    float *steps = partial + 2 * PARTIAL_FLOATS<NT_MAX>;  // of the images of two groups
-    const int held_steps = padded / IMAGE_BLOCK * STEP_FLOATS_PER_BLOCK<F>;
-    Group *listed = reinterpret_cast<Group *>(steps + 2 * held_steps);  // the block's own, by their numbers
+    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    GroupImages<F, false> images{image, nullptr, padded, p.images, 0};
+    float *partial = reinterpret_cast<float *>(image + p.images * images.bytes());
+    images.tails = reinterpret_cast<uint8_t *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
+    Group *listed = reinterpret_cast<Group *>(images.tails + 2 * images.held());  // the block's own, by their numbers
     // The groups come from the kernel before last, which has ended (ptx.cuh): the first weights are on their way while
     // the last one's tail still runs.
-    const int count = __ldcg(p.groups.count);
+    __shared__ ShareMemory memory;
     const int units_per_group = ceil_div(p.experts.hidden, DOWN_ROWS);
-    const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
-    const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
-    int first, run, g = begin / units_per_group, c = begin % units_per_group;
-    for (int i = g + threadIdx.x; i <= (end - 1) / units_per_group; i += GEMV_THREADS)
-        reinterpret_cast<int4 *>(listed)[i - g] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
-    listed -= g;
-    __syncthreads();
+    Share share;
+    share.take(p, memory, units_per_group, listed);
+    const int begin = share.begin, end = share.end, last = share.last;
+    int first, run, g = share.group, c = share.unit;
     split_runs<F>(stages, RUNS, s, first, run);
     DownRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run, nullptr};
-    StageQueue<F, GROUPS_DEPTH, DownRuns<F>, GROUPS_SPAN<F>> queue(runs, ring, ring_barriers + warp * GROUPS_DEPTH, lane, p.depth);
+    StageQueue<F, DEPTH, DownRuns<F>, GROUPS_SPAN<F>> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
     wait_for_inputs();
     allow_next_kernel();
 
-    int loaded = -1, buffer = 0, place = 0;
+    int loaded = -1, buffer = 0, parts = 0;
 #pragma unroll 1
     for (int unit = begin; unit < end; unit++) {
         const Group group = listed[g];
@@ -88,35 +83,19 @@ template <int F> DEVICE void down_groups(const ExpertParams &p) {
         const auto row_of = [&](int of) {
             return [from = p.x + static_cast<size_t>(listed[of].first) * padded, padded](int i) { return from + static_cast<size_t>(i) * padded; };
         };
-        if (g != loaded) {
-            if constexpr (STEPS<F>)
-                fill_blocks(row_of(g), group.rows, padded, 0, padded, [&](int i, int block, const float4 &v) {
-                    store_f16<false>(image + place * GROUP_ROWS * bytes, steps + place * held_steps, padded, i, block, v, lane);
-                });
-            else
-                fill_images<BYTES>(row_of(g), group.rows, padded, 0, padded, image + place * GROUP_ROWS * bytes, bytes);
-            loaded = g;
-        }
-        // The next group's rows come while this one's last unit is multiplied.
-        RowsAhead<ROWS_AHEAD> ahead;
-        const bool turns = p.ahead && c + 1 == units_per_group && unit + 1 < end && ahead.fits(listed[g + 1].rows, padded);
-        if (turns) ahead.load(row_of(g + 1), listed[g + 1].rows, padded, padded);
+        if (g != loaded) images.fill(row_of(g), group.rows, padded), loaded = g;
+        DownAhead ahead;
+        const bool turns = c + ahead.PARTS == units_per_group + parts && g < last && ahead.fits(images, group.rows, listed[g + 1].rows);
+        if (turns) ahead.load(parts, row_of(g + 1), listed[g + 1].rows, padded, padded);
         const auto store = [&] {
-            if (!turns) return;
-            uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
-            ahead.store(listed[g + 1].rows, padded, [&](int i, int block, const float4 &v) {
-                if constexpr (STEPS<F>)
-                    store_f16<false>(next, steps + (place ^ 1) * held_steps, padded, i, block, v, lane);
-                else
-                    image_store_block<BYTES>(next + i * bytes, padded, block, v, lane);
-            });
+            if (turns) ahead.store(images, listed[g + 1].rows);
         };
-        const uint32_t x = shared_address(image) + place * GROUP_ROWS * bytes, tails = STEPS<F> ? shared_address(steps + place * held_steps) : x + padded * 2;
+        const uint32_t x = images.images_of(group.rows), tails = images.tails_of();
         if (group.rows <= 4)
-            down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
+            down_unit<F, 1>(p, queue, group, c, r, x, tails, group.rows == 1 ? 0 : images.bytes(), first, run, sums_of_unit, store);
         else
-            down_unit<F, NT_MAX>(p, queue, group, c, r, x, tails, bytes, first, run, sums_of_unit, store);
-        if (turns) place ^= 1, loaded = g + 1;
+            down_unit<F, NT_MAX>(p, queue, group, c, r, x, tails, images.bytes(), first, run, sums_of_unit, store);
+        if (turns && ++parts == ahead.PARTS) parts = 0, images.place ^= 1, loaded = g + 1;
         buffer ^= 1;
         if (++c == units_per_group) c = 0, g++;
     }

@@ -16,16 +16,13 @@ struct Experts {
 // Gate and up: 32 channels a unit, two tiles of each, inputs in four runs. Down: four tiles, inputs in four runs.
 constexpr int UP_CHANNELS = 32, DOWN_ROWS = 64, RUNS = 4;
 
-// The kernels of groups meet FP8 as F16: the images have steps, [block][row], GROUP_ROWS a block.
-template <int F> constexpr bool STEPS = F == FP8_EXPERTS;
-template <int F> constexpr int STEP_FLOATS_PER_BLOCK = STEPS<F> ? GROUP_ROWS : 0;
-static_assert(GROUP_ROWS * sizeof(float) == IMAGE_TAIL_BYTES, "runs go through steps as through tails");
+static_assert(GROUP_ROWS * sizeof(float) == IMAGE_TAIL_BYTES && GROUP_ROWS * IMAGE_TAIL_BYTES == BLOCK_TAIL_BYTES, "runs go through steps as through tails");
 
 // Stages of one copy in the kernels of groups.
-template <int F> constexpr int GROUPS_SPAN = INT4<F> ? INT4_TOGETHER : Layout<F>::SPAN;
+template <int F> constexpr int GROUPS_SPAN = INT4<F> ? INT4_TOGETHER : TRIOS<F> ? TRIO : Layout<F>::SPAN;
 
-// Slots of a warp's ring at most, in the kernels of groups.
-constexpr int GROUPS_DEPTH = 3;
+// Slots of a warp's ring in the kernels of groups. A trio is in registers before the next one is asked for: one slot is on its way nearly always.
+template <int F> constexpr int GROUPS_DEPTH = TRIOS<F> ? 1 : 2;
 
 struct ExpertParams {
     Experts experts;
@@ -40,7 +37,7 @@ struct ExpertParams {
     const float *residual;
     float *halves;  // [2][tokens, hidden]
     int most;       // groups: those that there is room for
-    int ahead;      // groups: there is room for the images of two
-    int depth;      // groups: slots of a warp's ring, at most GROUPS_DEPTH
+    int images;     // groups: rows whose images there is room for, GROUP_ROWS to twice as many
+    int heavy;      // groups: time of a unit of more than four rows, in sixteenths of another's; 0: the same
     int unused;
 };

@@ -3,7 +3,8 @@
 // A unit is 32 channels of one group of rows (at most eight, so their images stay in shared memory); blocks take equal
 // contiguous ranges of units, so a block meets few groups.
 // Bytes: 2/3 of the chosen experts' streams; every distinct expert is read once (once per eight rows).
-#include "experts.cuh"
+#include "group_images.cuh"
+#include "share.cuh"
 
 template <int F> struct GateUpRuns {
     const Experts *experts;
@@ -24,18 +25,18 @@ template <int F> struct GateUpRuns {
 };
 
 // Multiplies one unit, does `meanwhile`, and writes its activations; of up to 4 * NT rows, or, ROWS, of eight whose values are BF16.
-template <int F, int NT, bool ROWS, bool STEPPED, class Queue, class Meanwhile>
+template <int F, int NT, bool ROWS, class Queue, class Meanwhile>
 DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group, int c, uint32_t x, uint32_t tails,
                          uint32_t token_bytes, int first, int count, float *partial, const Meanwhile &meanwhile) {
     constexpr int HELD = ROWS ? 8 : 4 * NT;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     if constexpr (ROWS) {
-        float acc[4];
+        float acc[1][4];
         multiply_rows_run<F>(queue, x, tails, token_bytes, first, count, lane, acc);
         store_row_partials(partial, warp, lane, acc);
     } else {
         float acc[NT][4];
-        multiply_run<F, NT, STEPPED>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
+        multiply_run<F, NT>(queue, x, tails, token_bytes, first, count, lane, p.experts.bf16_scales, acc);
         store_partials<NT>(partial, warp, lane, acc);
     }
     meanwhile();
@@ -49,8 +50,9 @@ DEVICE void gate_up_unit(const ExpertParams &p, Queue &queue, const Group &group
     }
 }
 
-// Blocks of 128 values of a group's rows that a warp holds on their way: of eight rows of 3,072 values all.
-constexpr int ROWS_AHEAD = 12;
+// The next group's rows: all of eight rows of 3,072 values. INT4 gained nothing by having them early, and has no registers for them.
+template <int F> constexpr bool LOOKS_AHEAD = !INT4<F>;
+using UpAhead = RowsAhead<3, 4>;
 
 // Which rows the groups are of, for the first few groups of a block.
 constexpr int ROWS_LISTED = 16;
@@ -72,19 +74,16 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31;
     const int padded = p.experts.hidden_padded, stages = padded / Layout<F>::K;
     const int r = warp / RUNS, s = warp % RUNS;
-    const uint32_t bytes = ROWS ? row_image_bytes(padded) : image_bytes<BYTES>(padded);
-
     constexpr int SPAN = INLINE ? Layout<F>::SPAN : GROUPS_SPAN<F>;
-    const int depth = INLINE ? DEPTH : p.depth, slots = depth * SLOT_BYTES<F, SPAN>;
-    uint8_t *ring = shared + warp * slots, *image = shared + GEMV_WARPS * slots;
-    float *partial = reinterpret_cast<float *>(image + (ROWS && p.ahead ? 2 : 1) * TOKENS * bytes);
-    constexpr bool STEPPED = !INLINE && STEPS<F>;
-    float *steps = partial + 2 * PARTIAL_FLOATS<NT_MAX>;  // of the images of two groups
-    const int held_steps = STEPPED ? padded / IMAGE_BLOCK * GROUP_ROWS : 0;
-    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(steps + 2 * held_steps);  // the block's own, by their numbers
+    constexpr int SLOTS = DEPTH * SLOT_BYTES<F, SPAN>;
+    uint8_t *ring = shared + warp * SLOTS, *image = shared + GEMV_WARPS * SLOTS;
+    GroupImages<F, ROWS> images{image, nullptr, padded, p.images, 0};
+    const uint32_t bytes = INLINE ? image_bytes<BYTES>(padded) : images.bytes();
+    float *partial = reinterpret_cast<float *>(image + (INLINE ? TOKENS : p.images) * bytes);
+    images.tails = reinterpret_cast<uint8_t *>(partial + 2 * PARTIAL_FLOATS<NT_MAX>);
+    Group *listed = INLINE ? groups : reinterpret_cast<Group *>(images.tails + 2 * images.held());  // the block's own, by their numbers
 
-    int count;
-    int4 early = make_int4(0, 0, 0, 0);
+    Share share;
     InlineNorm<BYTES, INLINE ? TOKENS : 1> norm;
     if constexpr (INLINE) {
         norm.load_weights(p.input);
@@ -101,32 +100,20 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
             const int at = warp * p.route.k + lane;
             if (lane < p.route.k) groups[at] = {id, at, 1, warp};
         }
-        count = p.route.tokens * p.route.k;
         __syncthreads();
+        share.split(p.route.tokens * p.route.k, p.experts.inter_padded / UP_CHANNELS);
     } else {
+        __shared__ ShareMemory memory;
         wait_for_inputs();
         allow_next_kernel();
-        // Most groups are requested with their number, not after it.
-        if (static_cast<int>(threadIdx.x) < p.most) early = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + threadIdx.x);
-        count = __ldcg(p.groups.count);
-    }
-    const int units_per_group = p.experts.inter_padded / UP_CHANNELS;
-    const unsigned units = count * units_per_group;  // times the blocks: far from 2^32
-    const int begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
-    int first, run, g = begin / units_per_group, c = begin % units_per_group;
-    const int last = (end - 1) / units_per_group;
-    if constexpr (!INLINE) {
-        const int mine = threadIdx.x;
-        if (mine >= g && mine <= last) reinterpret_cast<int4 *>(listed)[mine - g] = early;
-        for (int i = mine + GEMV_THREADS; i <= last; i += GEMV_THREADS)
-            if (i >= g) reinterpret_cast<int4 *>(listed)[i - g] = __ldcg(reinterpret_cast<const int4 *>(p.groups.group) + i);
-        listed -= g;
-        __syncthreads();
+        share.take(p, memory, p.experts.inter_padded / UP_CHANNELS, listed);
     }
 
+    const int units_per_group = p.experts.inter_padded / UP_CHANNELS, begin = share.begin, end = share.end, last = share.last;
+    int first, run, g = share.group, c = share.unit;
     split_runs<F>(stages, RUNS, s, first, run);
     GateUpRuns<F> runs{&p.experts, listed, g, c, end - begin, units_per_group, r, first, run, nullptr};
-    StageQueue<F, DEPTH, GateUpRuns<F>, SPAN> queue(runs, ring, ring_barriers + warp * DEPTH, lane, depth);
+    StageQueue<F, DEPTH, GateUpRuns<F>, SPAN> queue(runs, ring, ring_barriers + warp * DEPTH, lane);
     queue.fill();
     const int g0 = g;
     if constexpr (!INLINE) {
@@ -136,52 +123,32 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     }
     if constexpr (INLINE) norm.store(p.input, p.route.tokens, 0, padded, image, bytes, scratch);
 
-    const uint32_t x = shared_address(image), tails = padded * 2;
-    int loaded = -1, buffer = 0, place = 0;
+    int loaded = -1, buffer = 0, parts = 0;
 #pragma unroll 1
     for (int unit = begin; unit < end; unit++) {
         const Group group = listed[g];
         float *sums_of_unit = partial + buffer * PARTIAL_FLOATS<NT_MAX>;
         if constexpr (INLINE) {
-            const uint32_t mine = x + group.token * bytes;  // the token's image serves every column
-            gate_up_unit<F, 1, false, false>(p, queue, group, c, mine, mine + tails, 0, first, run, sums_of_unit, [] {});
+            const uint32_t mine = shared_address(image) + group.token * bytes;  // the token's image serves every column
+            gate_up_unit<F, 1, false>(p, queue, group, c, mine, mine + padded * 2, 0, first, run, sums_of_unit, [] {});
         } else {
             const auto row_of = [&](int of) {
                 return [&p, tokens = listed_rows(p, listed, rows, g0, of)](int i) { return p.x + static_cast<size_t>(tokens[i]) * p.experts.hidden; };
             };
-            if (g != loaded) {  // every warp is past the barrier of the unit before: nobody reads the old images
-                if constexpr (STEPPED)
-                    fill_blocks(row_of(g), group.rows, p.experts.hidden, 0, padded, [&](int r, int block, const float4 &v) {
-                        store_f16<ROWS>(image + place * GROUP_ROWS * bytes, steps + place * held_steps, padded, r, block, v, lane);
-                    });
-                else if constexpr (ROWS)
-                    fill_row_images(row_of(g), group.rows, p.experts.hidden, padded, image + place * GROUP_ROWS * bytes);
-                else
-                    fill_images<BYTES>(row_of(g), group.rows, p.experts.hidden, 0, padded, image, bytes);
-                loaded = g;
-            }
-            if constexpr (ROWS) {
-                // The next group's rows come while this one's last unit is multiplied.
-                RowsAhead<ROWS_AHEAD> ahead;
-                const bool turns = p.ahead && c + 1 == units_per_group && unit + 1 < end && ahead.fits(listed[g + 1].rows, padded);
-                if (turns) ahead.load(row_of(g + 1), listed[g + 1].rows, p.experts.hidden, padded);
-                const auto store = [&] {
-                    if (!turns) return;
-                    uint8_t *next = image + (place ^ 1) * GROUP_ROWS * bytes;
-                    ahead.store(listed[g + 1].rows, padded, [&](int r, int block, const float4 &v) {
-                        if constexpr (STEPPED)
-                            store_f16<true>(next, steps + (place ^ 1) * held_steps, padded, r, block, v, lane);
-                        else
-                            row_image_store_block(next + r * bytes, r, block, v, lane);
-                    });
-                };
-                gate_up_unit<F, 1, true, STEPPED>(p, queue, group, c, x + place * GROUP_ROWS * bytes, shared_address(steps + place * held_steps), group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
-                if (turns) place ^= 1, loaded = g + 1;
-            } else if (group.rows <= 4) {
-                gate_up_unit<F, 1, false, STEPPED>(p, queue, group, c, x, STEPPED ? shared_address(steps) : x + tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, [] {});
-            } else {
-                gate_up_unit<F, NT_MAX, false, STEPPED>(p, queue, group, c, x, STEPPED ? shared_address(steps) : x + tails, bytes, first, run, sums_of_unit, [] {});
-            }
+            // Every warp is past the barrier of the unit before: nobody reads the old images.
+            if (g != loaded) images.fill(row_of(g), group.rows, p.experts.hidden), loaded = g;
+            UpAhead ahead;
+            const bool turns = LOOKS_AHEAD<F> && c + ahead.PARTS == units_per_group + parts && g < last && ahead.fits(images, group.rows, listed[g + 1].rows);
+            if (turns) ahead.load(parts, row_of(g + 1), listed[g + 1].rows, p.experts.hidden, padded);
+            const auto store = [&] {
+                if (turns) ahead.store(images, listed[g + 1].rows);
+            };
+            const uint32_t x = images.images_of(group.rows), tails = images.tails_of();
+            if (ROWS || group.rows <= 4)
+                gate_up_unit<F, 1, ROWS>(p, queue, group, c, x, tails, group.rows == 1 ? 0 : bytes, first, run, sums_of_unit, store);
+            else
+                gate_up_unit<F, NT_MAX, false>(p, queue, group, c, x, tails, bytes, first, run, sums_of_unit, store);
+            if (turns && ++parts == ahead.PARTS) parts = 0, images.place ^= 1, loaded = g + 1;
         }
         buffer ^= 1;
         if (++c == units_per_group) c = 0, g++;
@@ -196,11 +163,11 @@ template <int F, int TOKENS, int DEPTH, bool ROWS = false> DEVICE void gate_up(c
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2)                                                      \
         gate_up_##NAME##_4(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 4, DEPTH>(p); }                   \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH>(p); }
+        gate_up_##NAME##_groups(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH<FORMAT>>(p); }
 
 #define GATE_UP_ROWS(NAME, FORMAT)                                                                                     \
     extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1)                                                      \
-        gate_up_##NAME##_rows(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH, true>(p); }
+        gate_up_##NAME##_rows(const __grid_constant__ ExpertParams p) { gate_up<FORMAT, 8, GROUPS_DEPTH<FORMAT>, true>(p); }
 
 GATE_UP(int4_g128, INT4_G128, 2)
 GATE_UP(int4_g32, INT4_G32, 2)

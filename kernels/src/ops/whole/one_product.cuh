@@ -37,7 +37,7 @@ template <int F> DEVICE void multiply_one(uint32_t stage, uint32_t x, uint32_t t
         acc[0][0] += scale * ((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]));
         acc[0][2] += scale * ((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]));
     } else {
-        multiply_stage<F, 1>(stage, x, tail, 0, lane, bf16_scales, scale, acc);
+        multiply_stage<F, 1>(stage, x, tail, 0, 0, lane, bf16_scales, scale, acc);
     }
 }
 
