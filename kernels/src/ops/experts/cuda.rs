@@ -81,8 +81,8 @@ pub(crate) fn gate_up_groups(
     };
     let heavy = match (name, format) {
         ("rows", _) => 0, // eight at a time
-        (_, Format::Int4G128 | Format::Int4G32) => 19,
-        (_, Format::Fp8Experts) => 18,
+        (_, Format::Int4G128 | Format::Int4G32) => 18,
+        (_, Format::Fp8Experts) => 19,
         _ => 0,
     };
     let name = format!("gate_up_{}_{name}", format.name());
@@ -93,7 +93,7 @@ pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &Exp
     let name = format!("down_{}_groups", format.name());
     let row = format.group_image_bytes(params.experts.inter_padded as usize);
     let heavy = match format {
-        Format::Int4G128 | Format::Int4G32 => 21,
+        Format::Int4G128 | Format::Int4G32 => 20,
         Format::Fp8Experts => 18,
         _ => 0,
     };
