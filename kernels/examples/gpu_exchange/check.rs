@@ -7,6 +7,7 @@ use conclave_kernels::cuda::exchange::{ExchangeShape, Wire};
 
 use crate::cases::{Holding, Routing, Tokens, compare, placement};
 use crate::faults::{faults, forged};
+use crate::late::late;
 use crate::rank::Rank;
 
 /// How long ranks that are well wait for each other.
@@ -100,6 +101,14 @@ pub fn check(rank: &mut Rank) -> usize {
         if !rank.options.nccl {
             failed += forged(rank);
         }
+    }
+    // Threads of one process are paused together; over NCCL they keep their messages.
+    let apart = rank.ranks > 1 && rank.ranks <= rank.options.gpus;
+    if "late rows".contains(&rank.options.only)
+        && apart
+        && (!rank.options.nccl || rank.options.child.is_some())
+    {
+        failed += late(rank);
     }
     // Counted once for all ranks.
     if rank.rank == 0 { failed } else { 0 }

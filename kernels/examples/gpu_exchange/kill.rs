@@ -49,16 +49,19 @@ pub fn child(options: &Options) {
             }
         }
     });
-    let handle = station
-        .handle()
-        .map_or("-".into(), |handle| hex(&handle.to_bytes()));
-    say(format!("ready {handle}"));
+    say("ready".into());
     let mut graph = None;
     let mut expected = Vec::new();
     let mut state = Vec::new();
     while let Ok(line) = commands.recv() {
         let words: Vec<&str> = line.split(' ').collect();
         match words[0] {
+            "offer" => {
+                // Recorded for the epoch before.
+                drop(graph.take());
+                let handle = station.offer();
+                say(handle.map_or("-".into(), |handle| hex(&handle.to_bytes())));
+            }
             "connect" => {
                 let place: usize = words[2].parse().unwrap();
                 let peers: Vec<String> = words[3..].iter().map(ToString::to_string).collect();
@@ -71,8 +74,6 @@ pub fn child(options: &Options) {
                     layers: 1,
                     timeout: Duration::from_millis(options.timeout_ms),
                 };
-                // Recorded for the epoch before.
-                drop(graph.take());
                 let start = Instant::now();
                 rank::connect(&mut station, &epoch, &peers, options.nccl);
                 let tokens = Tokens::new(place as u64, 4, SIZES, Routing::Uniform, peers.len());
@@ -113,7 +114,7 @@ struct Rank {
     process: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
-    handle: String,
+    ready: bool,
 }
 
 impl Rank {
@@ -123,7 +124,7 @@ impl Rank {
             input: process.stdin.take().unwrap(),
             output: BufReader::new(process.stdout.take().unwrap()).lines(),
             process,
-            handle: String::new(),
+            ready: false,
         }
     }
 
@@ -139,8 +140,8 @@ impl Rank {
     }
 
     fn ready(&mut self) {
-        if self.handle.is_empty() {
-            self.handle = self.hear().trim_start_matches("ready ").to_owned();
+        if !self.ready {
+            self.ready = self.hear() == "ready";
         }
     }
 }
@@ -163,10 +164,10 @@ fn all(ranks: &mut [Rank], line: &str) -> Vec<String> {
 fn connect(ranks: &mut [Rank], epoch: &mut u32) -> Result<Duration, String> {
     let start = Instant::now();
     *epoch += 1;
-    let handles: Vec<String> = match ranks[0].handle.as_str() {
-        "-" => vec![rank::draw(); ranks.len()],
-        _ => ranks.iter().map(|rank| rank.handle.clone()).collect(),
-    };
+    let mut handles = all(ranks, "offer");
+    if handles[0] == "-" {
+        handles = vec![rank::draw(); ranks.len()];
+    }
     for (index, rank) in ranks.iter_mut().enumerate() {
         rank.say(&format!("connect {epoch} {index} {}", handles.join(" ")));
     }

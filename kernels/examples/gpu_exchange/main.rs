@@ -20,6 +20,7 @@ mod check;
 mod common;
 mod faults;
 mod kill;
+mod late;
 mod link;
 mod made;
 mod model;

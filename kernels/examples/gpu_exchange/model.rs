@@ -236,7 +236,7 @@ pub fn model(rank: &mut Rank) -> usize {
                     .backend
                     .open_nccl(std::slice::from_ref(&shape))
                     .map(|()| if rank.rank == 0 { draw() } else { "-".into() }),
-                false => part.backend.open_ipc(&shape).map(|own| hex(&own.to_bytes())),
+                false => part.backend.offer_ipc(&shape).map(|own| hex(&own.to_bytes())),
             };
             let texts = rank.gather(&own.unwrap());
             let epoch = Epoch {

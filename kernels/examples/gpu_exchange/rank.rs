@@ -113,12 +113,31 @@ impl Rank {
 
     /// The next epoch, with all ranks.
     pub fn connect(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
-        let own = match self.station.handle() {
+        let own = self.offer();
+        self.enter(&own, (shape, placement, timeout));
+    }
+
+    /// What this rank says before an epoch.
+    fn offer(&mut self) -> String {
+        match self.station.offer() {
             Some(handle) => hex(&handle.to_bytes()),
             None if self.rank == 0 => draw(),
             None => "-".into(),
-        };
-        self.enter(&own, (shape, placement, timeout));
+        }
+    }
+
+    /// The next epoch, of all ranks but the last: that one stays where it is.
+    pub fn leave_behind(&mut self, shape: ExchangeShape, placement: &Placement, timeout: Duration) {
+        let behind = self.rank + 1 == self.ranks;
+        let own = if behind { "-".into() } else { self.offer() };
+        let mut texts = self.gather(&own);
+        texts.pop();
+        self.epoch += 1;
+        if !behind {
+            let epoch = self.of_the_epoch(shape, placement, timeout);
+            connect(&mut self.station, &epoch, &texts, self.options.nccl);
+        }
+        self.meet();
     }
 
     /// The next epoch of ranks that are all well: NCCL's communicator, which takes most of an epoch's beginning, stays.
@@ -133,17 +152,26 @@ impl Rank {
         let start = Instant::now();
         let texts = self.gather(own);
         self.epoch += 1;
-        let epoch = Epoch {
+        let epoch = self.of_the_epoch(shape, placement, timeout);
+        connect(&mut self.station, &epoch, &texts, self.options.nccl);
+        self.meet();
+        self.connecting += start.elapsed();
+    }
+
+    fn of_the_epoch<'a>(
+        &self,
+        shape: ExchangeShape,
+        placement: &'a Placement,
+        timeout: Duration,
+    ) -> Epoch<'a> {
+        Epoch {
             number: self.epoch,
             rank: self.rank,
             shape,
             placement,
             layers: 1,
             timeout,
-        };
-        connect(&mut self.station, &epoch, &texts, self.options.nccl);
-        self.meet();
-        self.connecting += start.elapsed();
+        }
     }
 
     /// This rank's tokens of the exchanges that follow; all ranks call it.

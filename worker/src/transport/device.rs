@@ -120,10 +120,7 @@ fn open(
     }
     let most = shapes.iter().max_by_key(|shape| shape.area_bytes());
     let most = most.copied().unwrap_or_else(|| shape(ranks));
-    Ok(Some(match backend.ipc_handle() {
-        Some(handle) if handle.area_bytes >= most.area_bytes() as u64 => handle,
-        _ => backend.open_ipc(&most)?,
-    }))
+    Ok(Some(backend.offer_ipc(&most)?))
 }
 
 /// What this rank tells its peers: sizes that must be theirs, and the handle of its buffers.

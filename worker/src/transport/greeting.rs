@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use super::{Abort, Result, TransportError};
 
 /// What opens a rank's buffers to its peers, as the device makes it; zeros: nothing is opened.
-pub const HANDLE_BYTES: usize = 112;
+pub const HANDLE_BYTES: usize = 128;
 const SIZES: usize = 8;
-const MAGIC: [u8; 4] = *b"CXD1";
+const MAGIC: [u8; 4] = *b"CXD2";
 const BYTES: usize = 4 + SIZES * 4 + HANDLE_BYTES;
 /// How often a wait looks whether it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -87,10 +87,21 @@ impl Memory {
 
     /// Zeros in the first bytes.
     pub(crate) fn clear(&self, device: &Device, stream: &Stream, bytes: usize) -> Result<()> {
-        self.bounds(device, 0, bytes)?;
+        self.clear_from(device, stream, 0, bytes)
+    }
+
+    /// Zeros in `bytes` bytes from `offset` on.
+    pub(crate) fn clear_from(
+        &self,
+        device: &Device,
+        stream: &Stream,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        self.bounds(device, offset, bytes)?;
         // SAFETY: bounds checked.
         device.check("memset", unsafe {
-            sys::cuMemsetD8Async(self.address, 0, bytes, stream.raw)
+            sys::cuMemsetD8Async(self.address + offset as u64, 0, bytes, stream.raw)
         })
     }
 

@@ -67,14 +67,16 @@ impl Cut {
 }
 
 impl CudaBackend {
-    /// Receive buffers for epochs of shapes no larger than `most`, once. The handle is for authenticated peers only.
-    pub fn open_ipc(&mut self, most: &ExchangeShape) -> Result<PeerHandle> {
+    /// Receive buffers for an epoch of a shape no larger than `most`: those of the epoch before, unless they are smaller. The handle is for
+    /// authenticated peers only.
+    pub fn offer_ipc(&mut self, most: &ExchangeShape) -> Result<PeerHandle> {
         self.gpu.device.enter()?;
         most.check()?;
+        if let Some(ipc) = self.group.ipc.as_mut().filter(|ipc| ipc.holds(most)) {
+            return Ok(ipc.offer());
+        }
         let ipc = IpcExchange::new(&self.gpu, std::slice::from_ref(most))?;
-        let handle = ipc.handle();
-        self.group.ipc = Some(ipc);
-        Ok(handle)
+        Ok(self.group.ipc.insert(ipc).offer())
     }
 
     /// Leaves the epoch before, if any, and enters another with `peers[rank]`; see [`IpcExchange::connect`]. No rank may
@@ -85,15 +87,10 @@ impl CudaBackend {
             nccl.leave(&self.gpu)?;
         }
         let Some(ipc) = &mut self.group.ipc else {
-            return Err(KernelError::Unsupported("connect_ipc without open_ipc".into()));
+            return Err(KernelError::Unsupported("connect_ipc without offer_ipc".into()));
         };
         ipc.connect(&self.gpu, epoch, peers)?;
         self.reset_forward()
-    }
-
-    /// The handle of the receive buffers, once they are open.
-    pub fn ipc_handle(&self) -> Option<PeerHandle> {
-        self.group.ipc.as_ref().map(IpcExchange::handle)
     }
 
     /// Whether buffers for NCCL are open that do for epochs of `shapes`.

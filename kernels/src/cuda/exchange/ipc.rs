@@ -1,7 +1,7 @@
 //! The exchange of ranks of one host: kernels write straight into peers' memory, over NVLink or within one device.
 //!
-//! Life: [`IpcExchange::new`] allocates the receive buffers once; for each epoch the ranks exchange [`PeerHandle`]s and each
-//! calls [`IpcExchange::connect`]; the first exchange may start when all ranks have connected. Peers that are no longer
+//! Life: [`IpcExchange::new`] allocates the receive buffers once; for each epoch the ranks exchange what [`IpcExchange::offer`]
+//! gives and each calls [`IpcExchange::connect`]; the first exchange may start when all ranks have connected. Peers that are no longer
 //! named are unmapped when new ones come (the memory of a dead process goes back to its device then), or when there are
 //! many: survivors go on without asking the driver for anything, which may take long while it clears a process away.
 
@@ -66,7 +66,15 @@ impl IpcExchange {
         })
     }
 
-    pub(crate) fn handle(&self) -> PeerHandle {
+    /// Whether the buffers do for epochs of shapes no larger than `most`.
+    pub(crate) fn holds(&self, most: &ExchangeShape) -> bool {
+        self.own.handle.area_bytes >= most.area_bytes() as u64
+    }
+
+    /// For the ranks of the next epoch, which takes the other side: a rank that was left behind in the one before may have been paused
+    /// before its stores, and nobody can take its mapping away.
+    pub(crate) fn offer(&mut self) -> PeerHandle {
+        self.own.turn();
         self.own.handle
     }
 
@@ -101,27 +109,29 @@ impl IpcExchange {
             halves.leave(gpu)?;
         }
         let kept = self.connected.take().map(|connected| connected.places);
-        let named = |peer: &PeerArea| peers.contains(&peer.handle);
+        let own = self.own.handle;
+        let named = |peer: &PeerArea| peers.iter().any(|named| named.same_memory(&peer.handle));
         let known = self.peers.iter().filter(|peer| named(peer)).count();
         if known + 1 < peers.len() || self.peers.len() > known + FORMER_PEERS {
             self.peers.retain(named);
         }
         let mut area = [0; MAX_RANKS];
         for (place, handle) in area.iter_mut().zip(peers) {
-            if *handle == self.own.handle {
-                *place = self.own.memory.address;
+            if *handle == own {
+                *place = self.own.address();
                 continue;
             }
-            let known = self.peers.iter().find(|peer| peer.handle == *handle);
-            *place = match known {
+            let known = self.peers.iter().find(|peer| peer.handle.same_memory(handle));
+            let mapped = match known {
                 Some(peer) => peer.address,
                 None => {
                     self.peers.push(PeerArea::open(gpu, handle)?);
                     self.peers.last().map_or(0, |peer| peer.address)
                 }
             };
+            *place = handle.side_at(mapped);
         }
-        let own = &self.own.handle;
+        let own = &own;
         let here: Vec<_> = peers.iter().filter(|peer| peer.shares_device(own)).collect();
         self.beside = if here.len() == 1 {
             "alone on its device"
@@ -139,7 +149,7 @@ impl IpcExchange {
             let first = bytes - CHANNELS * channel_bytes(&sizes);
             halves.connect(gpu, epoch, (&area, first), (host, here.len()))?;
         }
-        self.own.memory.clear(&gpu.device, &gpu.stream, bytes)?;
+        self.own.clear(gpu, bytes)?;
         self.control.clear();
         gpu.stream.wait(&gpu.device)?;
         self.connected = Some(connected);

@@ -2,11 +2,11 @@
 //! pinned host words that kernels write. With `driver` and `kernels` the only file that calls the driver.
 //!
 //! Must stay true: a mapping ends before the context does; an area outlives every kernel of a live peer that may write to
-//! it (the sequencer starts an epoch only after all ranks have left the one before).
+//! it (the sequencer starts an epoch only after all its ranks have left the one before; of those that were left behind: `OwnArea`).
 
 use std::ffi::c_void;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys;
 
@@ -24,13 +24,18 @@ pub struct PeerHandle {
     process: u64,
     address: u64,
     ordinal: u64,
+    /// Of one side.
     pub area_bytes: u64,
+    /// Where the side of the next epoch begins.
+    side: u64,
+    /// Counts allocations of the process: one that lies where another did is another.
+    made: u64,
     /// The device's UUID.
     pub device: [u8; 16],
 }
 
 impl PeerHandle {
-    pub const BYTES: usize = 112;
+    pub const BYTES: usize = 128;
 
     /// Whether two areas lie on one device.
     pub fn shares_device(&self, other: &PeerHandle) -> bool {
@@ -42,6 +47,17 @@ impl PeerHandle {
         self.process == other.process
     }
 
+    /// Whether both are of one allocation, which is mapped once.
+    pub(super) fn same_memory(&self, other: &PeerHandle) -> bool {
+        let side = self.side;
+        *self == PeerHandle { side, ..*other }
+    }
+
+    /// The side that it names, where the allocation is mapped at `address`.
+    pub(super) fn side_at(&self, address: u64) -> u64 {
+        address + self.side
+    }
+
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..64].copy_from_slice(&self.ipc);
@@ -51,7 +67,9 @@ impl PeerHandle {
         {
             bytes[64 + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
         }
-        bytes[96..].copy_from_slice(&self.device);
+        bytes[96..112].copy_from_slice(&self.device);
+        bytes[112..120].copy_from_slice(&self.side.to_le_bytes());
+        bytes[120..].copy_from_slice(&self.made.to_le_bytes());
         bytes
     }
 
@@ -65,7 +83,7 @@ impl PeerHandle {
         };
         let (mut ipc, mut device) = ([0; 64], [0; 16]);
         ipc.copy_from_slice(&bytes[..64]);
-        device.copy_from_slice(&bytes[96..]);
+        device.copy_from_slice(&bytes[96..112]);
         Some(PeerHandle {
             ipc,
             process: word(0),
@@ -73,12 +91,14 @@ impl PeerHandle {
             ordinal: word(2),
             area_bytes: word(3),
             device,
+            side: word(6),
+            made: word(7),
         })
     }
 }
 
 /// A number that this process alone has.
-fn process_id() -> u64 {
+pub(super) fn process_id() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     static ID: OnceLock<u64> = OnceLock::new();
     *ID.get_or_init(|| {
@@ -104,25 +124,45 @@ pub(super) fn host() -> u64 {
     })
 }
 
-/// This rank's area.
+/// This rank's area: two sides, of which epochs take turns, so that what a rank stores late that was left behind in one meets no row of the
+/// next.
 pub(super) struct OwnArea {
-    pub(super) memory: Memory,
+    memory: Memory,
+    /// Names the side of the epoch.
     pub(super) handle: PeerHandle,
 }
 
 impl OwnArea {
+    /// `bytes`: of a side.
     pub(super) fn new(gpu: &Gpu, bytes: usize) -> Result<OwnArea> {
-        let memory = gpu.alloc(
-            bytes.next_multiple_of(OWN_BLOCK),
-            "receive buffers of the exchange",
-        )?;
-        let handle = handle_of(gpu, &memory)?;
+        let side = bytes.next_multiple_of(OWN_BLOCK);
+        let memory = gpu.alloc(2 * side, "receive buffers of the exchange")?;
+        let handle = PeerHandle {
+            area_bytes: side as u64,
+            ..handle_of(gpu, &memory)?
+        };
         Ok(OwnArea { memory, handle })
+    }
+
+    /// From now on the other side is meant.
+    pub(super) fn turn(&mut self) {
+        self.handle.side = self.handle.area_bytes - self.handle.side;
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.handle.side_at(self.memory.address)
+    }
+
+    /// Zeros in the first bytes of the side.
+    pub(super) fn clear(&self, gpu: &Gpu, bytes: usize) -> Result<()> {
+        let side = self.handle.side as usize;
+        self.memory.clear_from(&gpu.device, &gpu.stream, side, bytes)
     }
 }
 
 /// Of memory of its own blocks.
 pub(super) fn handle_of(gpu: &Gpu, memory: &Memory) -> Result<PeerHandle> {
+    static MADE: AtomicU64 = AtomicU64::new(0);
     let mut ipc = sys::CUipcMemHandle_st { reserved: [0; 64] };
     // SAFETY: pointer to a local; the address is an allocation's beginning.
     let code = unsafe { sys::cuIpcGetMemHandle(&mut ipc, memory.address) };
@@ -134,10 +174,12 @@ pub(super) fn handle_of(gpu: &Gpu, memory: &Memory) -> Result<PeerHandle> {
         ordinal: gpu.device.raw() as u64,
         area_bytes: memory.bytes as u64,
         device: uuid(&gpu.device)?,
+        side: 0,
+        made: MADE.fetch_add(1, Ordering::Relaxed),
     })
 }
 
-/// A peer's area as mapped here.
+/// A peer's area as mapped here, both sides.
 pub(super) struct PeerArea {
     pub(super) handle: PeerHandle,
     pub(super) address: u64,
@@ -301,7 +343,12 @@ mod tests {
             ordinal: 3,
             area_bytes: 1 << 33,
             device: std::array::from_fn(|i| 200 + i as u8),
+            side: 1 << 34,
+            made: 5,
         };
+        let other = PeerHandle { side: 0, ..handle };
+        assert!(handle.same_memory(&other) && handle != other);
+        assert!(!handle.same_memory(&PeerHandle { made: 6, ..handle }));
         assert_eq!(PeerHandle::from_bytes(&handle.to_bytes()), Some(handle));
         assert_eq!(PeerHandle::from_bytes(&handle.to_bytes()[1..]), None);
     }

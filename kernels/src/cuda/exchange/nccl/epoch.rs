@@ -44,6 +44,15 @@ pub(super) struct Step {
 }
 
 impl Live {
+    /// The messages lie at `address`, and those of second pieces behind them.
+    pub(super) fn move_to(&mut self, address: u64) {
+        let first = self.places.sizes;
+        self.places = first.at(address);
+        if let Some((_, places)) = &mut self.second {
+            *places = places.sizes.at(address + first.bytes() as u64);
+        }
+    }
+
     pub(super) fn begin(&self, gpu: &Gpu, tally: &Tally<'_>, sizes: &StepSizes) -> Result<()> {
         let sized = &self.connected.shape;
         let few = carried(sizes.largest, sized.few_tokens);
@@ -52,7 +61,7 @@ impl Live {
         if sizes.many.is_none() {
             return Ok(());
         }
-        let counts = self.bounded(|until| self.agree(gpu, tally, sizes.tokens, until))?;
+        let counts = self.bounded(|until| self.agree(gpu, tally, sizes.tokens as u64, until))?;
         let mut kept = self.counts.borrow_mut();
         for ((peer, count), kept) in (0u32..).zip(counts).zip(kept.iter_mut()) {
             if count > sizes.largest as u64 {
@@ -143,15 +152,15 @@ impl Live {
         })
     }
 
-    /// Every rank's `tokens`.
+    /// Every rank's `word`.
     pub(super) fn agree(
         &self,
         gpu: &Gpu,
         tally: &Tally<'_>,
-        tokens: usize,
+        word: u64,
         until: Until<'_>,
     ) -> Result<Vec<u64>> {
-        let said = self.tell(gpu, tally, as_bytes(&[tokens as u64]), until)?;
+        let said = self.tell(gpu, tally, as_bytes(&[word]), until)?;
         let words = said.as_chunks::<8>().0.iter();
         Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
     }
@@ -236,7 +245,7 @@ pub(super) fn of_the_epoch(place: (u32, u32), error: KernelError) -> KernelError
 }
 
 /// Most bytes that a rank tells the others at once.
-pub(super) const TOLD: usize = 128;
+pub(super) const TOLD: usize = 144;
 
 /// Where the ranks tell each other how many tokens they have, and how the host learns that they did.
 pub(super) struct Tally<'a> {

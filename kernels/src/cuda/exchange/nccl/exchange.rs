@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use super::epoch::{Live, Step, TOLD, Tally, of_the_epoch};
 use super::many::Beside;
 use super::messages::{Sizes, second_shape};
-use super::reach::reach;
+use super::reach::{OwnMessages, reach};
 use super::watch::Watch;
 use super::{ABORT_WAIT, Communicator, Nccl, UniqueId, Until};
 use crate::backend::Result;
 use crate::cuda::exchange::connected::{Connected, of_no_epoch};
 use crate::cuda::exchange::control::Control;
 use crate::cuda::exchange::ipc::Epoch;
-use crate::cuda::exchange::peer::{OWN_BLOCK, PeerArea, PeerHandle, handle_of};
+use crate::cuda::exchange::peer::{PeerArea, process_id};
 use crate::cuda::exchange::places::Places as Kept;
 use crate::cuda::exchange::{
     Choice, Exchange, ExchangeShape, Fault, FewResults, FewRows, Halves, MAX_RANKS, ManyResults, ManyRows,
@@ -39,12 +39,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 const OP: &str = "exchange";
 
 pub(crate) struct NcclExchange {
-    /// Messages and results.
-    messages: Memory,
+    messages: OwnMessages,
     /// Where this rank's message begins at each rank whose memory is mapped here: `MAX_RANKS` addresses.
     at_peers: Memory,
-    /// For ranks of this host; none: the driver gives none.
-    handle: Option<PeerHandle>,
     /// Which slots of many tokens are for experts here, of pieces of even number, then of odd.
     local: Memory,
     /// Tokens of each rank in the step, as they tell each other: U64.
@@ -64,10 +61,8 @@ impl NcclExchange {
     /// Buffers for epochs of shapes that need at most `most` ([`ExchangeShape::message_bytes`]).
     pub(crate) fn new(gpu: &Gpu, most: (usize, usize)) -> Result<NcclExchange> {
         Nccl::open()?;
-        let messages = gpu.alloc(most.0.next_multiple_of(OWN_BLOCK), "messages of the exchange")?;
         Ok(NcclExchange {
-            handle: handle_of(gpu, &messages).ok(),
-            messages,
+            messages: OwnMessages::new(gpu, most.0)?,
             local: gpu.alloc(most.1.max(4), "slots of the exchange")?,
             tally: gpu.alloc(MAX_RANKS * TOLD, "an exchange")?,
             at_peers: gpu.alloc(MAX_RANKS * 8, "an exchange")?,
@@ -82,7 +77,7 @@ impl NcclExchange {
 
     /// Whether the buffers do for epochs of shapes that need `most`.
     pub(crate) fn holds(&self, most: (usize, usize)) -> bool {
-        self.messages.bytes >= most.0 && self.local.bytes >= most.1
+        self.messages.memory.bytes >= most.0 && self.local.bytes >= most.1
     }
 
     pub(crate) fn control(&self) -> Control {
@@ -108,7 +103,7 @@ impl NcclExchange {
             return Err(shape(
                 OP,
                 "bytes of this rank's buffers",
-                self.messages.bytes,
+                self.messages.memory.bytes,
                 bytes.0,
             ));
         }
@@ -134,7 +129,10 @@ impl NcclExchange {
         let place = (communicator.rank as usize, communicator.ranks as usize);
         let bytes = epoch.shape.message_bytes();
         if place != (epoch.rank, epoch.shape.ranks) || !self.holds(bytes) {
-            let wanted = format!("rank {} of {}, {} bytes", place.0, place.1, self.messages.bytes);
+            let wanted = format!(
+                "rank {} of {}, {} bytes",
+                place.0, place.1, self.messages.memory.bytes
+            );
             return Err(shape(OP, "of the next epoch, rank", epoch.rank, wanted));
         }
         let Live {
@@ -163,7 +161,7 @@ impl NcclExchange {
         let [kept, kept_second] = &mut self.kept;
         let connected = Connected::new(gpu, epoch, [0; MAX_RANKS], host, kept.take())?;
         let first = Sizes::new(&sizes);
-        let places = first.at(self.messages.address);
+        let places = first.at(self.messages.memory.address);
         let second = match second_shape(&sizes) {
             None => None,
             Some(shape) => {
@@ -172,13 +170,10 @@ impl NcclExchange {
                     ..epoch.clone()
                 };
                 let connected = Connected::new(gpu, &epoch, [0; MAX_RANKS], host, kept_second.take())?;
-                let behind = self.messages.address + first.bytes() as u64;
+                let behind = self.messages.memory.address + first.bytes() as u64;
                 Some((connected, Sizes::new(&shape).at(behind)))
             }
         };
-        // No stamp of memory that was something else before may be taken for one.
-        self.messages.clear(&gpu.device, &gpu.stream, bytes.0)?;
-        gpu.stream.wait(&gpu.device)?;
         self.control.clear();
         self.control.set_communicator(Some(Arc::clone(&communicator)));
         let mut live = Live {
@@ -197,7 +192,13 @@ impl NcclExchange {
             counts: RefCell::new(vec![sizes.many_tokens; sizes.ranks]),
         };
         // The first operation connects the pairs; it must not happen while a step is recorded.
-        live.agree(gpu, &self.tally(), 0, until)?;
+        let processes = live.agree(gpu, &self.tally(), process_id(), until)?;
+        if self.messages.renew(gpu, &processes)? {
+            live.move_to(self.messages.memory.address);
+        }
+        // No stamp of memory that was something else before may be taken for one.
+        self.messages.memory.clear(&gpu.device, &gpu.stream, bytes.0)?;
+        gpu.stream.wait(&gpu.device)?;
         let tally = Tally {
             words: &self.tally,
             control: &self.control,
@@ -207,7 +208,8 @@ impl NcclExchange {
                 gpu,
                 &tally,
                 (&mut live, &mut self.peers),
-                (self.handle.as_ref(), bytes.0),
+                (&mut self.messages, bytes.0),
+                &processes,
                 until,
             )?;
             let message = |area: u64| area + epoch.rank as u64 * first.there_stride as u64;

@@ -2,15 +2,16 @@
 //!
 //! The handles go through the communicator, which only ranks have joined that proved themselves. Must stay true: both of a pair
 //! come to the same answer, or one would wait for rows that the other has written elsewhere; a peer that cannot be mapped is
-//! no failure: the library carries all.
+//! no failure: the library carries all; an epoch's messages lie where nobody may still write who was left behind in one before: it
+//! may have been paused before its stores, and nobody can take its mapping away.
 
 use super::Until;
 use super::epoch::{Live, TOLD, Tally};
 use super::messages::Places;
 use crate::backend::Result;
-use crate::cuda::Gpu;
 use crate::cuda::exchange::MAX_RANKS;
-use crate::cuda::exchange::peer::{PeerArea, PeerHandle, host};
+use crate::cuda::exchange::peer::{OWN_BLOCK, PeerArea, PeerHandle, handle_of, host, process_id};
+use crate::cuda::{Gpu, Memory};
 
 const CARD: usize = PeerHandle::BYTES + 8;
 const _: () = assert!(CARD <= TOLD);
@@ -44,16 +45,53 @@ fn both(said: &[u8], rank: u32, reached: u64) -> u64 {
     theirs.fold(0, |all, (peer, _): (u32, u64)| all | 1 << peer) & reached
 }
 
-/// Maps them into `peers`, and tells the epoch. `own`: of this rank's messages, of which so many bytes are in use.
+/// This rank's messages and results.
+pub(super) struct OwnMessages {
+    pub(super) memory: Memory,
+    /// For ranks of this host; none: the driver gives none.
+    handle: Option<PeerHandle>,
+    /// Processes that wrote into them in their last epoch.
+    writers: Vec<u64>,
+}
+
+impl OwnMessages {
+    pub(super) fn new(gpu: &Gpu, bytes: usize) -> Result<OwnMessages> {
+        let memory = gpu.alloc(bytes.next_multiple_of(OWN_BLOCK), "messages of the exchange")?;
+        Ok(OwnMessages {
+            handle: handle_of(gpu, &memory).ok(),
+            memory,
+            writers: Vec::new(),
+        })
+    }
+
+    /// For an epoch of ranks of `processes`, each of which has left those before. False: they are where they were.
+    pub(super) fn renew(&mut self, gpu: &Gpu, processes: &[u64]) -> Result<bool> {
+        if self.writers.iter().all(|writer| processes.contains(writer)) {
+            return Ok(false);
+        }
+        *self = OwnMessages::new(gpu, self.memory.bytes)?;
+        Ok(true)
+    }
+
+    /// Who writes into them in the epoch, `straight` of ranks of `processes`. A thread of this one is not paused alone.
+    fn written_by(&mut self, straight: u64, processes: &[u64]) {
+        let ranks = processes.iter().enumerate();
+        let others = ranks.filter(|(rank, process)| straight >> rank & 1 == 1 && **process != process_id());
+        self.writers = others.map(|(_, process)| *process).collect();
+    }
+}
+
+/// Maps them into `peers`, and tells the epoch, whose ranks are of `processes`. Of `own` so many bytes are in use.
 pub(super) fn reach(
     gpu: &Gpu,
     tally: &Tally<'_>,
     (live, peers): (&mut Live, &mut Vec<PeerArea>),
-    (own, bytes): (Option<&PeerHandle>, usize),
+    (own, bytes): (&mut OwnMessages, usize),
+    processes: &[u64],
     until: Until<'_>,
 ) -> Result<()> {
     let rank = live.communicator.rank;
-    let said = live.tell(gpu, tally, &card(own), until)?;
+    let said = live.tell(gpu, tally, &card(own.handle.as_ref()), until)?;
     let handles: Vec<_> = said.chunks_exact(CARD).map(|card| here(card, bytes)).collect();
     // Who is gone keeps its memory while it is mapped.
     peers.retain(|known| handles.contains(&Some(known.handle)));
@@ -72,6 +110,7 @@ pub(super) fn reach(
     let said = live.tell(gpu, tally, &u64::to_le_bytes(reached), until)?;
     live.straight = both(&said, rank, reached);
     live.connected.params.area = area;
+    own.written_by(live.straight, processes);
     Ok(())
 }
 

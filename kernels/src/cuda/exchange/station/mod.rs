@@ -102,10 +102,10 @@ impl Station {
         &self.gpu.device.name
     }
 
-    /// For the peers; `None` over NCCL.
-    pub fn handle(&self) -> Option<PeerHandle> {
-        match &self.carrier {
-            Carrier::Ipc(ipc) => Some(ipc.handle()),
+    /// For the peers of the next epoch; `None` over NCCL.
+    pub fn offer(&mut self) -> Option<PeerHandle> {
+        match &mut self.carrier {
+            Carrier::Ipc(ipc) => Some(ipc.offer()),
             Carrier::Nccl(_) => None,
         }
     }
