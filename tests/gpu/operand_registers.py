@@ -51,6 +51,18 @@ def written(text):
     return range(first, first + (4 if ".128" in words[0] else 2 if ".64" in words[0] or "WIDE" in words[0] else 1))
 
 
+def last_groups(running, left):
+    """Of the running products those of the last groups; a group ends with a product that says so."""
+    groups = [[]]
+    for product in running:
+        groups[-1].append(product)
+        if product[2]:
+            groups.append([])
+    if not groups[-1]:
+        groups.pop()
+    return tuple(product for group in groups[len(groups) - min(left, len(groups)) :] for product in group)
+
+
 def early_writes(code):
     """(address, instruction, the product's address), and how many products run at most."""
     places = {label: i for i, (label, _, _) in enumerate(code) if label}
@@ -66,13 +78,12 @@ def early_writes(code):
                 seen.add((i, running))
             i += 1
             if product := PRODUCT.search(text):
-                running += ((address, int(product.group(1))),)
+                running += ((address, int(product.group(1)), "gsb0" in text),)
                 most = max(most, len(running))
             elif "WARPGROUP.DEPBAR.LE" in text:
-                left = int(text.split(",")[1], 16)
-                running = running[len(running) - left :] if left else ()
+                running = last_groups(running, int(text.split(",")[1], 16))
             else:
-                for by, operand in running:
+                for by, operand, _ in running:
                     if any(operand <= register < operand + 4 for register in written(text)):
                         found.add((address, text, by))
             if branch and branch.group(1) in places:
