@@ -1,7 +1,7 @@
 """Our products for torch_peers.py: the fatbins that a build left, launched through the driver with random streams.
 
 Parameters mirror GemmParams (linear/linear_params.cuh) and ManyParams (experts/many.cuh), shared memory wide_shared_bytes, staged_shared_bytes,
-rows_shared_bytes, short_launch, few_launch and quantised_launch of cuda/plane.rs, cuts best_cut of cuda/wide_cut.rs.
+rows_shared_bytes and quantised_launch of cuda/plane.rs, launch and quantised_launch of linear/few.rs, cuts best_cut of cuda/wide_cut.rs.
 """
 
 import ctypes
@@ -133,25 +133,38 @@ def quantised_shared(rest, depth=3):
     return 1024 + depth * (256 * 132 + 128 * 128 + 48) + rest
 
 
-FEW_TILES, FEW_DEPTH = 12, 3
+FEW_QUANTISED_TILES = 4
+
+
+def few_tiles(kind, columns):
+    """Of a block."""
+    return FEW_QUANTISED_TILES if kind == "fp8_act" else 12 if columns <= (64 if kind == "bf16" else 96) else 8
 
 
 def few_shared(kind, columns):
+    if kind == "fp8_act":
+        return max(118 * 1024, 1024 + 6 * (columns * 132 + 4 * 2048 + 32) + 2 * columns * 68 * 4)
     inputs, size = STAGES[kind][:2]
-    plane, slots, span = inputs * columns * 2, FEW_TILES * FEW_DEPTH, 2 if kind == "int4_g128" else 1
-    planes = min(128 * 1024 // plane, 8 * 128 // inputs)
-    return 1024 + planes * plane + slots * span * size + 8 * (slots + 2 * planes)
+    tiles, plane = few_tiles(kind, columns), inputs * columns * 2
+    slots = tiles * (3 if tiles == 8 or kind == "bf16" else 2)
+    rest = slots * (2 if kind == "int4_g128" else 1) * size + columns * (tiles * 16 + 4) * 4
+    planes = min((226 * 1024 - 2048 - rest) // plane, 8 * 128 // inputs)
+    return 1024 + planes * plane + rest + 1024
 
 
-def short_shared(kind):
-    inputs, size = STAGES[kind][:2]
-    step = -(-16 * (128 // inputs) * size // 1024) * 1024 + 2 * 32 * 128
-    depth = min(6, 185 * 1024 // step)
-    return 1024 + depth * step + 16 * depth + 2 * 8 * 32 * 20 * 4
+def few(folder, kind, tiles, tokens):
+    """The kernel of up to 128 tokens, and blocks for all rows."""
+    columns = next(n for n in (32, 64, 96, 128) if tokens <= n)
+    own, file = few_tiles(kind, columns), "linear_few_quantised" if kind == "fp8_act" else "linear_few"
+    # Results of more than 64 tokens leave as BF16.
+    name = file + ("16" if tokens > 64 else "") + ("" if kind == "fp8_act" else f"_{kind}")
+    threads = 320 if kind == "fp8_act" else (own + 1) * 32
+    return Kernel(folder, file, f"{name}_{columns}", few_shared(kind, columns), threads), -(-tiles // own)
 
 
-def dense(folder, kind, rows, inputs, tokens, residual, copies):
-    """A list of calls (over `copies` weights) and the result that they leave."""
+def dense(folder, kind, rows, inputs, tokens, output, copies):
+    """A list of calls (over `copies` weights) and the result that they leave, of q k v or the output projection."""
+    residual = output and tokens > 128
     stage_inputs = STAGES[kind][0]
     tiles, blocks = rows // 16, -(-tokens // 128) * 16
     parts = 1
@@ -169,13 +182,8 @@ def dense(folder, kind, rows, inputs, tokens, residual, copies):
             work = pairs * -(-tokens // 256)
         grid = 2 * min(MULTIPROCESSORS // 2, work)
     else:
-        if tokens <= 16:
-            kernel, m_tiles = Kernel(folder, "linear_short", f"linear_short_{kind}", short_shared(kind), 640), -(-tiles // 16)
-        else:
-            columns = next(n for n in (32, 64, 96, 128) if tokens <= n)
-            kernel = Kernel(folder, "linear_few", f"linear_few_{kind}_{columns}", few_shared(kind, columns), 13 * 32)
-            m_tiles = -(-tiles // FEW_TILES)
-        each = -(-inputs // 128 // min(12, MULTIPROCESSORS // m_tiles))
+        kernel, m_tiles = few(folder, kind, tiles, tokens)
+        each = -(-inputs // 128 // max(1, min(12, MULTIPROCESSORS // m_tiles)))
         parts = -(-(inputs // 128) // each)
         grid = min(MULTIPROCESSORS, m_tiles * parts)
     x, y = plane(inputs, blocks, kind == "fp8_act"), torch.randn(parts, tokens, rows, device=device)

@@ -165,12 +165,12 @@ def beside_ours(folders):
                 print(f"{label}: {str(error)[:120]}")
 
     for name, rows, inputs in (("qkv", QKV, HIDDEN), ("output", HIDDEN, OUT)):
-        for tokens in (16, 32, 64, 96, 4096):
+        for tokens in (16, 32, 64, 96, 128, 4096):
             copies = 4 if tokens > 1024 else 8
             entries = []
             for kind in ("int4_g128", "fp8", "bf16", "fp8_act"):
-                if kind != "fp8_act" or tokens > 128:
-                    entries += ours_of(kind, lambda f, k=kind: ours.dense(f, k, rows, inputs, tokens, name == "output" and tokens > 128, copies))
+                if kind != "fp8_act" or tokens > 16:
+                    entries += ours_of(kind, lambda f, k=kind: ours.dense(f, k, rows, inputs, tokens, name == "output", copies))
             x, w = bf16(tokens, inputs), [bf16(rows, inputs) for _ in range(copies)]
             entries.append(("torch bf16", [lambda w=w: F.linear(x, w) for w in w], None))
             entries.append(("torch bf16, f32 out", [lambda w=w: torch.mm(x, w.t(), out_dtype=torch.float32) for w in w], None))

@@ -7,7 +7,7 @@ use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec};
 
 use super::driver::allocated_bytes;
 use super::dummy::WeightKind;
-use super::step::FEW_TOKENS;
+use super::plane::WHOLE_TOKENS;
 use super::{CudaBackend, Format, KvCache, made, shape};
 use crate::backend::*;
 use crate::dummy::DummyFormat;
@@ -172,7 +172,7 @@ impl Backend for CudaBackend {
         let (inputs, outputs) = (self.linear(OP, weight)?.inputs, self.linear(OP, weight)?.rows);
         let x = self.memory_of(OP, "x", x, tokens * inputs * 4)?;
         let hidden = self.memory_of(OP, "hidden", hidden, tokens * outputs * 4)?;
-        if self.fp8_activations && tokens > FEW_TOKENS && self.linear(OP, weight)?.format == Format::Fp8 {
+        if self.fp8_activations && tokens > WHOLE_TOKENS && self.linear(OP, weight)?.format == Format::Fp8 {
             return self.add_quantised(weight, x, hidden);
         }
         let weights = [self.linear(OP, weight)?];

@@ -10,14 +10,9 @@
 #include "stream.cuh"
 #include "wgmma_few.cuh"
 
-// Sets of 64 weight rows of a warpgroup, the warpgroups that multiply, and most activation rows: short.cu has its own.
-#ifndef GEMM_SETS
-#define GEMM_SETS 2
-#define GEMM_WARPGROUPS 2
-#define GEMM_MOST_COLUMNS 128
-#endif
-constexpr int SETS = GEMM_SETS, GEMM_CONSUMERS = GEMM_WARPGROUPS, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128;
-constexpr int GEMM_ROWS = 64 * SETS * GEMM_CONSUMERS, GEMM_COLUMNS = GEMM_MOST_COLUMNS;
+// Sets of 64 weight rows of a warpgroup, the warpgroups that multiply, and most activation rows.
+constexpr int SETS = 2, GEMM_CONSUMERS = 2, GEMM_THREADS = (GEMM_CONSUMERS + 1) * 128;
+constexpr int GEMM_ROWS = 64 * SETS * GEMM_CONSUMERS, GEMM_COLUMNS = 128;
 constexpr int GEMM_TILES = GEMM_ROWS / TILE_ROWS;
 constexpr int STEP_INPUTS = 128;
 constexpr int STEP_CHUNKS = 2;
@@ -27,8 +22,7 @@ template <int F> constexpr int STEP_WEIGHTS = GEMM_TILES *STEP_STAGES<F> *Layout
 constexpr int STEP_PLANE = STEP_CHUNKS * GEMM_COLUMNS * 128;
 // Weights, then planes aligned to 1024.
 template <int F> constexpr int STEP_BYTES = (STEP_WEIGHTS<F> + 1023) / 1024 * 1024 + STEP_PLANE;
-// Beside the ring 40 KB of short.cu's results.
-constexpr int RING_ROOM = (GEMM_CONSUMERS == 2 ? 225 : 185) * 1024, MOST_DEPTH_OF_RING = GEMM_CONSUMERS == 2 ? 4 : 6;
+constexpr int RING_ROOM = 225 * 1024, MOST_DEPTH_OF_RING = 4;
 template <int F> constexpr int GEMM_DEPTH = RING_ROOM / STEP_BYTES<F> < MOST_DEPTH_OF_RING ? RING_ROOM / STEP_BYTES<F> : MOST_DEPTH_OF_RING;
 
 // One tile of work.

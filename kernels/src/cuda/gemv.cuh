@@ -47,11 +47,7 @@ template <int F, int DEPTH, class Next, int STAGES = Layout<F>::SPAN> struct Sta
         __syncwarp();
     }
 
-    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) {
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                     "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-                     : "memory");
-    }
+    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) { bulk_copy_once(to, from, bytes, barrier, policy); }
 
     // A stage of a trio, the first one with the scale block in front of it. Runs begin with a trio.
     __device__ __forceinline__ void request_of_trio(uint32_t into) {

@@ -1,10 +1,12 @@
-//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`, `linear/few.cuh`, `wide.cuh`, `quantised_wide.cuh`), and the
+//! Sizes of planes (`plane.cuh`) and of the kernels that multiply them (`gemm.cuh`, `wide.cuh`, `quantised_wide.cuh`; those of few: `ops/linear/few.rs`), and the
 //! launch of dense products.
 
+use super::format::TILE_ROWS;
 use super::weights::{Linear, WeightParam};
 use super::wide_cut::WideCut;
 use super::{Format, Gpu, Launch, shape};
 use crate::backend::{KernelError, Result};
+use crate::ops::linear::few;
 
 /// Rows of one block of a plane.
 pub(crate) const PLANE_ROWS: usize = 8;
@@ -13,19 +15,10 @@ pub(crate) const PLANE_BLOCK: usize = 1024;
 /// Weight rows and activation rows of one tile of work.
 const GEMM_ROWS: usize = 256;
 pub(crate) const GEMM_COLUMNS: usize = 128;
-/// Most activation rows of `linear/short.cu`, and those that it is given; threads of a block, and room of its ring.
-const SHORT_COLUMNS: usize = 32;
-const SHORT_TOKENS: usize = 16;
-const SHORT_THREADS: u32 = 640;
-const SHORT_RING: usize = 185 * 1024;
-/// The kernels of few (`linear/few.cuh`): their activation rows, a block's tiles of 16 weight rows, threads, a warp's slots of weights, and
-/// bytes and steps of 128 inputs that the plane may have.
-const FEW_COLUMNS: [usize; 4] = [32, 64, 96, 128];
-const FEW_TILES: usize = 12;
-const FEW_THREADS: u32 = 13 * 32;
-const FEW_DEPTH: usize = 3;
-const FEW_PLANES: usize = 128 * 1024;
-const FEW_PLANE_STEPS: usize = 8;
+/// Activations of more tokens than these can be quantised.
+pub(crate) const WHOLE_TOKENS: usize = 16;
+/// Results of more tokens than these can leave as BF16: writing them is a good part of the product's time.
+const F32_TOKENS: usize = 64;
 /// Activation rows of a pair of blocks of `wide.cuh`, and tiles of 16 weight rows of each block.
 pub(crate) const WIDE_COLUMNS: usize = 256;
 pub(crate) const WIDE_TILES: usize = 8;
@@ -136,34 +129,6 @@ fn gemm_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
     }
 }
 
-/// The same of `linear/short.cu`: a ring and sixteen warps' results.
-fn short_launch(gpu: &Gpu, format: Format, work: usize) -> Launch {
-    let stages = 128 / format.stage_inputs();
-    let step = (16 * stages * format.stage_bytes()).next_multiple_of(1024) + 2 * SHORT_COLUMNS * 128;
-    let depth = (SHORT_RING / step).min(6);
-    Launch {
-        grid: (gpu.blocks().min(work as u32), 1),
-        threads: SHORT_THREADS,
-        shared: (1024 + depth * step + 2 * depth * 8) as u32 + 2 * OUT_BYTES,
-        overlap: true,
-    }
-}
-
-/// The same of `linear/few.cuh` for up to `columns` activation rows: alignment, the plane's ring, those of the weights, and barriers. More than half
-/// of what a multiprocessor has: where two blocks fit, some get two while the kernel before still runs, and others none.
-fn few_launch(gpu: &Gpu, format: Format, columns: usize, work: usize) -> Launch {
-    let plane = format.stage_inputs() * columns * 2;
-    let planes = (FEW_PLANES / plane).min(FEW_PLANE_STEPS * 128 / format.stage_inputs());
-    let slots = FEW_TILES * FEW_DEPTH;
-    let barriers = (slots + 2 * planes) * 8;
-    Launch {
-        grid: (gpu.blocks().min(work as u32), 1),
-        threads: FEW_THREADS,
-        shared: (1024 + planes * plane + slots * format.span() * format.stage_bytes() + barriers) as u32,
-        overlap: true,
-    }
-}
-
 /// Mirrors `GemmParams` of `linear/linear_params.cuh`.
 #[repr(C)]
 struct GemmParams {
@@ -205,14 +170,6 @@ fn segments_of(weights: &[&Linear]) -> (usize, usize, [WeightParam; 3]) {
     (tiles, weights.iter().map(|weight| weight.rows).sum(), segments)
 }
 
-/// Whether `linear/short.cu` and `linear/few.cuh` have kernels of it.
-fn has_few(format: Format) -> bool {
-    matches!(
-        format,
-        Format::Fp8 | Format::Bf16 | Format::Int4G128 | Format::Int4G32
-    )
-}
-
 /// Of how many pairs of 128 rows all tokens are multiplied before the next ones: so many weights stay in the second-level cache.
 fn band_of(format: Format, pairs: usize) -> usize {
     match format {
@@ -225,12 +182,13 @@ fn band_of(format: Format, pairs: usize) -> usize {
 pub(crate) const MAX_PARTS: usize = 12;
 
 /// How many parts occupy the device when one column of tiles does not.
-pub(crate) fn parts_for(gpu: &Gpu, weights: &[&Linear], tokens: usize) -> usize {
+pub(crate) fn parts_for(gpu: &Gpu, weights: &[&Linear], tokens: usize, quantised: bool) -> usize {
     let rows: usize = weights.iter().map(|weight| weight.rows).sum();
     let (format, padded) = (weights[0].format, weights[0].padded());
-    let tile_rows = match has_few(format) && tokens > SHORT_TOKENS {
-        true => FEW_TILES * 16,
-        false => GEMM_ROWS,
+    let tile_rows = match few::columns(tokens) {
+        Some(_) if quantised => few::QUANTISED_TILES * TILE_ROWS,
+        Some(columns) if few::has(format) => few::tiles(format, columns) * TILE_ROWS,
+        _ => GEMM_ROWS,
     };
     let wanted = gpu.blocks() as usize / rows.div_ceil(tile_rows);
     let each = (padded / 128).div_ceil(wanted.clamp(1, MAX_PARTS));
@@ -243,12 +201,13 @@ pub(crate) fn gives_bf16(weights: &[&Linear], tokens: usize) -> bool {
     let whole = weights
         .iter()
         .all(|weight| leaves_staged(weight.format) && weight.rows % 16 == 0);
-    tokens > GEMM_COLUMNS && whole && width.is_multiple_of(8)
+    tokens > F32_TOKENS && whole && width.is_multiple_of(8)
 }
 
-/// The same as `linear_gemm` for one part, without residual, with results as BF16: they leave beside the next products.
+/// The same as `linear_gemm` without residual, with results as BF16. Of many tokens they are one part and leave beside the next products.
 pub(crate) fn linear_gemm_bf16(gpu: &Gpu, call: &GemmCall<'_>) -> Result<()> {
-    if !gives_bf16(call.weights, call.tokens) || call.parts != 1 || call.residual != 0 {
+    let parts = call.parts != 1 && call.tokens > GEMM_COLUMNS;
+    if !gives_bf16(call.weights, call.tokens) || parts || call.residual != 0 {
         return Err(KernelError::Unsupported(
             "these products do not leave as BF16".into(),
         ));
@@ -322,6 +281,16 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         parts: parts as i32,
         cut,
     };
+    let few = few::columns(tokens);
+    if let Some(columns) = few.filter(|_| quantised) {
+        let name = if bf16 {
+            "linear_few_quantised16"
+        } else {
+            "linear_few_quantised"
+        };
+        let launch = few::quantised_launch(columns, (tiles, parts));
+        return gpu.launch(&format!("{name}_{columns}"), launch, &params);
+    }
     if quantised {
         if parts != 1 || (residual != 0 && residual != y) {
             return Err(KernelError::Unsupported(
@@ -352,16 +321,14 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
         let launch = pairs_launch(gpu, shares, shared);
         return gpu.launch(&format!("linear_{name}_{}", format.name()), launch, &params);
     }
-    if has_few(first.format) && tokens <= SHORT_TOKENS {
-        let work = (tiles * 16).div_ceil(GEMM_ROWS) * parts;
-        let launch = short_launch(gpu, first.format, work);
-        return gpu.launch(&format!("linear_short_{}", first.format.name()), launch, &params);
-    }
-    let few = FEW_COLUMNS.into_iter().find(|most| tokens <= *most);
-    if let Some(columns) = few.filter(|_| has_few(first.format)) {
-        let launch = few_launch(gpu, first.format, columns, tiles.div_ceil(FEW_TILES) * parts);
-        let name = format!("linear_few_{}_{columns}", first.format.name());
-        return gpu.launch(&name, launch, &params);
+    if let Some(columns) = few.filter(|_| few::has(first.format)) {
+        let name = if bf16 { "linear_few16" } else { "linear_few" };
+        let launch = few::launch(gpu, first.format, columns, (tiles, parts));
+        return gpu.launch(
+            &format!("{name}_{}_{columns}", first.format.name()),
+            launch,
+            &params,
+        );
     }
     let work = (tiles * 16).div_ceil(GEMM_ROWS) * tokens.div_ceil(GEMM_COLUMNS) * parts;
     let launch = gemm_launch(gpu, first.format, work);

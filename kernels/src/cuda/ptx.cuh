@@ -74,6 +74,13 @@ DEVICE uint64_t evict_first_policy() {
     return policy;
 }
 
+// `bulk_copy` with such a policy.
+DEVICE void bulk_copy_once(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes),
+                 "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
 // Shared memory written by ordinary stores becomes visible to tensor cores (wgmma) and the copy engine.
 DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

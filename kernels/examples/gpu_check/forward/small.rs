@@ -58,16 +58,26 @@ fn spec(shape: &Shape) -> ModelSpec {
 }
 
 impl Small {
-    pub fn new(mut backend: Box<dyn Backend>, shape: &Shape, kind: Kind, kv: KvDtype) -> Small {
-        let random = &mut Random(shape.hidden as u64);
-        let spec = spec(shape);
-        let attention = &spec.layers[0].attention;
-        let b = backend.as_mut();
+    pub fn new(backend: Box<dyn Backend>, shape: &Shape, kind: Kind, kv: KvDtype) -> Small {
         let dense = if matches!(kind, Kind::Int4(32, _)) {
             Kind::Bf16
         } else {
             kind
         };
+        Small::of(backend, shape, (dense, kind), kv)
+    }
+
+    /// Attention's weights of the one kind, experts of the other.
+    pub fn of(
+        mut backend: Box<dyn Backend>,
+        shape: &Shape,
+        (dense, experts): (Kind, Kind),
+        kv: KvDtype,
+    ) -> Small {
+        let random = &mut Random(shape.hidden as u64);
+        let spec = spec(shape);
+        let attention = &spec.layers[0].attention;
+        let b = backend.as_mut();
         let layers = (0..shape.layers)
             .map(|_| {
                 let mut matrix =
@@ -93,7 +103,7 @@ impl Small {
                 let moe_norm = vector(shape.hidden);
                 let bias = b.upload_vector(&random.values(shape.experts, 0.1)).unwrap();
                 let experts: Vec<HostExpert> = (0..shape.experts)
-                    .map(|_| expert(random, shape.hidden, shape.inter, kind))
+                    .map(|_| expert(random, shape.hidden, shape.inter, experts))
                     .collect();
                 ForwardLayer {
                     attention: AttentionWeights {

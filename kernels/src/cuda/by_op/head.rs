@@ -7,7 +7,7 @@ use super::super::workspace::Slot;
 use super::super::{CudaBackend, shape};
 use crate::backend::{Buffer, LinearId, Result, SampleRow, Sampled, VectorId};
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
-use crate::ops::rmsnorm::cuda::{MAX_WIDTH, NormInput, NormRows, norm_rows};
+use crate::ops::rmsnorm::cuda::{MAX_WIDTH, NormInput, NormRows, norm_few, norm_rows};
 
 impl CudaBackend {
     pub(in crate::cuda) fn op_head(
@@ -123,7 +123,10 @@ impl CudaBackend {
             padded: padded as i32,
             ..NormRows::default()
         };
-        norm_rows(&self.gpu, tokens, &rows)?;
+        match tokens {
+            ..=FEW_TOKENS => norm_few(&self.gpu, tokens, &rows)?,
+            _ => norm_rows(&self.gpu, tokens, &rows)?,
+        }
         linear_gemm(
             &self.gpu,
             &GemmCall {

@@ -9,10 +9,13 @@ mod grouped;
 mod inline;
 mod short;
 
-use super::{Forward, Way, cache};
+use super::many::quantises;
+use super::{Forward, Layer, Way, cache};
 use crate::backend::Result;
 use crate::cuda::format::padded;
-use crate::cuda::plane::{GemmCall, MAX_PARTS, linear_gemm, parts_for, plane_blocks};
+use crate::cuda::plane::{
+    GemmCall, MAX_PARTS, WHOLE_TOKENS, gives_bf16, linear_gemm, linear_gemm_bf16, parts_for, plane_blocks,
+};
 use crate::cuda::step::FEW_TOKENS;
 use crate::cuda::weights::Linear;
 use crate::cuda::{CudaBackend, Gpu};
@@ -51,6 +54,13 @@ struct Piece<'a> {
     products: bool,
     /// `Way::Short`.
     short: bool,
+}
+
+/// What the next layer wants of its input: the norm's weights, and whether the norm leaves quantised.
+#[derive(Clone, Copy)]
+struct Wanted {
+    norm: u64,
+    quantised: bool,
 }
 
 /// Bytes of the dense results' parts for `tokens` tokens of `width` values.
@@ -233,16 +243,12 @@ impl Piece<'_> {
             }
             return Ok(stream);
         }
-        let norms = forward
-            .layers
-            .iter()
-            .skip(1)
-            .map(|layer| Some(layer.norm))
-            .chain([None]);
-        for (index, (layer, next)) in forward.layers.iter().zip(norms).enumerate() {
+        for (index, layer) in forward.layers.iter().enumerate() {
             if index == 0 {
-                self.norm(stream, layer.norm, 0, false)?;
+                self.norm(stream, self.wanted(layer)?)?;
             }
+            let next = forward.layers.get(index + 1);
+            let next = next.map(|layer| self.wanted(layer)).transpose()?;
             match way {
                 Way::Short => self.short_layer(index, layer, next)?,
                 _ => self.grouped_layer(index, layer, next)?,
@@ -267,61 +273,74 @@ impl Piece<'_> {
         }
     }
 
-    /// The norm as the dense weights want it, and as the experts do.
-    fn norm(&self, stream: Stream, weight: u64, sum_out: u64, for_experts: bool) -> Result<()> {
-        let places = &self.forward.places;
+    fn wanted(&self, layer: &Layer) -> Result<Wanted> {
+        Ok(Wanted {
+            norm: layer.norm,
+            quantised: self.quantised(self.backend.linear("forward", layer.handles.attention.q)?),
+        })
+    }
+
+    /// Whether products with this weight see quantised activations.
+    fn quantised(&self, weight: &Linear) -> bool {
+        self.products && self.tokens > WHOLE_TOKENS && quantises(self.forward, weight.format)
+    }
+
+    /// The first layer's norm, as its dense weights want it.
+    fn norm(&self, stream: Stream, wanted: Wanted) -> Result<()> {
         let norm = NormRows {
-            input: self.forward.norm_input(stream, self.tokens, weight, sum_out),
-            normed: if for_experts || !self.products {
-                places.normed
-            } else {
-                0
-            },
-            plane: if self.products { places.plane } else { 0 },
-            plane_blocks: self.plane_blocks() as i32,
-            padded: padded(self.forward.sizes.hidden) as i32,
-            ..NormRows::default()
+            input: self.forward.norm_input(stream, self.tokens, wanted.norm, 0),
+            ..self.norm_places(Some(wanted), false)
         };
         norm_few(self.gpu, self.tokens, &norm)
     }
 
-    /// A dense weight times the rows or the plane; returns the number of parts in `y`.
-    fn dense(
-        &self,
-        weights: &[&Linear],
-        from: (u64, u64),
-        parts: usize,
-        y: u64,
-        residual: u64,
-    ) -> Result<usize> {
-        let (rows, plane) = from;
-        if self.products {
-            let parts = parts_for(self.gpu, weights, self.tokens);
-            let blocks = plane_blocks(FEW_TOKENS);
-            linear_gemm(
-                self.gpu,
-                &GemmCall {
-                    quantised: false,
-                    weights,
-                    plane,
-                    blocks,
-                    tokens: self.tokens,
-                    parts,
-                    y,
-                    residual,
-                },
-            )?;
-            return Ok(parts);
+    /// Where a norm goes: nowhere if it is not `wanted`.
+    fn norm_places(&self, wanted: Option<Wanted>, for_experts: bool) -> NormRows {
+        let places = &self.forward.places;
+        let place = |place: u64, used: bool| if used { place } else { 0 };
+        let (there, quantised) = (wanted.is_some(), wanted.is_some_and(|wanted| wanted.quantised));
+        NormRows {
+            normed: place(places.normed, there && (for_experts || !self.products)),
+            plane: place(places.plane, there && self.products && !quantised),
+            quantised: place(places.quantised_plane, quantised),
+            plane_blocks: self.plane_blocks() as i32,
+            padded: padded(self.forward.sizes.hidden) as i32,
+            ..NormRows::default()
         }
-        self.passes(weights, rows, parts, y, residual)
     }
 
-    /// The gate, whose few rows are too few tiles for a matrix product of few tokens: `rows` hold the tokens as well as `plane`.
-    fn gate(&self, weight: &Linear, from: (u64, u64), y: u64) -> Result<usize> {
-        if self.products && self.tokens > GATE_PASS_TOKENS {
-            return self.dense(&[weight], from, GATE_PARTS, y, 0);
+    /// A dense weight times the plane, or, if it sees quantised activations, the quantised one; returns the number of parts in `y` and whether they are
+    /// BF16, which they are only if they may be `rounded`.
+    fn product(&self, weights: &[&Linear], plane: u64, y: u64, rounded: bool) -> Result<(usize, bool)> {
+        let quantised = self.quantised(weights[0]);
+        let call = GemmCall {
+            quantised,
+            weights,
+            plane: match quantised {
+                true => self.forward.places.quantised_plane,
+                false => plane,
+            },
+            blocks: plane_blocks(FEW_TOKENS),
+            tokens: self.tokens,
+            parts: parts_for(self.gpu, weights, self.tokens, quantised),
+            y,
+            residual: 0,
+        };
+        let bf16 = rounded && gives_bf16(weights, self.tokens);
+        match bf16 {
+            true => linear_gemm_bf16(self.gpu, &call)?,
+            false => linear_gemm(self.gpu, &call)?,
         }
-        self.passes(&[weight], from.0, self.gate_parts(weight), y, 0)
+        Ok((call.parts, bf16))
+    }
+
+    /// The gate, whose few rows are too few tiles for a matrix product of few tokens: `normed` holds the tokens as well as `plane`.
+    fn gate(&self, weight: &Linear, y: u64) -> Result<usize> {
+        let places = &self.forward.places;
+        if self.products && self.tokens > GATE_PASS_TOKENS {
+            return Ok(self.product(&[weight], places.plane, y, false)?.0);
+        }
+        self.passes(&[weight], places.normed, self.gate_parts(weight), y, 0)
     }
 
     /// Into how many parts of its inputs passes cut the gate.

@@ -145,12 +145,12 @@ fn serve_others(backend: &CudaBackend, forward: &Forward, chunk: (usize, usize))
 /// that they occupy the device (`few` has room for them), else `many`.
 fn parts_of(gpu: &Gpu, tokens: usize, weights: &[&Linear], many: usize) -> usize {
     match tokens {
-        ..=FEW_TOKENS => parts_for(gpu, weights, tokens),
+        ..=FEW_TOKENS => parts_for(gpu, weights, tokens, false),
         _ => many,
     }
 }
 
 /// Whether weights of this format see quantised activations.
-fn quantises(forward: &Forward, format: Format) -> bool {
+pub(super) fn quantises(forward: &Forward, format: Format) -> bool {
     forward.places.quantised_plane != 0 && matches!(format, Format::Fp8 | Format::Fp8Experts)
 }

@@ -114,7 +114,7 @@ impl CudaBackend {
             tokens => sorted_rows(tokens * sizes.top_k, sizes.experts),
         };
         let (hidden, inter) = (padded(sizes.hidden), padded(sizes.inter));
-        let fp8 = self.fp8_activations && many > 0;
+        let fp8 = self.fp8_activations;
         let widest = hidden.max(padded(sizes.q_width));
         let mut get = |slot, bytes: usize| self.workspace.get(&self.gpu, slot, bytes);
         let per_kv = sizes.q_width / sizes.kv_width;
@@ -162,7 +162,7 @@ impl CudaBackend {
                 true => get(Slot::QuantisedPlane, quantised_bytes(blocks, widest))?,
                 false => 0,
             },
-            quantised_sorted: match fp8 {
+            quantised_sorted: match fp8 && many > 0 {
                 true => get(Slot::QuantisedSorted, quantised_bytes(sorted / 8, hidden))?,
                 false => 0,
             },

@@ -22,6 +22,8 @@ mod block;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod few;
 mod floats;
 mod int4;
 mod integers;

@@ -28,7 +28,7 @@ pub(crate) struct RopeParams {
     pub(crate) q16: u64,
     pub(crate) first16: i32,
     pub(crate) scale: f32,
-    /// `qkv` is one part of BF16.
+    /// `qkv` is BF16; for `rope_kv` one part.
     pub(crate) bf16: i32,
 }
 

@@ -4,7 +4,7 @@
 #include "../attention/pages.cuh"
 
 struct RopeParams {
-    const float *qkv;  // [parts][tokens, width]; with `bf16`, which only rope_kv.cu knows, one part of BF16
+    const float *qkv;  // [parts][tokens, width]; `bf16`: as BF16, rope_kv.cu: of one part
     int parts, tokens, heads, rotary;
     int norm;  // 0: none, 1: per head, 2: over the whole projection
     float eps;

@@ -30,15 +30,19 @@ template <int KV, int HD> DEVICE void rope_few(const RopeParams &p) {
     if (threadIdx.x < half) turn[threadIdx.x] = rope_turn(p, threadIdx.x, position);
     allow_next_kernel();  // early, see ptx.cuh
     wait_for_inputs();
-    const size_t stride = static_cast<size_t>(p.tokens) * width;
-    const float *from = p.qkv + static_cast<size_t>(token) * width + head0 * HD;
+    const size_t stride = static_cast<size_t>(p.tokens) * width, from = static_cast<size_t>(token) * width + head0 * HD;
+    const auto quad = [&](size_t at) {
+        if (!p.bf16) return *reinterpret_cast<const float4 *>(p.qkv + at);
+        const uint2 v = *reinterpret_cast<const uint2 *>(reinterpret_cast<const __nv_bfloat16 *>(p.qkv) + at);
+        return make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
+    };
     float2 sum = make_float2(0.f, 0.f);  // of the squares of q, and of k
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < held * HD; i += 4 * SPREAD_THREADS) {
-        float4 v = *reinterpret_cast<const float4 *>(from + i);
+        float4 v = quad(from + i);
 #pragma unroll 4
         for (int part = 1; part < p.parts; part++) {
-            const float4 more = *reinterpret_cast<const float4 *>(from + part * stride + i);
+            const float4 more = quad(from + part * stride + i);
             v.x += more.x, v.y += more.y, v.z += more.z, v.w += more.w;
         }
         *reinterpret_cast<float4 *>(values + i) = v;

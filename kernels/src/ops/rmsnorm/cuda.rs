@@ -32,6 +32,8 @@ pub(crate) struct NormRows {
     pub(crate) quantised: u64,
     pub(crate) padded: i32,
     pub(crate) plane_blocks: i32,
+    /// `input.x1` is BF16.
+    pub(crate) bf16_parts: i32,
 }
 
 /// Mirrors `CombineRows`.
@@ -79,7 +81,7 @@ const FEW_SPREAD: u32 = 8;
 
 /// The launch of a kernel of `few.cu`, and its passes, where it serves such rows.
 fn few(rows: usize, params: &NormRows) -> Option<(Launch, i32)> {
-    let fits = params.padded <= FEW_WIDTH && params.input.k % 4 == 0 && params.quantised == 0;
+    let fits = params.padded <= FEW_WIDTH && params.input.k % 4 == 0;
     let launch = Launch {
         grid: (rows as u32 * FEW_SPREAD, 1),
         threads: 128,

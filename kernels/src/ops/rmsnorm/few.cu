@@ -11,13 +11,26 @@ DEVICE void load_arrays(const float *from, size_t stride, int first, int count, 
     for (int a = 0; a < AHEAD; a++) v[a] = load_quad(from + (first + a) * stride, there && first + a < count);
 }
 
+// The same of BF16.
+DEVICE void load_arrays_bf16(const uint16_t *from, size_t stride, int first, int count, bool there, float4 (&v)[AHEAD]) {
+    uint2 pairs[AHEAD];
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++)
+        pairs[a] = there && first + a < count ? *reinterpret_cast<const uint2 *>(from + (first + a) * stride) : make_uint2(0, 0);
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++) v[a] = make_float4(bf16_low(pairs[a].x), bf16_high(pairs[a].x), bf16_low(pairs[a].y), bf16_high(pairs[a].y));
+}
+
 // x0 + x1 + .., in order.
 struct AddParts {
     DEVICE void operator()(const NormRows &p, size_t at, int, int, bool there, float4 &v) const {
 #pragma unroll 1
         for (int first = 0; first < p.input.more; first += AHEAD) {
             float4 more[AHEAD];
-            load_arrays(p.input.x1 + at, p.input.stride, first, p.input.more, there, more);
+            if (p.bf16_parts)
+                load_arrays_bf16(reinterpret_cast<const uint16_t *>(p.input.x1) + at, p.input.stride, first, p.input.more, there, more);
+            else
+                load_arrays(p.input.x1 + at, p.input.stride, first, p.input.more, there, more);
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) v.x += more[a].x, v.y += more[a].y, v.z += more[a].z, v.w += more[a].w;
         }
@@ -50,7 +63,9 @@ struct AddSlots {
 template <int PASSES, class Add> DEVICE void norm_few(const NormRows &p, const Add &add) {
     __shared__ float squares[SPREAD], scratch[SPREAD_THREADS / WARP];
     cluster_arrive();
-    const int row = blockIdx.x / SPREAD, rank = blockIdx.x % SPREAD, quads = p.padded / 4, each = ceil_div(quads, SPREAD);
+    // Quantised: a warp has the 128 values of a scale.
+    const int row = blockIdx.x / SPREAD, rank = blockIdx.x % SPREAD, quads = p.padded / 4, unit = p.quantised ? WARP : 1;
+    const int each = ceil_div(quads / unit, SPREAD) * unit;
     const int end = 4 * min((rank + 1) * each, quads);
     const auto place = [&](int i) { return 4 * (rank * each + static_cast<int>(threadIdx.x) + i * SPREAD_THREADS); };
     float4 w[PASSES], v[PASSES];
@@ -95,6 +110,11 @@ template <int PASSES, class Add> DEVICE void norm_few(const NormRows &p, const A
         if (p.plane) {
             *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k, p.plane_blocks)) = pack_bf16(y.x, y.y);
             *reinterpret_cast<uint32_t *>(p.plane + plane_offset(row, k + 2, p.plane_blocks)) = pack_bf16(y.z, y.w);
+        }
+        if (p.quantised) {
+            const QuantisedScale scale(warp_max(fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w)))));
+            *reinterpret_cast<uint32_t *>(p.quantised + quantised_offset(row, k, p.plane_blocks)) = scale.quantise(y.x, y.z, y.y, y.w);
+            if (k % 128 == 0) *reinterpret_cast<float *>(p.quantised + quantised_scale(row, k / 128, p.padded / 128, p.plane_blocks)) = scale.scale;
         }
     }
 }

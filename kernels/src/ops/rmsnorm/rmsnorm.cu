@@ -3,12 +3,15 @@
 // One block a row, registers hold the row between the two passes' worth of arithmetic; bytes: rows once in, once out.
 #include "combine.cuh"
 
-// The thread's values of a row, zeros past its end.
-template <int PAIRS> DEVICE void load_pairs(const float *row, int width, float2 (&v)[PAIRS]) {
+// The thread's values of a row from `at` on, zeros past its end.
+template <int PAIRS> DEVICE void load_pairs(const float *values, size_t at, int width, float2 (&v)[PAIRS], bool bf16 = false) {
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int k = 2 * (threadIdx.x + i * NORM_THREADS);
-        v[i] = k < width ? *reinterpret_cast<const float2 *>(row + k) : make_float2(0.f, 0.f);
+        v[i] = make_float2(0.f, 0.f);
+        if (k >= width) continue;
+        v[i] = bf16 ? __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(reinterpret_cast<const __nv_bfloat16 *>(values) + at + k))
+                    : *reinterpret_cast<const float2 *>(values + at + k);
     }
 }
 
@@ -21,7 +24,7 @@ template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
     const int row = blockIdx.x;
     const size_t from = static_cast<size_t>(p.rows ? p.rows[row] : row) * p.input.k;
     float2 v[PAIRS];
-    load_pairs(p.input.x0 + from, p.input.k, v);
+    load_pairs(p.input.x0, from, p.input.k, v);
     // Some parts at a time, so that all their values are on their way together.
     constexpr int AHEAD = PAIRS <= 3 ? 4 : 1;
 #pragma unroll 1
@@ -29,7 +32,7 @@ template <int PAIRS> DEVICE void norm_rows(const NormRows &p) {
         float2 more[AHEAD][PAIRS];
 #pragma unroll
         for (int a = 0; a < AHEAD; a++)
-            load_pairs(p.input.x1 + static_cast<size_t>(first + a) * p.input.stride + from, first + a < p.input.more ? p.input.k : 0, more[a]);
+            load_pairs(p.input.x1, static_cast<size_t>(first + a) * p.input.stride + from, first + a < p.input.more ? p.input.k : 0, more[a], p.bf16_parts);
 #pragma unroll
         for (int a = 0; a < AHEAD; a++)
 #pragma unroll

@@ -11,6 +11,7 @@ struct NormRows {
     uint8_t *plane;        // or null
     uint8_t *quantised;    // quantised plane, or null
     int padded, plane_blocks;
+    int bf16_parts;        // input.x1 is BF16
 };
 
 constexpr int NORM_THREADS = 512;

@@ -1,7 +1,9 @@
 //! One layer of up to 128 tokens, in ten kernels: rows sorted by expert, here or by the exchange with other ranks.
 
-use super::{OUTPUT_PARTS, Piece, Stream};
-use crate::backend::Result;
+use conclave_plan::model::QkNorm;
+
+use super::{OUTPUT_PARTS, Piece, Stream, Wanted};
+use crate::backend::{KvDtype, Result};
 use crate::cuda::exchange::{Choice, FewResults, FewRows, Tokens};
 use crate::cuda::format::padded;
 use crate::cuda::forward::{Layer, cache, rotation};
@@ -9,25 +11,37 @@ use crate::cuda::plane::plane_blocks;
 use crate::cuda::step::FEW_TOKENS;
 use crate::ops::attention::cuda::{self as attention, AttentionParams};
 use crate::ops::experts::cuda::{self as experts, ExpertParams, Rows};
-use crate::ops::qkv::cuda::rope_few;
-use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_few, combine_rows};
+use crate::ops::qkv::cuda::{RopeParams, rope_few};
+use crate::ops::quantise::cuda::{QuantiseParams, quantise_plane};
+use crate::ops::rmsnorm::cuda::{CombineRows, NormRows, combine_few, combine_rows, norm_few};
 use crate::ops::route::cuda::{self as route, RouteParams, RouteTokens, max_groups};
 
 impl Piece<'_> {
     /// One layer for more tokens: `hidden` holds the residual stream, rows or plane its norm; afterwards those of the
     /// next layer.
-    pub(super) fn grouped_layer(&self, index: usize, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
+    pub(super) fn grouped_layer(&self, index: usize, layer: &Layer, next: Option<Wanted>) -> Result<()> {
         const OP: &str = "forward";
         let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
         let (sizes, places) = (&forward.sizes, &forward.places);
         let weights = &layer.handles.attention;
-        let normed = (places.normed, places.plane);
-
         let projections = [weights.q, weights.k, weights.v].map(|id| backend.linear(OP, id));
         let [q, k, v] = projections;
-        let parts = self.dense(&[q?, k?, v?], normed, 1, places.projection, 0)?;
+        let projections = [q?, k?, v?];
         let cache = cache(backend, layer);
-        let params = rotation(backend, forward, layer, (self.first, tokens), parts);
+        // As of many tokens: BF16 keys and values are rounded so in any case.
+        let per_head = forward.model.spec.layers[0].attention.qk_norm == QkNorm::PerHead;
+        let rounded = cache.dtype == KvDtype::Bf16 && !per_head;
+        let (parts, bf16) = match self.products {
+            true => self.product(&projections, places.plane, places.projection, rounded)?,
+            false => (
+                self.passes(&projections, places.normed, 1, places.projection, 0)?,
+                false,
+            ),
+        };
+        let params = RopeParams {
+            bf16: bf16 as i32,
+            ..rotation(backend, forward, layer, (self.first, tokens), parts)
+        };
         rope_few(gpu, cache, &params)?;
         let params = AttentionParams {
             q: places.queries,
@@ -39,26 +53,44 @@ impl Piece<'_> {
         attention::decode(gpu, cache, &params)?;
 
         let output = [backend.linear(OP, weights.o)?];
-        let attended = (places.attended, places.attended_plane);
-        let parts = self.dense(&output, attended, OUTPUT_PARTS, places.halves, self.hidden())?;
-        let x1 = places.halves + (tokens * sizes.hidden * 4) as u64;
-        self.norm(
-            Stream {
-                x0: places.halves,
-                x1,
-                more: parts - 1,
-            },
-            layer.moe_norm,
-            self.hidden(),
-            true,
-        )?;
+        if self.quantised(output[0]) {
+            let params = QuantiseParams {
+                plane: places.attended_plane,
+                quantised: places.quantised_plane,
+                rows: tokens as i32,
+                chunks: (padded(sizes.q_width) / 128) as i32,
+                blocks: plane_blocks(FEW_TOKENS) as i32,
+                ..QuantiseParams::default()
+            };
+            quantise_plane(gpu, &params)?;
+        }
+        // The norm adds up what the product leaves, and the residual if the product has not.
+        let (stream, bf16) = match self.products {
+            true => {
+                let (more, bf16) = self.product(&output, places.attended_plane, places.halves, true)?;
+                let (x0, x1) = (self.hidden(), places.halves);
+                (Stream { x0, x1, more }, bf16)
+            }
+            false => {
+                let (x0, rows) = (places.halves, places.attended);
+                let parts = self.passes(&output, rows, OUTPUT_PARTS, x0, self.hidden())?;
+                let (x1, more) = (x0 + (tokens * sizes.hidden * 4) as u64, parts - 1);
+                (Stream { x0, x1, more }, false)
+            }
+        };
+        let wanted = Wanted {
+            norm: layer.moe_norm,
+            quantised: false,
+        };
+        let norm = NormRows {
+            input: forward.norm_input(stream, tokens, wanted.norm, self.hidden()),
+            bf16_parts: bf16 as i32,
+            ..self.norm_places(Some(wanted), true)
+        };
+        norm_few(gpu, tokens, &norm)?;
 
-        let parts = self.gate(
-            backend.linear(OP, layer.handles.gate)?,
-            normed,
-            places.gate_logits,
-        )?;
-        self.chosen_experts(index, layer, parts, next_norm)
+        let parts = self.gate(backend.linear(OP, layer.handles.gate)?, places.gate_logits)?;
+        self.chosen_experts(index, layer, parts, next)
     }
 
     /// The rest of a layer whose gate has left its logits in `parts`, of the rows in `normed`.
@@ -67,7 +99,7 @@ impl Piece<'_> {
         index: usize,
         layer: &Layer,
         parts: usize,
-        next_norm: Option<u64>,
+        next: Option<Wanted>,
     ) -> Result<()> {
         let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
         let (sizes, places) = (&forward.sizes, &forward.places);
@@ -116,15 +148,10 @@ impl Piece<'_> {
             x1: 0,
             more: 0,
         };
-        let weight = next_norm.unwrap_or(0);
-        let wanted = |place: u64, used: bool| if used && next_norm.is_some() { place } else { 0 };
+        let weight = next.map_or(0, |next| next.norm);
         let norm = NormRows {
             input: forward.norm_input(stream, tokens, weight, self.hidden()),
-            normed: wanted(places.normed, !self.products),
-            plane: wanted(places.plane, self.products),
-            plane_blocks: self.plane_blocks() as i32,
-            padded: padded(sizes.hidden) as i32,
-            ..NormRows::default()
+            ..self.norm_places(next, false)
         };
         if let Some(exchange) = exchange {
             let y = places.expert_out;

@@ -1,7 +1,7 @@
 //! The attention half of a layer of 9 to 16 decode tokens, in four kernels: the products leave whole results with the sums of their squares,
 //! from which attention makes its queries and keys, and the gate its norm.
 
-use super::Piece;
+use super::{Piece, Wanted};
 use crate::backend::Result;
 use crate::cuda::forward::{Layer, cache};
 use crate::ops::attention::cuda::{self as attention, AttentionParams};
@@ -11,7 +11,7 @@ use crate::ops::rmsnorm::cuda::NormInput;
 
 impl Piece<'_> {
     /// One layer: `plane` holds the norm of the residual stream in `hidden`; afterwards that of the next layer.
-    pub(super) fn short_layer(&self, index: usize, layer: &Layer, next_norm: Option<u64>) -> Result<()> {
+    pub(super) fn short_layer(&self, index: usize, layer: &Layer, next: Option<Wanted>) -> Result<()> {
         const OP: &str = "forward";
         let (backend, forward, gpu, tokens) = (self.backend, self.forward, self.gpu, self.tokens);
         let (sizes, places) = (&forward.sizes, &forward.places);
@@ -68,6 +68,6 @@ impl Piece<'_> {
             squares: 0,
         };
         linear(gpu, &call)?;
-        self.chosen_experts(index, layer, parts, next_norm)
+        self.chosen_experts(index, layer, parts, next)
     }
 }
