@@ -167,7 +167,7 @@ pub trait Backend: Send + fmt::Debug {
     }
 
     /// Whether activations in front of FP8 weights are quantised, too (`ops::quantise`; before `set_forward`). A device may do
-    /// so only in `forward`'s steps of many tokens. Whether it is so from now on.
+    /// so only in `forward`'s steps of many tokens, and in front of dense weights of fewer. Whether it is so from now on.
     fn set_fp8_activations(&mut self, on: bool) -> Result<bool> {
         let _ = on;
         Ok(false)

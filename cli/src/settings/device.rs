@@ -31,7 +31,7 @@ pub struct DeviceSettings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub deterministic: bool,
     /// Quantise activations in front of FP8 weights, per token and 128 inputs: faster prompts, results less close to the
-    /// checkpoint's. On a GPU in steps of more than 128 tokens.
+    /// checkpoint's. On a GPU in steps of more than 128 tokens, in front of attention's weights of more than 16.
     #[arg(long, value_enum, default_value_t = Fp8Activations::Off)]
     pub fp8_activations: Fp8Activations,
     /// For tests: kernel@STEP or nan@STEP makes the worker of rank 0 fail once, at that step.

@@ -117,7 +117,7 @@ pub struct CudaBackend {
     deterministic: bool,
     /// What the gates said, by layer, while somebody wants to know.
     watched: Option<RefCell<Vec<Vec<f32>>>>,
-    /// Steps of many tokens multiply FP8 weights by activations of FP8.
+    /// Steps of many tokens multiply FP8 weights by activations of FP8, those of fewer dense ones.
     fp8_activations: bool,
     /// Width of the hidden state, from the last `route`.
     width: usize,
