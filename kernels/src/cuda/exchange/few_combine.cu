@@ -205,7 +205,7 @@ template <bool EXACT, int PAIRS, bool TRACED> DEVICE void combine_few(const Comb
             if (whole) v[i].x += row_sum[k], v[i].y += row_sum[k + 1];
             *reinterpret_cast<float2 *>(c.norm.input.sum_out + static_cast<size_t>(token) * p.hidden + k) = v[i];
         }
-        if (c.norm.normed || c.norm.plane) finish_row(c.norm, token, v, scratch);
+        if (c.norm.wanted()) finish_row(c.norm, token, v, scratch);
         __syncthreads();
     }
     mark<TRACED>(p, TRACED_COMBINE, exchange, 5);

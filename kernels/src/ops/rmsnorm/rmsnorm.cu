@@ -80,7 +80,7 @@ template <int PAIRS> DEVICE void combine_rows(const CombineRows &p) {
         v[i].x += sum.x, v[i].y += sum.y;
         *reinterpret_cast<float2 *>(p.norm.input.sum_out + from + k) = v[i];
     }
-    if (p.norm.normed || p.norm.plane) finish_row(p.norm, row, v, weight, scratch);
+    if (p.norm.wanted()) finish_row(p.norm, row, v, weight, scratch);
 }
 
 #define ROWS(PAIRS)                                                                                                    \

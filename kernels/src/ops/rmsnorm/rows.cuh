@@ -12,6 +12,8 @@ struct NormRows {
     uint8_t *quantised;    // quantised plane, or null
     int padded, plane_blocks;
     int bf16_parts;        // input.x1 is BF16
+    // There is a place for it.
+    __device__ __forceinline__ bool wanted() const { return normed || plane || quantised; }
 };
 
 constexpr int NORM_THREADS = 512;

@@ -170,7 +170,7 @@ template <bool EXACT, int PAIRS> DEVICE void sum_few(const SumFew &c) {
     __shared__ float scratch[NORM_THREADS / WARP];
     const ExchangeParams &p = c.exchange;
     const int token = blockIdx.x, lane = threadIdx.x & 31;
-    const bool mine = token < c.tokens.count, slots = EXACT && p.deterministic, normed = c.norm.normed || c.norm.plane;
+    const bool mine = token < c.tokens.count, slots = EXACT && p.deterministic, normed = c.norm.wanted();
     const auto value_of = [&](int i) { return 2 * static_cast<int>(threadIdx.x + i * NORM_THREADS); };
     float2 share[PAIRS];
     if (PAIRS <= 6 && normed) norm_weights(c.norm, share);
