@@ -100,6 +100,11 @@ pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &Exp
     launch_groups(gpu, &name, format, row, groups, heavy, params)
 }
 
+/// Groups that a block lists: neighbours, as many as its share of the time has of light ones.
+fn listed(groups: usize, heavy: i32, blocks: usize) -> usize {
+    (groups * heavy.max(EVEN) as usize).div_ceil(EVEN as usize * blocks) + 2
+}
+
 /// `image`: bytes of a row's image; `apart`: what a row has beside it, of each of two groups. `heavy`: how many sixteenths of another's a unit of more than four
 /// rows takes, as measured; 0: blocks have as many units each.
 fn launch_groups(
@@ -111,13 +116,12 @@ fn launch_groups(
     heavy: i32,
     params: &ExpertParams,
 ) -> Result<()> {
-    // A block lists its own groups: neighbours, as many as its share of the time has of light ones.
-    let most = groups * heavy.max(EVEN) as usize / EVEN as usize;
-    let listed = most.div_ceil(gpu.blocks() as usize) + 2;
-    let rest =
-        format.group_ring_bytes() + partial_bytes(2) + 2 * GROUP_ROWS * apart + listed * size_of::<Group>();
-    // Images of the next group's rows come early where they have room beside this one's.
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
+    let rest = format.group_ring_bytes()
+        + partial_bytes(2)
+        + 2 * GROUP_ROWS * apart
+        + listed(groups, heavy, gpu.blocks() as usize) * size_of::<Group>();
+    // Images of the next group's rows come early where they have room beside this one's.
     let images = (room.saturating_sub(rest) / image).clamp(GROUP_ROWS, 2 * GROUP_ROWS);
     let params = ExpertParams {
         most: groups as i32,
@@ -149,4 +153,42 @@ pub(crate) fn down_sum(gpu: &Gpu, format: Format, params: &ExpertParams) -> Resu
     let mut launch = launch(gpu, shared);
     launch.grid.0 = launch.grid.0 / 2 * 2;
     gpu.launch(&format!("down_{}_sum", format.name()), launch, params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where shares of equal time begin, as `share.cuh` has it: light groups in front of heavy ones.
+    fn begins(light: usize, all: usize, units: usize, heavy: usize, blocks: usize) -> Vec<usize> {
+        let even = EVEN as usize;
+        let total = (all * even + (all - light) * (heavy - even)) * units;
+        (0..=blocks)
+            .map(|block| {
+                let mark = total * block / blocks;
+                let of_light = light * even * units;
+                if mark < of_light {
+                    mark.div_ceil(even)
+                } else {
+                    light * units + (mark - of_light).div_ceil(heavy)
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_block_lists_all_groups_of_its_share() {
+        for heavy in [16, 18, 20, 32] {
+            for all in [1, 7, 132, 245, 511] {
+                for light in 0..=all {
+                    let begins = begins(light, all, 48, heavy, 132);
+                    assert_eq!(begins[132], all * 48);
+                    for pair in begins.windows(2).filter(|pair| pair[0] < pair[1]) {
+                        let groups = (pair[1] - 1) / 48 - pair[0] / 48 + 1;
+                        assert!(groups <= listed(all, heavy as i32, 132), "{light} of {all}");
+                    }
+                }
+            }
+        }
+    }
 }
