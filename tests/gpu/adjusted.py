@@ -84,24 +84,31 @@ def fits(choice):
             and value["kind"] in ("a", "b"))
 
 
-def fp8_activations():
+# Steps of many tokens, and of up to 96, in which the experts' activations stay whole: how far from the CPU's, in parts of what quantising moves.
+PIECES = (((), 0.75), (("--max-num-batched-tokens=96", "--max-num-seqs=8"), 1.0))
+
+
+def fp8_activations(workers=("--workers=1",)):
     """Log-probabilities of a prompt's tokens by FP8 weights, activations quantised or not: as the CPU's in the same mode."""
     for model in ("tests/data/minimax-m2/tiny-hd64/fp8", "tests/data/minimax-m2/tiny-hd128/fp8"):
         vocabulary = json.load(open(os.path.join(settings.root, model, "config.json")))["vocab_size"]
-        found = {}
-        for device in ("cpu", settings.device):
-            for mode in ("off", "on"):
-                server = Server("--workers=1", "--skip-tokenizer-init", f"--device={device}", f"--fp8-activations={mode}",
-                                model=model)
-                found[device, mode] = logprobs(server, vocabulary)
-                server.stop()
+
+        def read(mode, *flags):
+            server = Server(*flags, "--skip-tokenizer-init", f"--fp8-activations={mode}", model=model)
+            found = logprobs(server, vocabulary)
+            server.stop()
+            return found
 
         def apart(a, b):
-            return sum(abs(x - y) for x, y in zip(found[a], found[b])) / len(found[a])
+            return sum(abs(x - y) for x, y in zip(a, b)) / len(a)
 
-        quantised = apart(("cpu", "off"), ("cpu", "on"))
-        for mode, least in (("off", 0.5), ("on", 0.75)):
-            from_cpu = apart((settings.device, mode), ("cpu", mode))
-            check(f"{model} with FP8 activations {mode}", from_cpu < least * quantised,
-                  f"log-probabilities are {from_cpu:.1e} from the CPU's in the mean, where quantising moves them by {quantised:.1e}")
-        check(f"{model}: on and off differ", found[settings.device, "on"] != found[settings.device, "off"])
+        cpu = {mode: read(mode, "--workers=1", "--device=cpu") for mode in ("off", "on")}
+        quantised = apart(cpu["off"], cpu["on"])
+        for flags, most in PIECES:
+            ours = {mode: read(mode, *workers, *flags) for mode in ("off", "on")}
+            name = " ".join([model, *workers, *flags])
+            for mode, least in (("off", 0.5), ("on", most)):
+                from_cpu = apart(ours[mode], cpu[mode])
+                check(f"{name} with FP8 activations {mode}", from_cpu < least * quantised,
+                      f"log-probabilities are {from_cpu:.1e} from the CPU's in the mean, where quantising moves them by {quantised:.1e}")
+            check(f"{name}: on and off differ", ours["on"] != ours["off"])

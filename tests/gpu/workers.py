@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 
+from adjusted import fp8_activations
 from harness import Server, body_of, cases, check, ended, logprobs
 from recorded import answers, together
 
@@ -53,6 +54,7 @@ def cluster():
         return
     for transport in ("ipc", "nccl"):
         two_workers([f"--transport={transport}"], "two GPUs", alone)
+        fp8_activations(("--workers=2", f"--transport={transport}"))
     server = Server("--workers=2")
     text = server.text()
     check("auto takes ipc between two GPUs", "transport=ipc" in text, next_epoch(text))
