@@ -8,10 +8,9 @@ use conclave_plan::model::{AttentionSpec, ModelSpec, MoeSpec};
 use super::driver::allocated_bytes;
 use super::dummy::WeightKind;
 use super::plane::WHOLE_TOKENS;
-use super::{CudaBackend, Format, KvCache, made, shape};
+use super::{CudaBackend, Format, made};
 use crate::backend::*;
 use crate::dummy::DummyFormat;
-use crate::ops::attention::cuda as attention;
 use crate::ops::embed::cuda as embed;
 use crate::ops::linear::cuda::{Input, LinearCall, linear};
 use crate::weight::HostLinear;
@@ -91,39 +90,7 @@ impl Backend for CudaBackend {
         head_dim: usize,
         dtype: KvDtype,
     ) -> Result<KvId> {
-        const OP: &str = "alloc_kv";
-        self.gpu.device.enter()?;
-        attention::kv_name(dtype)?;
-        if head_dim != 64 && head_dim != 128 {
-            return Err(KernelError::Unsupported(format!(
-                "head_dim is {head_dim}; the CUDA backend runs 64 and 128"
-            )));
-        }
-        if page_tokens != self.limits.page_tokens {
-            return Err(shape(
-                OP,
-                "tokens of a page",
-                page_tokens,
-                self.limits.page_tokens,
-            ));
-        }
-        let values = pages
-            .checked_mul(page_tokens * kv_heads * head_dim)
-            .filter(|n| *n < 1 << 40);
-        let values = values.ok_or_else(|| shape(OP, "pages", pages, "fewer"))?;
-        let bytes = values * attention::kv_bytes(dtype);
-        let keys = self.gpu.alloc(bytes, "keys of a layer")?;
-        let values = self.gpu.alloc(bytes, "values of a layer")?;
-        self.caches.push(KvCache {
-            keys,
-            values,
-            pages,
-            page_tokens,
-            kv_heads,
-            head_dim,
-            dtype,
-        });
-        Ok(KvId(self.caches.len() as u32 - 1))
+        self.new_cache(pages, page_tokens, kv_heads, head_dim, dtype)
     }
 
     fn begin_group(&mut self, largest: usize) -> Result<()> {

@@ -16,6 +16,7 @@ mod experts;
 pub(crate) mod format;
 mod forward;
 mod kernels;
+mod kv;
 mod loader;
 mod made;
 pub(crate) mod plane;
@@ -35,9 +36,10 @@ pub(crate) use driver::{Device, Event, Graph, Memory, Pinned, Stream};
 pub use dummy::WeightKind;
 pub(crate) use format::Format;
 pub(crate) use kernels::{Kernels, Launch};
+pub(crate) use kv::KvCache;
 pub(crate) use rows::as_bytes;
 
-use crate::backend::{Buffer, KernelError, KvDtype, Limits, Result};
+use crate::backend::{Buffer, KernelError, Limits, Result};
 use experts::ExpertBlock;
 use forward::Forward;
 use loader::Loader;
@@ -86,17 +88,6 @@ impl Gpu {
     pub(crate) fn blocks(&self) -> u32 {
         self.device.multiprocessors
     }
-}
-
-/// Keys and values of one layer.
-pub(crate) struct KvCache {
-    pub(crate) keys: Memory,
-    pub(crate) values: Memory,
-    pub(crate) pages: usize,
-    pub(crate) page_tokens: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) dtype: KvDtype,
 }
 
 /// A [`crate::backend::Backend`] on one GPU.
