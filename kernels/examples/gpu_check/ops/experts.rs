@@ -17,7 +17,7 @@ pub fn route(report: &mut Report) {
         (128, 8, 384, 33),
     ];
     let (mut cpu, mut gpu) = pair(&limits(130, 1, 16));
-    for &(experts, top_k, hidden, tokens) in report.some(&shapes, 3) {
+    for &(experts, top_k, hidden, tokens) in report.some(&shapes, 4) {
         for (scoring, renormalize, biased) in
             [(Scoring::Sigmoid, true, true), (Scoring::Softmax, false, false)]
         {
@@ -97,8 +97,10 @@ pub fn route(report: &mut Report) {
 }
 
 pub fn experts(report: &mut Report) {
-    let shapes: [(usize, usize, usize, usize); 6] = [
+    let shapes: [(usize, usize, usize, usize); 7] = [
         (128, 128, 5, 1),
+        // Fewer units than blocks, some of a group of more than four rows.
+        (128, 128, 2, 14),
         (256, 128, 6, 9),
         (384, 256, 3, 70),
         (3072, 1536, 8, 3),
@@ -113,7 +115,7 @@ pub fn experts(report: &mut Report) {
     ];
     let (mut cpu, mut gpu) = pair(&limits(1100, 1, 80));
     for kind in kinds {
-        for &(hidden, inter, count, rows) in report.some(&shapes, 3) {
+        for &(hidden, inter, count, rows) in report.some(&shapes, 4) {
             let tokens = rows.div_ceil(2);
             let mut results = Vec::new();
             for backend in [&mut cpu, &mut gpu] {

@@ -11,6 +11,9 @@ const THREADS: u32 = 512;
 const FIXED_BYTES: usize = 1024;
 /// A unit of up to four rows, in parts of its time (`share.cuh`).
 const EVEN: i32 = 16;
+/// Channels and rows of a unit of the two kernels (`experts.cuh`).
+const UP_CHANNELS: usize = 32;
+const DOWN_ROWS: usize = 64;
 /// Slots of half a token's experts in `down_sum`.
 pub(crate) const HALF_SLOTS: usize = 4;
 
@@ -85,6 +88,8 @@ pub(crate) fn gate_up_groups(
         (_, Format::Fp8Experts) => 19,
         _ => 0,
     };
+    let units = params.experts.inter_padded as usize / UP_CHANNELS;
+    let heavy = by_time(heavy, units, gpu.blocks() as usize);
     let name = format!("gate_up_{}_{name}", format.name());
     launch_groups(gpu, &name, format, (image, apart), groups, heavy, params)
 }
@@ -97,7 +102,14 @@ pub(crate) fn down_groups(gpu: &Gpu, format: Format, groups: usize, params: &Exp
         Format::Fp8Experts => 18,
         _ => 0,
     };
+    let units = (params.experts.hidden as usize).div_ceil(DOWN_ROWS);
+    let heavy = by_time(heavy, units, gpu.blocks() as usize);
     launch_groups(gpu, &name, format, row, groups, heavy, params)
+}
+
+/// `heavy`, if a group has units enough for every block's share to be one part of time or more, as `share.cuh` wants it; else 0: as many units a block.
+fn by_time(heavy: i32, units: usize, blocks: usize) -> i32 {
+    if units * EVEN as usize >= blocks { heavy } else { 0 }
 }
 
 /// Groups that a block lists: neighbours, as many as its share of the time has of light ones.
@@ -174,6 +186,44 @@ mod tests {
                 }
             })
             .collect()
+    }
+
+    /// Who says where block `block`'s share begins and where it ends, as the threads of `share.cuh` decide it; the first `light` groups are light.
+    fn said(
+        light: usize,
+        all: usize,
+        units: usize,
+        heavy: usize,
+        blocks: usize,
+        block: usize,
+    ) -> (usize, usize) {
+        let even = EVEN as usize;
+        let until = |group: usize| (group * even + group.saturating_sub(light) * (heavy - even)) * units;
+        let (mark, next) = (until(all) * block / blocks, until(all) * (block + 1) / blocks);
+        let count =
+            |says: &dyn Fn(usize, usize) -> bool| (0..all).filter(|g| says(until(*g), until(g + 1))).count();
+        (
+            count(&|from, to| mark >= from && mark < to),
+            count(&|from, to| next > from && next <= to),
+        )
+    }
+
+    #[test]
+    fn a_share_has_one_beginning_and_one_end() {
+        let blocks = 132;
+        // Models as small as the references': not every share is of a part of time.
+        assert_eq!(said(2, 3, 2, 18, blocks, 0), (1, 0));
+        for units in 1..=48 {
+            let heavy = by_time(18, units, blocks) as usize;
+            for all in [1, 2, 3, 7, 31] {
+                for (light, block) in (0..all).flat_map(|light| (0..blocks).map(move |block| (light, block)))
+                {
+                    let once = heavy == 0 || said(light, all, units, heavy, blocks, block) == (1, 1);
+                    assert!(once, "{units} units, {light} of {all}, block {block}");
+                }
+            }
+        }
+        assert_eq!(by_time(18, 48, blocks), 18);
     }
 
     #[test]

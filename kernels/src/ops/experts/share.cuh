@@ -26,7 +26,8 @@ struct Share {
         group = from / units_per_group, unit = from % units_per_group, last = (to - 1) / units_per_group;
     }
 
-    // In shares of equal time, of at most GEMV_THREADS groups; `rows`: of the group of the thread's own number, 0 behind the last one.
+    // In shares of equal time, of at most GEMV_THREADS groups; `rows`: of the group of the thread's own number, 0 behind the last one. A group has at least
+    // gridDim.x / EVEN units: no share is without a part of time, or nobody would say where the first one ends.
     DEVICE void split_by_time(ShareMemory &s, int rows, int count, int units_per_group, int heavy) {
         const int warp = threadIdx.x / WARP, lane = threadIdx.x & 31, mine = threadIdx.x;
         const uint32_t votes = __ballot_sync(ALL_LANES, rows > 4);
