@@ -5,7 +5,7 @@ use super::loader::Placed;
 use super::rows::Rows;
 use super::{CudaBackend, Format, Memory, shape};
 use crate::backend::{ExpertsId, HostExpert, KernelError, Reading, Result};
-use crate::ops::experts::cuda::ExpertsParam;
+use crate::ops::experts::cuda::{ExpertsParam, widest};
 
 pub(crate) struct ExpertBlock {
     pub(crate) memory: Memory,
@@ -65,10 +65,18 @@ impl CudaBackend {
                 format.name()
             )));
         }
+        let format = format.of_experts();
+        let widest = widest(format, self.gpu.device.shared_bytes as usize);
+        if hidden.max(inter) > widest {
+            return Err(KernelError::Unsupported(format!(
+                "experts of {hidden} and {inter} inputs in {}: eight rows of more than {widest} do not fit into a multiprocessor's shared memory; serve them in another format or on the CPU",
+                format.name()
+            )));
+        }
         let memory = Memory { address: 0, bytes: 0 };
         let mut block = ExpertBlock {
             memory,
-            format: format.of_experts(),
+            format,
             count,
             hidden,
             inter,

@@ -241,6 +241,10 @@ fn launch(gpu: &Gpu, call: &GemmCall<'_>, bf16: bool) -> Result<()> {
                 "weights of one projection differ in format or inputs".into(),
             ));
         }
+        if weight.bf16_scales != first.bf16_scales {
+            let problem = "scales of one projection's weights are F16 in one and BF16 in another: convert them to one type";
+            return Err(KernelError::Unsupported(problem.into()));
+        }
         if i + 1 < weights.len() && weight.rows % 64 != 0 {
             return Err(shape(OP, "rows of a part", weight.rows, "a multiple of 64"));
         }

@@ -103,6 +103,14 @@ impl IpcExchange {
         if let Some(small) = peers.iter().find(|peer| peer.area_bytes < bytes as u64) {
             return Err(shape(OP, "bytes of a rank's buffers", small.area_bytes, bytes));
         }
+        if let Some(rank) = peers.iter().position(|peer| !peer.names_a_side()) {
+            return Err(shape(
+                OP,
+                "side of a rank's buffers",
+                format!("none, of rank {rank}"),
+                "one of two",
+            ));
+        }
         gpu.device.enter()?;
         gpu.stream.wait(&gpu.device)?;
         if let Some(halves) = &mut self.halves {

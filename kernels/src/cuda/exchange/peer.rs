@@ -53,6 +53,11 @@ impl PeerHandle {
         *self == PeerHandle { side, ..*other }
     }
 
+    /// Whether it names one of the two sides.
+    pub(super) fn names_a_side(&self) -> bool {
+        self.side == 0 || self.side == self.area_bytes
+    }
+
     /// The side that it names, where the allocation is mapped at `address`.
     pub(super) fn side_at(&self, address: u64) -> u64 {
         address + self.side

@@ -87,7 +87,9 @@ pub(super) fn queue(backend: &CudaBackend, forward: &Forward, pieces: &Pieces, l
     for index in 0..pieces.count {
         let first = (index * pieces.each).min(pieces.tokens);
         let count = pieces.each.min(pieces.tokens - first);
-        let products = count >= PRODUCT_TOKENS && !backend.deterministic;
+        // What attention leaves is only written up to its width: products read whole blocks of 128.
+        let whole = forward.sizes.q_width.is_multiple_of(128);
+        let products = count >= PRODUCT_TOKENS && !backend.deterministic && whole;
         let piece = Piece {
             backend,
             forward,

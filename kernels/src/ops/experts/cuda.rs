@@ -9,6 +9,8 @@ use crate::ops::route::cuda::{GROUP_ROWS, Group, Groups, RouteParams};
 const THREADS: u32 = 512;
 /// Shared memory of the kernels of groups that is not dynamic, at most.
 const FIXED_BYTES: usize = 1024;
+/// Groups that a block lists, with room to spare: of 128 tokens and 256 experts five.
+const MOST_LISTED: usize = 16;
 /// A unit of up to four rows, in parts of its time (`share.cuh`).
 const EVEN: i32 = 16;
 /// Channels and rows of a unit of the two kernels (`experts.cuh`).
@@ -117,6 +119,25 @@ fn listed(groups: usize, heavy: i32, blocks: usize) -> usize {
     (groups * heavy.max(EVEN) as usize).div_ceil(EVEN as usize * blocks) + 2
 }
 
+/// Shared memory of a block of the kernels of groups but for the images of rows.
+fn beside_images(format: Format, apart: usize, listed: usize) -> usize {
+    format.group_ring_bytes() + partial_bytes(2) + 2 * GROUP_ROWS * apart + listed * size_of::<Group>()
+}
+
+/// How wide the inputs of experts may be, so that a group's rows fit into a block's shared memory.
+pub(crate) fn widest(format: Format, shared_bytes: usize) -> usize {
+    let room = shared_bytes.saturating_sub(FIXED_BYTES);
+    let fits = |width: &usize| {
+        let (image, apart) = format.group_image_bytes(*width);
+        beside_images(format, apart, MOST_LISTED) + GROUP_ROWS * image <= room
+    };
+    (1..)
+        .map(|blocks| blocks * 128)
+        .take_while(fits)
+        .last()
+        .unwrap_or(0)
+}
+
 /// `image`: bytes of a row's image; `apart`: what a row has beside it, of each of two groups. `heavy`: how many sixteenths of another's a unit of more than four
 /// rows takes, as measured; 0: blocks have as many units each.
 fn launch_groups(
@@ -129,10 +150,7 @@ fn launch_groups(
     params: &ExpertParams,
 ) -> Result<()> {
     let room = gpu.device.shared_bytes as usize - FIXED_BYTES;
-    let rest = format.group_ring_bytes()
-        + partial_bytes(2)
-        + 2 * GROUP_ROWS * apart
-        + listed(groups, heavy, gpu.blocks() as usize) * size_of::<Group>();
+    let rest = beside_images(format, apart, listed(groups, heavy, gpu.blocks() as usize));
     // Images of the next group's rows come early where they have room beside this one's.
     let images = (room.saturating_sub(rest) / image).clamp(GROUP_ROWS, 2 * GROUP_ROWS);
     let params = ExpertParams {
@@ -224,6 +242,18 @@ mod tests {
             }
         }
         assert_eq!(by_time(18, 48, blocks), 18);
+    }
+
+    #[test]
+    fn inputs_of_the_model_fit_and_wider_ones_are_known() {
+        let shared = 227 * 1024;
+        let all = [
+            Format::Fp8Experts,
+            Format::Int4G32,
+            Format::Bf16,
+            Format::Int4G128,
+        ];
+        assert_eq!(all.map(|format| widest(format, shared)), [3200, 4096, 4352, 4992]);
     }
 
     #[test]
