@@ -8,6 +8,7 @@
 //! never with a silent cut; a client that goes away cancels its call to the router at once.
 
 mod anthropic;
+mod app;
 mod config;
 mod docs;
 #[cfg(test)]

@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+use crate::app::App;
 use crate::http::reply;
 use crate::metrics_merge;
-use crate::server::App;
 use crate::upstream::State as RouterState;
 
 #[derive(Serialize)]

@@ -8,10 +8,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use http::StatusCode;
 
+use crate::app::App;
 use crate::http::context::RequestContext;
-use crate::http::edge;
 use crate::http::error::ApiError;
-use crate::server::App;
 use crate::{anthropic, docs, openai, ops, responses};
 
 /// Who may call a route when keys are configured.
@@ -101,8 +100,8 @@ pub(crate) fn find(path: &str) -> Option<&'static RouteInfo> {
         .find(|info| info.path == path)
 }
 
-/// The service behind every connection.
-pub(crate) fn service(app: Arc<App>) -> axum::Router {
+/// All routes, and the answers to what is none of them.
+pub(crate) fn router() -> axum::Router<Arc<App>> {
     let mut router = axum::Router::new();
     for (at, first) in ROUTES.iter().enumerate() {
         let path = first.info.path;
@@ -115,14 +114,7 @@ pub(crate) fn service(app: Arc<App>) -> axum::Router {
         });
         router = router.route(path, methods.fallback(method_not_allowed));
     }
-    let router = router
-        .fallback(not_found)
-        .layer(axum::middleware::from_fn_with_state(app.clone(), edge::around));
-    let router = match edge::cors(&app.config.cors_origins) {
-        Some(cors) => router.layer(cors),
-        None => router,
-    };
-    router.with_state(app)
+    router.fallback(not_found)
 }
 
 async fn not_found(request: Request) -> Response {

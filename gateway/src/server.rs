@@ -10,9 +10,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::app::App;
 use crate::config::GatewayConfig;
 use crate::http::auth::{self, Keys};
 use crate::http::body::BodyBudget;
+use crate::http::edge;
 use crate::metrics::Metrics;
 use crate::net::{self, Connections, Tls, accept_loop};
 use crate::responses::Store;
@@ -21,18 +23,6 @@ use crate::upstream::Upstream;
 
 /// Streams that are cut at the end of the drain get so long to take their last event.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// What every request can reach.
-pub(crate) struct App {
-    pub(crate) config: GatewayConfig,
-    pub(crate) upstream: Arc<Upstream>,
-    pub(crate) keys: Keys,
-    pub(crate) bodies: BodyBudget,
-    pub(crate) responses: Store,
-    pub(crate) metrics: Arc<Metrics>,
-    /// True from the moment shutdown was asked for.
-    pub(crate) draining: watch::Receiver<bool>,
-}
 
 /// A gateway that has its port and does not serve yet.
 pub struct Gateway {
@@ -119,7 +109,7 @@ impl Gateway {
         }
         app.upstream.spawn_watch(&mut background);
         let connections = Arc::new(Connections {
-            service: routes::service(app.clone()),
+            service: service(app.clone()),
             limits: app.config.limits.clone(),
             tls,
             metrics: app.metrics.clone(),
@@ -157,6 +147,17 @@ impl Gateway {
 /// Those of the two.
 pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     Gateway::bind(config).await?.serve(shutdown).await
+}
+
+/// What stands behind every connection: the routes, and around each what [`edge`] does.
+fn service(app: Arc<App>) -> axum::Router {
+    let around = axum::middleware::from_fn_with_state(app.clone(), edge::around);
+    let router = routes::router().layer(around);
+    let router = match edge::cors(&app.config.cors_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.with_state(app)
 }
 
 async fn watch_keys(app: Arc<App>) {

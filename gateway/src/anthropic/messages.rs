@@ -14,11 +14,11 @@ use super::conversation;
 use super::errors;
 use super::request::Request;
 use super::stream;
+use crate::app::App;
 use crate::generate::{self, Kind, Single};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult, TooLong};
 use crate::http::{numbers::float, receive, reply};
-use crate::server::App;
 
 pub(crate) async fn messages(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
     let id = id_of(&request);

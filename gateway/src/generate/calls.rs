@@ -6,9 +6,9 @@ use std::time::Duration;
 use conclave_proto::v1;
 use futures::stream::{self, BoxStream, StreamExt};
 
+use crate::app::App;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiResult;
-use crate::server::App;
 use crate::upstream::{Event, GenerateStream};
 
 /// Calls of one request that run at the same time; the others wait here, not in the router's queue.

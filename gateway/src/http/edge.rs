@@ -13,9 +13,9 @@ use tracing::Instrument as _;
 use super::context::{REQUEST_ID, RequestContext};
 use super::error::ApiResult;
 use super::quota::Quota;
+use crate::app::App;
 use crate::metrics::{RequestLabels, RouteLabels};
 use crate::routes::{self, Access};
-use crate::server::App;
 
 /// The innermost layer of the router: the route is known here, and unknown paths come by as well.
 pub(crate) async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use self::context::RequestContext;
 use self::error::ApiResult;
-use crate::server::App;
+use crate::app::App;
 
 /// Reads and decodes a request's body.
 pub(crate) async fn receive<T: DeserializeOwned + Send + 'static>(

@@ -12,10 +12,10 @@ use super::logprobs::{self, ChatLogprobs, PromptLogprobs};
 use super::request::Request;
 use super::sampling::Endpoint;
 use super::translate::{Show, translate};
+use crate::app::App;
 use crate::generate::{self, Answers, Choice};
 use crate::http::error::ApiResult;
 use crate::http::{now_unix, receive, reply};
-use crate::server::App;
 
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
     answer(app, request)

@@ -8,9 +8,9 @@ use conclave_proto::v1;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 
+use crate::app::App;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::reply;
-use crate::server::App;
 
 #[derive(Serialize)]
 struct List<'a> {

@@ -13,9 +13,9 @@ use super::conversation::{self, Conversation};
 use super::message::Message;
 use super::tools::ToolIn;
 use super::words::Words;
+use crate::app::App;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::{receive, reply};
-use crate::server::App;
 
 #[derive(Deserialize)]
 struct TokenizeIn {

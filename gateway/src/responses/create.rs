@@ -17,12 +17,12 @@ use super::request::Request;
 use super::store::{TURNS_MAX, Turn};
 use super::tools::Offered;
 use super::{references, stream, tools};
+use crate::app::App;
 use crate::generate;
 use crate::http::auth::Caller;
 use crate::http::context::{RequestContext, random_id};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::{json, now_unix, numbers, receive, reply};
-use crate::server::App;
 
 /// What clients ask to `include` for reasoning that they carry themselves.
 const SEALED_REASONING: &str = "reasoning.encrypted_content";

@@ -7,9 +7,9 @@ use conclave_proto::v1;
 
 use super::items;
 use super::store::Turn;
+use crate::app::App;
 use crate::generate::Block;
 use crate::http::auth::Caller;
-use crate::server::App;
 
 /// Where it is kept; without a place, it is not.
 pub(super) struct Keep {

@@ -8,10 +8,10 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
+use crate::app::App;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
 use crate::http::reply;
-use crate::server::App;
 
 pub(super) fn not_found(id: &str) -> ApiError {
     let message =
