@@ -9,6 +9,9 @@ use super::request::{Logprobs, MaxTokens, Request};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::numbers::{float, out_of_range};
 
+/// Choices of one prompt, as the proto bounds them.
+const CHOICES_MAX: u32 = 128;
+
 /// OpenAI's bound for `top_logprobs`, and the proto's.
 const TOP_LOGPROBS_MAX: i64 = 20;
 /// `max_tokens` of a completion that does not say, in OpenAI's API.
@@ -108,6 +111,6 @@ pub(super) fn choices(param: &'static str, value: Option<i64>) -> ApiResult<u32>
     let value = value.unwrap_or(1);
     u32::try_from(value)
         .ok()
-        .filter(|count| (1..=super::translate::CHOICES_MAX).contains(count))
+        .filter(|count| (1..=CHOICES_MAX).contains(count))
         .ok_or_else(|| out_of_range(param, value, "1 to 128"))
 }

@@ -16,9 +16,6 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::numbers;
 
-/// Choices of one prompt, as the proto bounds them.
-pub(super) const CHOICES_MAX: u32 = 128;
-
 /// Options of all calls of one request together, when it has several prompts.
 const OPTIONS_BYTES_MAX: usize = 16 << 20;
 
