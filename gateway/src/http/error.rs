@@ -59,6 +59,17 @@ impl ApiError {
         Self::field(param, message).code("unsupported_parameter")
     }
 
+    /// The first field of `asked`, each with what to do instead, that a request asks for and that this server does not serve.
+    pub(crate) fn unserved<const N: usize>(asked: [(&'static str, bool, &'static str); N]) -> ApiResult<()> {
+        match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
+            Some((param, _, hint)) => Err(Self::unsupported(
+                param,
+                format!("{param} is not supported: {hint}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn code(self, code: impl Into<String>) -> Self {
         Self {
             code: Some(code.into()),

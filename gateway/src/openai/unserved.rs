@@ -7,7 +7,7 @@ use crate::http::error::{ApiError, ApiResult};
 /// # Errors
 /// The first such field that asks for something.
 pub(super) fn refuse(request: &Request, endpoint: Endpoint) -> ApiResult<()> {
-    let asked = [
+    ApiError::unserved([
         (
             "suffix",
             request.suffix.as_ref().is_some_and(|text| !text.is_empty()),
@@ -82,12 +82,5 @@ pub(super) fn refuse(request: &Request, endpoint: Endpoint) -> ApiResult<()> {
             endpoint == Endpoint::Chat && request.best_of.is_some(),
             "/v1/completions has it",
         ),
-    ];
-    match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
-        Some((param, _, hint)) => Err(ApiError::unsupported(
-            param,
-            format!("{param} is not supported: {hint}"),
-        )),
-        None => Ok(()),
-    }
+    ])
 }

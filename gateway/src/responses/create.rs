@@ -180,7 +180,7 @@ fn translate(
 }
 
 fn refuse(request: &Request) -> ApiResult<()> {
-    let asked = [
+    ApiError::unserved([
         (
             "background",
             request.background == Some(true),
@@ -210,14 +210,7 @@ fn refuse(request: &Request) -> ApiResult<()> {
             request.max_tool_calls.is_some(),
             "it is about tools that the server runs",
         ),
-    ];
-    match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
-        Some((param, _, hint)) => Err(ApiError::unsupported(
-            param,
-            format!("{param} is not supported: {hint}"),
-        )),
-        None => Ok(()),
-    }
+    ])
 }
 
 /// The router's field names in this API's words.
