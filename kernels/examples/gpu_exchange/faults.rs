@@ -173,8 +173,7 @@ pub fn faults(rank: &mut Rank) -> usize {
                     survive(rank, mode.family, graph.as_ref(), phase, abort)
                 };
                 drop(graph);
-                let all = rank.gather(&wrong);
-                let wrong: Vec<&String> = all.iter().filter(|line| !line.is_empty()).collect();
+                let wrong = rank.gather_said(&wrong);
                 let what = format!(
                     "{}: a rank stops {phase:?}, {}",
                     mode.name,

@@ -65,11 +65,7 @@ pub fn late(rank: &mut Rank) -> usize {
                 );
             }
         }
-        let wrong: Vec<String> = rank
-            .gather(&wrong)
-            .into_iter()
-            .filter(|line| !line.is_empty())
-            .collect();
+        let wrong = rank.gather_said(&wrong);
         if !wrong.is_empty() {
             failed += 1;
             rank.say(&format!(

@@ -107,6 +107,13 @@ impl Rank {
         self.link.gather(line)
     }
 
+    /// What the ranks have to say, of those that say something.
+    pub fn gather_said(&mut self, line: &str) -> Vec<String> {
+        let mut all = self.gather(line);
+        all.retain(|line| !line.is_empty());
+        all
+    }
+
     pub fn meet(&mut self) {
         self.link.gather("");
     }

@@ -11,6 +11,14 @@
 
 constexpr int PLANE_ROWS = 8, PLANE_BLOCK = 1024;
 
+// Where planes begin in a block's shared memory. Said to be more than an expression, or the compiler makes it again in every step.
+DEVICE uint32_t aligned_planes(uint8_t *shared) {
+    const uint32_t at = shared_address(shared);
+    uint32_t planes;
+    asm volatile("mov.u32 %0, %1;" : "=r"(planes) : "r"(at + (-at & (PLANE_BLOCK - 1))));
+    return planes;
+}
+
 // Place of input p (0..64) of a chunk in the products' order.
 __host__ __device__ constexpr int plane_place(int p) {
     return 16 * (2 * (p / 32) + p % 8 / 4) + 8 * (p % 4 / 2) + 2 * (p % 32 / 8) + p % 2;

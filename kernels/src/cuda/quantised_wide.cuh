@@ -39,11 +39,7 @@ template <int DEPTH> struct QuantisedShared {
     // Behind all this.
     DEVICE uint32_t rest() const { return empty(DEPTH); }
 
-    __device__ __forceinline__ explicit QuantisedShared(uint8_t *shared) {
-        // Said to be more than an expression, or the compiler makes it again in every step.
-        const uint32_t at = shared_address(shared);
-        asm volatile("mov.u32 %0, %1;" : "=r"(planes) : "r"(at + (-at & 1023)));
-    }
+    __device__ __forceinline__ explicit QuantisedShared(uint8_t *shared) : planes(aligned_planes(shared)) {}
 
     // By one thread, before the blocks of the cluster meet.
     DEVICE void init() const {

@@ -22,11 +22,7 @@ struct RowsShared {
     DEVICE uint32_t empty(int slot) const { return full(ROWS_DEPTH) + slot * 8; }
     DEVICE uint32_t rest() const { return empty(ROWS_DEPTH); }
 
-    __device__ __forceinline__ explicit RowsShared(uint8_t *shared) {
-        // Said to be more than an expression, or the compiler makes it again in every step.
-        const uint32_t at = shared_address(shared);
-        asm volatile("mov.u32 %0, %1;" : "=r"(planes) : "r"(at + (-at & 1023)));
-    }
+    __device__ __forceinline__ explicit RowsShared(uint8_t *shared) : planes(aligned_planes(shared)) {}
 
     DEVICE void init() const {
         for (int i = 0; i < ROWS_DEPTH; i++) {
